@@ -1,0 +1,321 @@
+//! What past outcomes still forbid: cooldowns, strikes, consecutive errors, and the stops only a
+//! person can end.
+//!
+//! A block starts at some time, and only evidence from a request sent *after* that may end it early:
+//! answers overtake each other. Blocks extend and never shorten otherwise. What the quota windows
+//! already say is not written down here a second time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::units::Timestamp;
+
+/// Strikes older than this are forgotten.
+const STRIKES_WITHIN: Duration = Duration::from_secs(180 * 60);
+/// How long a model that an upstream does not know is not asked for there.
+const MODEL_MISSING_FOR: Duration = Duration::from_secs(30 * 60);
+const STRIKE_COOLDOWN: Duration = Duration::from_secs(10 * 60);
+pub const STRIKES_ALLOWED: u32 = 3;
+
+/// Why an account takes no work until a person acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// By us, after evidence that traffic only makes it worse.
+    Disabled,
+    /// The credential was refused for good.
+    NeedsLogin,
+    /// The provider said so.
+    Deactivated,
+}
+
+impl Stop {
+    pub const ALL: [Self; 3] = [Self::Disabled, Self::NeedsLogin, Self::Deactivated];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::NeedsLogin => "needs_login",
+            Self::Deactivated => "deactivated",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The provider said the quota is spent, without naming a window we could read.
+    Quota,
+    /// Too many requests; nothing to do with quota.
+    Rate,
+    /// `OpenAI 403 temporary cooldown (n/3)`.
+    Strike(u32),
+    /// 401 that a refresh did not cure.
+    Credential,
+    /// The upstream cannot be reached at all.
+    Unreachable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    pub cause: Cause,
+    pub since: Timestamp,
+    pub until: Timestamp,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    pub stop: Option<Stop>,
+    pub block: Option<Block>,
+    /// Consecutive errors that were the account's or its upstream's fault.
+    pub errors: u32,
+    pub last_error_at: Timestamp,
+    strikes: u32,
+    last_strike_at: Timestamp,
+    /// Models that this account cannot serve for a while.
+    models: BTreeMap<String, ModelBlock>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelBlock {
+    pub until: Timestamp,
+    /// The upstream does not know the model, as opposed to having no room for it.
+    pub missing: bool,
+    /// How often in a row it was overloaded; lengthens the cooldown.
+    times: u32,
+}
+
+impl Health {
+    /// As stored: nothing is known but what stopped it.
+    pub fn stored(stop: Option<Stop>) -> Self {
+        Self {
+            stop,
+            ..Self::default()
+        }
+    }
+
+    /// Blocks the account until `until`; an older block that lasts longer stays.
+    pub fn block(&mut self, cause: Cause, until: Timestamp, now: Timestamp) {
+        match &mut self.block {
+            Some(block) if block.until >= until => {}
+            block => {
+                *block = Some(Block {
+                    cause,
+                    since: now,
+                    until,
+                })
+            }
+        }
+    }
+
+    /// A 403 that says neither what nor how long. Two cool, the third within three hours disables:
+    /// the provider has seen something it does not like, and more of it makes things worse.
+    ///
+    /// A 403 to a request sent before the present cooldown began belongs to the same strike.
+    pub fn strike(&mut self, sent_at: Timestamp, now: Timestamp) {
+        let same = matches!(self.block, Some(Block { cause: Cause::Strike(_), since, until })
+            if sent_at < since && now < until);
+        if !same {
+            let fresh = self.strikes > 0 && now <= self.last_strike_at.plus(STRIKES_WITHIN);
+            self.strikes = if fresh { self.strikes + 1 } else { 1 };
+            self.last_strike_at = now;
+        }
+        if self.strikes >= STRIKES_ALLOWED {
+            self.stop = Some(Stop::Disabled);
+        }
+        let until = now.plus(STRIKE_COOLDOWN);
+        match &mut self.block {
+            Some(block) if same => block.until = block.until.max(until),
+            _ => self.block(Cause::Strike(self.strikes), until, now),
+        }
+    }
+
+    pub fn error(&mut self, now: Timestamp) {
+        self.errors = self.errors.saturating_add(1);
+        self.last_error_at = now;
+    }
+
+    /// The same request failed the same way elsewhere: the error was never the account's.
+    pub fn take_back_error(&mut self) {
+        self.errors = self.errors.saturating_sub(1);
+    }
+
+    /// End of the error backoff: min(300, 30·2^(n−3)) s from the third consecutive error.
+    pub fn backoff_until(&self) -> Option<Timestamp> {
+        let past = self.errors.checked_sub(3)?;
+        let seconds = 30_u64.saturating_mul(1 << past.min(10)).min(300);
+        Some(self.last_error_at.plus(Duration::from_secs(seconds)))
+    }
+
+    /// A request sent at `sent_at` came back well.
+    pub fn success(&mut self, sent_at: Timestamp) {
+        self.errors = 0;
+        if self.block.is_some_and(|block| block.since <= sent_at) {
+            self.block = None;
+        }
+        if self.last_strike_at <= sent_at {
+            self.strikes = 0;
+        }
+    }
+
+    /// An operator vouches for the account.
+    pub fn resume(&mut self) {
+        *self = Self::default();
+    }
+
+    /// A fresh credential ends what the old one caused.
+    pub fn logged_in(&mut self) {
+        if self.stop == Some(Stop::NeedsLogin) {
+            self.stop = None;
+        }
+        if self
+            .block
+            .is_some_and(|block| block.cause == Cause::Credential)
+        {
+            self.block = None;
+        }
+    }
+
+    /// The upstream says that this account has no such model.
+    pub fn model_missing(&mut self, model: &str, now: Timestamp) {
+        self.models.retain(|_, block| now < block.until);
+        let block = ModelBlock {
+            until: now.plus(MODEL_MISSING_FOR),
+            missing: true,
+            times: 0,
+        };
+        self.models.insert(model.to_owned(), block);
+    }
+
+    /// Capacity is short for this model here: 5 s · 2^n, at most 60 s.
+    pub fn overloaded(&mut self, model: &str, now: Timestamp) {
+        let fresh = ModelBlock {
+            until: now,
+            missing: false,
+            times: 0,
+        };
+        let block = self.models.entry(model.to_owned()).or_insert(fresh);
+        let seconds = 5_u64.saturating_mul(1 << block.times.min(6)).min(60);
+        block.times += 1;
+        block.until = block.until.max(now.plus(Duration::from_secs(seconds)));
+    }
+
+    /// The model answered well here.
+    pub fn model_served(&mut self, model: &str) {
+        if !self.models.is_empty() {
+            self.models.remove(model);
+        }
+    }
+
+    pub fn model_block(&self, model: &str, now: Timestamp) -> Option<ModelBlock> {
+        self.models
+            .get(model)
+            .copied()
+            .filter(|block| now < block.until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000_000);
+
+    fn later(seconds: u64) -> Timestamp {
+        NOW.plus(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn three_strikes_disable() {
+        let mut health = Health::default();
+        health.strike(NOW, NOW);
+        assert_eq!(health.block.map(|b| b.cause), Some(Cause::Strike(1)));
+        health.strike(later(700), later(700));
+        assert_eq!(
+            (health.stop, health.block.map(|b| b.cause)),
+            (None, Some(Cause::Strike(2)))
+        );
+        health.strike(later(1400), later(1400));
+        assert_eq!(health.stop, Some(Stop::Disabled));
+    }
+
+    #[test]
+    fn requests_of_one_burst_are_one_strike() {
+        let mut health = Health::default();
+        for i in 0..5 {
+            health.strike(NOW.minus(Duration::from_secs(1)), later(i));
+        }
+        assert_eq!(
+            (health.stop, health.block.map(|b| b.cause)),
+            (None, Some(Cause::Strike(1)))
+        );
+    }
+
+    #[test]
+    fn strikes_are_forgotten_after_three_hours_or_a_success() {
+        let mut health = Health::default();
+        health.strike(NOW, NOW);
+        health.strike(later(700), later(700));
+        health.strike(later(700 + 180 * 60 + 1), later(700 + 180 * 60 + 1));
+        assert_eq!(health.stop, None, "too long ago");
+        health.strike(later(12_300), later(12_300));
+        health.success(later(12_301));
+        health.strike(later(13_000), later(13_000));
+        assert_eq!(health.stop, None, "a success in between");
+    }
+
+    #[test]
+    fn only_later_evidence_ends_a_block() {
+        let mut health = Health::default();
+        health.block(Cause::Rate, later(60), NOW);
+        health.success(NOW.minus(Duration::from_secs(1)));
+        assert!(health.block.is_some(), "an older answer does not end it");
+        health.block(Cause::Rate, later(30), NOW);
+        assert_eq!(
+            health.block.map(|b| b.until),
+            Some(later(60)),
+            "nor does a shorter one"
+        );
+        health.success(later(1));
+        assert_eq!(health.block, None);
+    }
+
+    #[test]
+    fn backoff_starts_at_the_third_error() {
+        let mut health = Health::default();
+        let want = [
+            None,
+            None,
+            Some(30),
+            Some(60),
+            Some(120),
+            Some(240),
+            Some(300),
+            Some(300),
+        ];
+        for want in want {
+            health.error(NOW);
+            assert_eq!(
+                health.backoff_until(),
+                want.map(later),
+                "{} errors",
+                health.errors
+            );
+        }
+        health.success(NOW);
+        assert_eq!(health.backoff_until(), None);
+    }
+
+    #[test]
+    fn overload_cools_one_model_a_little_longer_each_time() {
+        let mut health = Health::default();
+        for want in [5, 10, 20, 40, 60, 60] {
+            health.overloaded("m", NOW);
+            assert_eq!(
+                health.model_block("m", NOW).map(|b| b.until),
+                Some(later(want))
+            );
+        }
+        assert_eq!(health.model_block("other", NOW), None);
+        health.model_served("m");
+        assert_eq!(health.model_block("m", NOW), None);
+    }
+}

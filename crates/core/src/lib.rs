@@ -1,0 +1,29 @@
+//! The decisions of poolgate: which account may serve a request, which one should, what an answer
+//! means, and what follows from it.
+//!
+//! Everything here is pure. Functions take plain data and `now`, and return an enum that says what
+//! to do; they open nothing, ask no clock, and never wait. The shell (`crates/poolgate`) gathers the
+//! data and does what the enum says. Keep it so: the crate has no dependency through which it could
+//! do otherwise.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`units`] | what a time, a share and a number of tokens are |
+//! | [`account`] | kinds of account, and which surfaces each can serve |
+//! | [`quota`] | what upstream readings add up to: windows, their merging, their reset |
+//! | [`health`] | what past outcomes still forbid: cooldowns, strikes, errors, stops |
+//! | [`availability`] | may this account take this request now, and if not, until when |
+//! | [`choose`] | of those that may, which one |
+//! | [`affinity`] | which account a session belongs to, and for how long |
+//! | [`outcome`] | what an upstream answer means, what it does to the account and to the request |
+//! | [`usage`] | tokens counted in an answer |
+
+pub mod account;
+pub mod affinity;
+pub mod availability;
+pub mod choose;
+pub mod health;
+pub mod outcome;
+pub mod quota;
+pub mod units;
+pub mod usage;

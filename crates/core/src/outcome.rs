@@ -1,0 +1,502 @@
+//! What an upstream's answer means, what it does to the account, and what becomes of the request.
+//!
+//! Three total functions, shared by every path: [`classify`] turns evidence into an [`Outcome`],
+//! [`Outcome::apply`] turns that into effects on the account's health, and [`next`] says where the
+//! request goes. None is asked once semantic output has reached the client.
+//!
+//! Structured codes are evidence; free text is only where a provider offers nothing else, since an
+//! error message may echo what a user typed.
+
+use std::time::Duration;
+
+use crate::account::Family;
+use crate::health::{Cause, Health, Stop};
+use crate::units::Timestamp;
+
+/// What is known of a failed or refused attempt. Empty text: not reported.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    pub family: Family,
+    /// HTTP status, or the one that fits an error event inside a 200 stream.
+    pub status: u16,
+    /// `error.code`.
+    pub code: &'a str,
+    /// `error.type`.
+    pub kind: &'a str,
+    pub message: &'a str,
+    /// The body is a web page: an edge in front of the provider answered.
+    pub html: bool,
+    pub retry_after: Option<Duration>,
+    /// `error.resets_at`, or now + `resets_in_seconds`.
+    pub resets_at: Option<Timestamp>,
+    /// Reset of the window that is at 100 %, by this answer's headers or a snapshot under 10 min old.
+    pub spent_until: Option<Timestamp>,
+    /// The smallest known reset of any window.
+    pub nearest_reset: Option<Timestamp>,
+    pub now: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Served,
+    /// The request's own fault: relayed as it is, nobody's penalty.
+    RequestFault,
+    /// A content policy refused the request; a 403 would mislead clients, so it goes out as 400.
+    PolicyBlock,
+    /// Account-bound parts of the history cannot be read by this account.
+    ForeignState,
+    Stopped(Stop),
+    ModelMissing,
+    /// 401: the token is not accepted; `permanent` when the code says that a refresh is no use.
+    TokenRefused {
+        permanent: bool,
+    },
+    /// A page from the provider's edge: says nothing about the account.
+    EdgeBlock,
+    QuotaSpent {
+        until: Option<Timestamp>,
+    },
+    Strike,
+    RateLimited {
+        until: Timestamp,
+    },
+    Overloaded,
+    UpstreamError,
+    /// Nothing was sent.
+    ConnectFailed,
+    /// Sent, then lost before any output: the upstream may have acted.
+    Lost,
+}
+
+const REAUTH: [&str; 9] = [
+    "refresh_token_expired",
+    "refresh_token_reused",
+    "refresh_token_invalidated",
+    "invalid_grant",
+    "token_invalidated",
+    "token_revoked",
+    "app_session_terminated",
+    "account_session_expired",
+    "account_auth_invalidated",
+];
+
+const POLICY: [&str; 3] = ["cyber_policy", "content_policy_violation", "invalid_prompt"];
+
+const QUOTA: [&str; 4] = [
+    "usage_limit_reached",
+    "insufficient_quota",
+    "usage_not_included",
+    "quota_exceeded",
+];
+
+const OVERLOAD: [&str; 3] = ["server_is_overloaded", "slow_down", "overloaded_error"];
+
+const FOREIGN: [&str; 2] = ["invalid_encrypted_content", "invalid_signature"];
+
+/// At most this long for a 429 that names no window: the larger reset would park an account with
+/// plenty left for days.
+const RATE_AT_MOST: Duration = Duration::from_secs(600);
+const RATE_UNKNOWN: Duration = Duration::from_secs(5);
+
+impl Evidence<'_> {
+    fn says(&self, words: &[&str]) -> bool {
+        words.contains(&self.code) || words.contains(&self.kind)
+    }
+
+    /// `{workspace,account,organization,org}_{deactivated,disabled,suspended}`, or reversed.
+    fn is_deactivation(&self) -> bool {
+        let owners = ["workspace", "account", "organization", "org"];
+        let states = ["deactivated", "disabled", "suspended", "deleted"];
+        [self.code, self.kind].iter().any(|word| {
+            word.split_once('_').is_some_and(|(a, b)| {
+                (owners.contains(&a) && states.contains(&b))
+                    || (states.contains(&a) && owners.contains(&b))
+            })
+        })
+    }
+
+    fn message_has(&self, words: &[&str]) -> bool {
+        let message = self.message.to_ascii_lowercase();
+        words.iter().any(|word| message.contains(word))
+    }
+
+    fn is_model_missing(&self) -> bool {
+        self.says(&["model_not_found", "model_not_supported"])
+            || (self.status == 404
+                && self.says(&["not_found_error"])
+                && self.message_has(&["model"]))
+            || (self.status == 400
+                && self.message_has(&["model is not supported", "model does not exist"]))
+    }
+}
+
+/// First match wins; the order is `spec` §6's.
+pub fn classify(e: &Evidence<'_>) -> Outcome {
+    if e.says(&POLICY) {
+        return Outcome::PolicyBlock;
+    }
+    if e.says(&FOREIGN) {
+        return Outcome::ForeignState;
+    }
+    if e.says(&["context_length_exceeded"]) {
+        return Outcome::RequestFault;
+    }
+    if e.is_deactivation() || e.status == 402 {
+        return Outcome::Stopped(Stop::Deactivated);
+    }
+    if e.is_model_missing() {
+        return Outcome::ModelMissing;
+    }
+    match e.status {
+        400 if e.message_has(&["credit balance", "organization has been disabled"]) => {
+            Outcome::Stopped(Stop::Disabled)
+        }
+        401 => Outcome::TokenRefused {
+            permanent: e.says(&REAUTH),
+        },
+        403 if e.message_has(&["token has been revoked"]) => {
+            Outcome::TokenRefused { permanent: false }
+        }
+        403 if e.html => Outcome::EdgeBlock,
+        403 => match e.spent_until {
+            Some(until) if until > e.now && e.message_has(&["usage limit"]) => {
+                Outcome::QuotaSpent { until: Some(until) }
+            }
+            _ => Outcome::Strike,
+        },
+        429 => too_many(e),
+        529 => Outcome::Overloaded,
+        503 if e.says(&OVERLOAD) => Outcome::Overloaded,
+        // 408 and 409 are the upstream's own hurry and races, not the request's fault.
+        400..=499 if e.status != 408 && e.status != 409 => Outcome::RequestFault,
+        _ => Outcome::UpstreamError,
+    }
+}
+
+fn too_many(e: &Evidence<'_>) -> Outcome {
+    let spent = e.spent_until.filter(|until| *until > e.now);
+    if e.says(&QUOTA) || spent.is_some() {
+        return Outcome::QuotaSpent {
+            until: spent.or(e.resets_at),
+        };
+    }
+    let asked = e.retry_after.map(|wait| e.now.plus(wait));
+    let until = asked.unwrap_or_else(|| {
+        let nearest = e.nearest_reset.filter(|at| *at > e.now);
+        nearest.map_or(e.now.plus(RATE_UNKNOWN), |at| {
+            at.min(e.now.plus(RATE_AT_MOST))
+        })
+    });
+    Outcome::RateLimited { until }
+}
+
+/// The status that fits an error event inside a 200 stream, from its structured fields.
+pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
+    let says = |words: &[&str]| words.contains(&code) || words.contains(&kind);
+    if says(&QUOTA) || says(&["rate_limit_exceeded", "rate_limit_error"]) {
+        429
+    } else if says(&OVERLOAD) {
+        match family {
+            Family::OpenAi => 503,
+            Family::Anthropic => 529,
+        }
+    } else if says(&["authentication_error", "invalid_api_key"]) || says(&REAUTH) {
+        401
+    } else if says(&["permission_error", "forbidden_error"]) {
+        403
+    } else if says(&["model_not_found", "not_found_error"]) {
+        404
+    } else if says(&[
+        "invalid_request_error",
+        "context_length_exceeded",
+        "invalid_prompt",
+    ]) || says(&POLICY)
+        || says(&FOREIGN)
+    {
+        400
+    } else {
+        502
+    }
+}
+
+/// When an answer to a 429 without any date is asked again.
+const QUOTA_UNKNOWN: Duration = Duration::from_secs(300);
+const CREDENTIAL_COOLDOWN: Duration = Duration::from_secs(600);
+
+impl Outcome {
+    /// Stable word for the ledger, logs and tests.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::RequestFault => "request_fault",
+            Self::PolicyBlock => "policy_block",
+            Self::ForeignState => "foreign_state",
+            Self::Stopped(stop) => stop.name(),
+            Self::ModelMissing => "model_missing",
+            Self::TokenRefused { .. } => "token_refused",
+            Self::EdgeBlock => "edge_block",
+            Self::QuotaSpent { .. } => "quota_spent",
+            Self::Strike => "forbidden",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::Overloaded => "overloaded",
+            Self::UpstreamError => "upstream_error",
+            Self::ConnectFailed => "connect_failed",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// What the account that answered takes from it. `refreshed`: its token had just been renewed,
+    /// so a second 401 is not about the token's age.
+    pub fn apply(self, health: &mut Health, at: Attempt<'_>) {
+        let now = at.now;
+        match self {
+            Self::Served => {
+                health.success(at.sent_at);
+                health.model_served(at.model);
+            }
+            Self::RequestFault | Self::PolicyBlock | Self::ForeignState | Self::EdgeBlock => {}
+            Self::Stopped(stop) => health.stop = Some(stop),
+            Self::ModelMissing => health.model_missing(at.model, now),
+            Self::TokenRefused { permanent: true } => health.stop = Some(Stop::NeedsLogin),
+            Self::TokenRefused { permanent: false } if at.refreshed => {
+                health.block(Cause::Credential, now.plus(CREDENTIAL_COOLDOWN), now);
+            }
+            Self::TokenRefused { permanent: false } => {}
+            Self::QuotaSpent { until } => {
+                let until = until.unwrap_or(now.plus(QUOTA_UNKNOWN));
+                health.block(Cause::Quota, until, now);
+            }
+            Self::Strike => health.strike(at.sent_at, now),
+            Self::RateLimited { until } => health.block(Cause::Rate, until, now),
+            Self::Overloaded => health.overloaded(at.model, now),
+            Self::UpstreamError | Self::ConnectFailed | Self::Lost => health.error(now),
+        }
+    }
+}
+
+/// The attempt an outcome belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    pub model: &'a str,
+    pub sent_at: Timestamp,
+    pub now: Timestamp,
+    pub refreshed: bool,
+}
+
+/// What this request has been through so far, the present attempt included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Accounts left because of errors.
+    pub errors: u32,
+    /// Accounts left because of limits and refusals.
+    pub limits: u32,
+    pub overloads: u32,
+    /// Attempts that were sent and then lost.
+    pub losses: u32,
+    /// The token of the present account was renewed for this request.
+    pub refreshed: bool,
+    /// The present account was tried again after an error.
+    pub retried: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Give the client this answer.
+    Relay,
+    /// Renew the token, then the same account.
+    Refresh,
+    /// The same account, after a short jittered wait.
+    Again,
+    Another,
+    /// Enough tried: the last answer goes out, if it may, or 502.
+    GiveUp,
+}
+
+pub const ERROR_ACCOUNTS: u32 = 3;
+pub const LIMIT_ACCOUNTS: u32 = 10;
+pub const OVERLOAD_ACCOUNTS: u32 = 2;
+
+/// Counts the outcome in, and says where the request goes.
+pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
+    let count = |counter: &mut u32, most: u32| {
+        *counter += 1;
+        if *counter < most {
+            Next::Another
+        } else {
+            Next::GiveUp
+        }
+    };
+    match outcome {
+        Outcome::Served | Outcome::RequestFault | Outcome::PolicyBlock | Outcome::ForeignState => {
+            Next::Relay
+        }
+        Outcome::TokenRefused { permanent: false } if !progress.refreshed => {
+            progress.refreshed = true;
+            Next::Refresh
+        }
+        Outcome::UpstreamError if !progress.retried => {
+            progress.retried = true;
+            Next::Again
+        }
+        Outcome::UpstreamError | Outcome::ConnectFailed => {
+            count(&mut progress.errors, ERROR_ACCOUNTS)
+        }
+        // The upstream may have acted, and charged: once more, and never again.
+        Outcome::Lost => count(&mut progress.losses, 2),
+        Outcome::Overloaded => count(&mut progress.overloads, OVERLOAD_ACCOUNTS),
+        Outcome::Stopped(_)
+        | Outcome::ModelMissing
+        | Outcome::TokenRefused { .. }
+        | Outcome::EdgeBlock
+        | Outcome::QuotaSpent { .. }
+        | Outcome::Strike
+        | Outcome::RateLimited { .. } => count(&mut progress.limits, LIMIT_ACCOUNTS),
+    }
+}
+
+impl Progress {
+    /// The next attempt goes to another account.
+    pub fn moved(&mut self) {
+        self.refreshed = false;
+        self.retried = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000_000);
+
+    fn later(seconds: u64) -> Timestamp {
+        NOW.plus(Duration::from_secs(seconds))
+    }
+
+    fn status(status: u16) -> Evidence<'static> {
+        Evidence {
+            family: Family::OpenAi,
+            status,
+            code: "",
+            kind: "",
+            message: "",
+            html: false,
+            retry_after: None,
+            resets_at: None,
+            spent_until: None,
+            nearest_reset: None,
+            now: NOW,
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn classifies() {
+        use Outcome::*;
+        let code = |s, code| Evidence { code, ..status(s) };
+        let kind = |s, kind| Evidence { kind, ..status(s) };
+        let text = |s, message| Evidence { message, ..status(s) };
+        let cases = [
+            ("policy as 403",             code(403, "cyber_policy"),              PolicyBlock),
+            ("context too long",          code(400, "context_length_exceeded"),   RequestFault),
+            ("invalid request",           kind(400, "invalid_request_error"),     RequestFault),
+            ("unknown field",             status(422),                            RequestFault),
+            ("foreign reasoning",         code(400, "invalid_encrypted_content"), ForeignState),
+            ("credit balance",            text(400, "Your credit balance is too low"), Stopped(Stop::Disabled)),
+            ("deactivated workspace",     code(403, "deactivated_workspace"),     Stopped(Stop::Deactivated)),
+            ("account suspended",         code(401, "account_suspended"),         Stopped(Stop::Deactivated)),
+            ("payment required",          status(402),                            Stopped(Stop::Deactivated)),
+            ("no such model",             code(404, "model_not_found"),           ModelMissing),
+            ("no such model, Anthropic",  Evidence { message: "model: x", ..kind(404, "not_found_error") }, ModelMissing),
+            ("no such path",              kind(404, "invalid_request_error"),     RequestFault),
+            ("token too old",             status(401),                            TokenRefused { permanent: false }),
+            ("token gone",                code(401, "token_invalidated"),         TokenRefused { permanent: true }),
+            ("token revoked",             text(403, "OAuth token has been revoked."), TokenRefused { permanent: false }),
+            ("edge page",                 Evidence { html: true, ..status(403) }, EdgeBlock),
+            ("forbidden_error",           Evidence { message: "usage limit reached", ..kind(403, "forbidden_error") }, Strike),
+            ("forbidden and spent",       Evidence { message: "usage limit reached", spent_until: Some(later(9)), ..kind(403, "forbidden_error") }, QuotaSpent { until: Some(later(9)) }),
+            ("usage limit",               Evidence { resets_at: Some(later(60)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(60)) }),
+            ("window named wins",         Evidence { resets_at: Some(later(60)), spent_until: Some(later(90)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(90)) }),
+            ("429 with a full window",    Evidence { spent_until: Some(later(90)), ..status(429) }, QuotaSpent { until: Some(later(90)) }),
+            ("429 with Retry-After",      Evidence { retry_after: Some(Duration::from_secs(20)), ..status(429) }, RateLimited { until: later(20) }),
+            ("429, nearest reset",        Evidence { nearest_reset: Some(later(90)), ..status(429) }, RateLimited { until: later(90) }),
+            ("429, far reset",            Evidence { nearest_reset: Some(later(90_000)), ..status(429) }, RateLimited { until: later(600) }),
+            ("429 and nothing else",      status(429),                            RateLimited { until: later(5) }),
+            ("529",                       status(529),                            Overloaded),
+            ("at capacity",               code(503, "server_is_overloaded"),      Overloaded),
+            ("500",                       status(500),                            UpstreamError),
+            ("503",                       status(503),                            UpstreamError),
+            ("524",                       status(524),                            UpstreamError),
+            ("a redirect",                status(302),                            UpstreamError),
+        ];
+        for (name, evidence, want) in cases {
+            assert_eq!(classify(&evidence), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn goes_on_until_enough_was_tried() {
+        let run = |outcome| {
+            let mut progress = Progress::default();
+            let mut steps = vec![];
+            loop {
+                let next = next(outcome, &mut progress);
+                steps.push(next);
+                match next {
+                    Next::Relay | Next::GiveUp => return steps,
+                    Next::Another => progress.moved(),
+                    Next::Again | Next::Refresh => {}
+                }
+            }
+        };
+        use Next::{Again, Another, GiveUp, Refresh, Relay};
+        let error = [Again, Another, Again, Another, Again, GiveUp];
+        assert_eq!(run(Outcome::UpstreamError), error);
+        assert_eq!(run(Outcome::ConnectFailed), [Another, Another, GiveUp]);
+        assert_eq!(run(Outcome::Lost), [Another, GiveUp]);
+        assert_eq!(run(Outcome::Overloaded), [Another, GiveUp]);
+        assert_eq!(run(Outcome::RequestFault), [Relay]);
+        assert_eq!(run(Outcome::Strike).len(), 10);
+        let refused = run(Outcome::TokenRefused { permanent: false });
+        assert_eq!(refused[..4], [Refresh, Another, Refresh, Another]);
+    }
+
+    #[test]
+    fn effects() {
+        let apply = |outcome: Outcome, refreshed| {
+            let mut health = Health::default();
+            let at = Attempt {
+                model: "m",
+                sent_at: NOW,
+                now: NOW,
+                refreshed,
+            };
+            outcome.apply(&mut health, at);
+            health
+        };
+        let quota = apply(
+            Outcome::QuotaSpent {
+                until: Some(later(60)),
+            },
+            false,
+        );
+        assert_eq!(
+            quota.block.map(|b| (b.cause, b.until)),
+            Some((Cause::Quota, later(60)))
+        );
+        let refused = Outcome::TokenRefused { permanent: false };
+        assert_eq!(
+            apply(refused, false),
+            Health::default(),
+            "first comes the refresh"
+        );
+        let cause = apply(refused, true).block.map(|b| b.cause);
+        assert_eq!(cause, Some(Cause::Credential));
+        assert_eq!(apply(Outcome::Lost, false).errors, 1);
+        assert!(
+            apply(Outcome::ModelMissing, false)
+                .model_block("m", NOW)
+                .is_some()
+        );
+        assert_eq!(apply(Outcome::RequestFault, false), Health::default());
+    }
+}

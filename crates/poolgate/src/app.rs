@@ -1,0 +1,119 @@
+//! The handles that serving a request may use; built once, from the configuration.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::egress::Egress;
+use crate::gateway::{Catalogue, Lanes, scoped};
+use crate::keys::Keys;
+use crate::ledger::{self, Spool};
+use crate::pool::{self, OWNED_FOR, Pool};
+use crate::secret::MasterKey;
+use crate::store::Store;
+use crate::tasks::Tasks;
+
+/// Requests that may wait for an account at the same time.
+const WAITING: usize = 64;
+const OWNERS_LOADED: i64 = 100_000;
+
+#[derive(Debug)]
+pub struct App {
+    pub config: Config,
+    pub clock: Arc<dyn Clock>,
+    pub tasks: Tasks,
+    pub store: Store,
+    pub spool: Arc<Spool>,
+    pub master_key: Arc<MasterKey>,
+    pub keys: Keys,
+    pub pool: Arc<Pool>,
+    pub egress: Egress,
+    pub lanes: Lanes,
+    pub waiting: Semaphore,
+    pub catalogue: Catalogue,
+    /// SHA-256 of the operator's token, which stands in a file only the operator can read.
+    pub admin_token: [u8; 32],
+}
+
+impl App {
+    /// Opens everything, takes over what an earlier process left, and starts the background jobs.
+    pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Arc<Self>> {
+        let store = Store::open(&config.data_dir).await?;
+        let configured: Vec<_> = config
+            .accounts
+            .iter()
+            .map(|spec| spec.raw.clone())
+            .collect();
+        store.sync_config_accounts(&configured, clock.now()).await?;
+        let tasks = Tasks::default();
+        let dir = config.data_dir.join("spool");
+        let spool =
+            ledger::start(&dir, config.limits.spool_max, &store, &tasks, clock.now()).await?;
+        let app = Self::assemble(config, clock, store, tasks, spool).await?;
+        app.load_owners().await?;
+        crate::jobs::start(&app);
+        Ok(app)
+    }
+
+    /// The same without any background job, for a command that uses the accounts beside a running
+    /// gateway. It must not serve.
+    pub async fn open(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        store: Store,
+    ) -> anyhow::Result<Arc<Self>> {
+        let spool = Arc::new(Spool::unused());
+        Self::assemble(config, clock, store, Tasks::default(), spool).await
+    }
+
+    async fn assemble(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        store: Store,
+        tasks: Tasks,
+        spool: Arc<Spool>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let master_key = Arc::new(MasterKey::load(&config.master_key_file)?);
+        store.check_master_key(&master_key).await?;
+        let app = Arc::new(Self {
+            egress: Egress::new(config.limits.connect_timeout)?,
+            lanes: Lanes::new(&config.limits),
+            waiting: Semaphore::new(WAITING),
+            admin_token: crate::admin::load_token(&config.data_dir)?,
+            keys: Keys::default(),
+            pool: Arc::new(Pool::default()),
+            catalogue: Catalogue::default(),
+            config,
+            clock,
+            tasks,
+            store,
+            spool,
+            master_key,
+        });
+        app.reload().await?;
+        Ok(app)
+    }
+
+    /// Takes over accounts and keys as the store has them now.
+    pub async fn reload(&self) -> anyhow::Result<()> {
+        self.keys.replace(self.store.client_keys().await?);
+        let known = self.pool.accounts();
+        let loaded = pool::load(&self.store, &self.master_key, &known).await?;
+        self.pool.replace(loaded, &self.config.pools);
+        Ok(())
+    }
+
+    async fn load_owners(&self) -> anyhow::Result<()> {
+        let since = self.clock.now().minus(OWNED_FOR);
+        for owner in self.store.response_owners(since, OWNERS_LOADED).await? {
+            self.pool.own(
+                scoped(owner.key_id, &owner.response),
+                owner.account,
+                owner.at,
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! The command line. Output is for people; `--json` makes it for machines.
+
+mod account;
+mod key;
+mod settings;
+mod status;
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::App;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, Overrides};
+use crate::serve::{Server, stop_signal};
+use crate::store::Store;
+use crate::{demo, telemetry};
+
+/// One self-hosted gateway that pools LLM accounts.
+#[derive(Debug, Parser)]
+#[command(name = "poolgate", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Configuration file [default: ./poolgate.toml, then ~/.config/poolgate/poolgate.toml]
+    #[arg(long, global = true, env = "POOLGATE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Data directory, whatever the configuration says
+    #[arg(long, global = true)]
+    data: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve {
+        /// Address to listen on, whatever the configuration says
+        #[arg(long)]
+        listen: Option<String>,
+    },
+    /// Show everything at work: gateway, simulated providers and traffic; needs no account
+    Demo {
+        #[arg(long)]
+        listen: Option<String>,
+        /// End by itself after so many seconds
+        #[arg(long)]
+        seconds: Option<u64>,
+    },
+    /// Accounts: the credentials that serve
+    #[command(subcommand)]
+    Account(account::Command),
+    /// Client keys: what callers show
+    #[command(subcommand)]
+    Key(key::Command),
+    /// How a running gateway's accounts are doing
+    Status(status::Status),
+    /// The configuration
+    #[command(subcommand)]
+    Config(settings::Command),
+}
+
+/// What commands that work on the store need.
+struct Context {
+    config: Config,
+    store: Store,
+    clock: SystemClock,
+    json: bool,
+}
+
+impl Context {
+    async fn open(global: &Global) -> anyhow::Result<Self> {
+        let config = global.load(None)?;
+        let store = Store::open(&config.data_dir).await?;
+        Ok(Self {
+            config,
+            store,
+            clock: SystemClock,
+            json: global.json,
+        })
+    }
+
+    fn now(&self) -> poolgate_core::units::Timestamp {
+        self.clock.now()
+    }
+}
+
+impl Global {
+    fn load(&self, listen: Option<String>) -> anyhow::Result<Config> {
+        let overrides = Overrides {
+            listen,
+            data_dir: self.data.clone(),
+        };
+        Config::load(self.config.as_deref(), overrides)
+    }
+}
+
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Serve { listen } => serve(&global, listen).await,
+        Command::Demo { listen, seconds } => {
+            let stop = stop_signal()?;
+            let duration = seconds.map(Duration::from_secs);
+            demo::run(demo::Options {
+                listen,
+                json: global.json,
+                duration,
+                stop,
+            })
+            .await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Account(command) => account::run(command, &Context::open(&global).await?).await,
+        Command::Key(command) => key::run(command, &Context::open(&global).await?).await,
+        Command::Status(command) => status::run(&command, &global).await,
+        Command::Config(command) => settings::run(&command, &global),
+    }
+}
+
+/// Exit status of a second gateway on the same data.
+const IN_USE: u8 = 75;
+
+async fn serve(global: &Global, listen: Option<String>) -> anyhow::Result<ExitCode> {
+    telemetry::init(global.json);
+    let stop = stop_signal()?;
+    let config = global.load(listen)?;
+    crate::files::create_private_dir(&config.data_dir)?;
+    let lock = std::fs::File::create(config.data_dir.join("lock"))?;
+    if lock.try_lock().is_err() {
+        eprintln!(
+            "poolgate: another gateway is using {}",
+            config.data_dir.display()
+        );
+        return Ok(ExitCode::from(IN_USE));
+    }
+    let app = App::start(config, Arc::new(SystemClock)).await?;
+    let server = Server::bind(Arc::clone(&app)).await?;
+    let address = server.address;
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "listening beyond this machine without TLS: put a TLS proxy in front");
+    }
+    let accounts = app.pool.accounts().len();
+    tracing::info!(%address, accounts, data = %app.config.data_dir.display(), "serving");
+    if accounts == 0 {
+        tracing::warn!("no accounts yet: poolgate account add --help");
+    }
+    if !app.keys.any_valid(app.clock.now()) {
+        tracing::warn!("no client key yet, so nobody is served: poolgate key create NAME");
+    }
+    // A task that died ends the process as a signal does.
+    let either = tokio_util::sync::CancellationToken::new();
+    let (both, tasks) = (either.clone(), app.tasks.stop.clone());
+    app.tasks.spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => tracing::info!("draining"),
+            () = tasks.cancelled() => {}
+        }
+        both.cancel();
+    });
+    let clean = server.run(either).await;
+    app.store.close().await;
+    tracing::info!(clean, "stopped");
+    Ok(if clean {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Prints to standard output; a closed pipe is no reason to panic.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints a value: for people with `text`, for machines as JSON.
+fn show(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
+    if json {
+        say(&value.to_string());
+    } else {
+        say(&text());
+    }
+}
+
+fn is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}

@@ -1,0 +1,285 @@
+//! `poolgate account`: the credentials that serve.
+
+use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use clap::{Args, Subcommand};
+use poolgate_core::account::{AccountId, Kind};
+use poolgate_core::health::Stop;
+use serde_json::json;
+
+use super::{Context, show};
+use crate::app::App;
+use crate::clock::SystemClock;
+use crate::config::RawAccount;
+use crate::credentials::{SignIn, place};
+use crate::gateway::fetch_models;
+use crate::secret::MasterKey;
+use crate::store::{AccountRow, Origin};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Add an account
+    Add(Add),
+    /// List accounts
+    List,
+    /// Remove an account and its stored credential
+    Remove { name: String },
+    /// Give an account no more work; running requests finish
+    Pause { name: String },
+    /// Let an account work again, and forget what stopped it
+    Resume { name: String },
+    /// Ask an account's upstream for its models, which costs nothing, to see whether it works
+    Test { name: String },
+}
+
+#[derive(Debug, Args)]
+pub struct Add {
+    name: String,
+    /// codex, claude, openai, anthropic or compatible
+    #[arg(long)]
+    kind: String,
+    /// Share the sign-in file of the vendor's own client: it stays where it is
+    #[arg(long, group = "source")]
+    auth_file: Option<PathBuf>,
+    /// Copy a sign-in file into the database, sealed; nothing else may use that sign-in afterwards
+    #[arg(long, group = "source")]
+    import: Option<PathBuf>,
+    /// Environment variable of the gateway that holds the API key
+    #[arg(long, group = "source")]
+    key_env: Option<String>,
+    /// File that holds the API key
+    #[arg(long, group = "source")]
+    key_file: Option<PathBuf>,
+    /// Read the API key from standard input and store it, sealed
+    #[arg(long, group = "source")]
+    key_stdin: bool,
+    #[arg(long)]
+    base_url: Option<String>,
+    #[arg(long)]
+    token_url: Option<String>,
+    /// The upstream is in a private network: plain http is allowed
+    #[arg(long)]
+    private_upstream: bool,
+    /// A higher number serves only when no lower one can
+    #[arg(long, allow_hyphen_values = true)]
+    priority: Option<i32>,
+    /// Size of the plan relative to others
+    #[arg(long)]
+    plan_weight: Option<f64>,
+    /// Pattern of models it may serve; repeat for more [default: all]
+    #[arg(long = "model")]
+    models: Vec<String>,
+    /// What a compatible upstream speaks: responses, chat, messages; repeat for more
+    #[arg(long)]
+    speaks: Vec<String>,
+    #[arg(long)]
+    max_concurrency: Option<u32>,
+}
+
+pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Add(add) => self::add(context, add).await?,
+        Command::List => list(context).await?,
+        Command::Remove { name } => {
+            let row = find_own(context, &name).await?;
+            context.store.remove_account(row.id, context.now()).await?;
+            show(context.json, &json!({"removed": name}), || {
+                format!("removed {name}")
+            });
+        }
+        Command::Pause { name } => set_paused(context, &name, true).await?,
+        Command::Resume { name } => set_paused(context, &name, false).await?,
+        Command::Test { name } => return test(context, &name).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
+    let secret = read_secret(&add)?;
+    let raw = RawAccount {
+        name: add.name.clone(),
+        kind: add.kind,
+        auth_file: add.auth_file.map(std::path::absolute).transpose()?,
+        key_env: add.key_env,
+        key_file: add.key_file.map(std::path::absolute).transpose()?,
+        base_url: add.base_url,
+        token_url: add.token_url,
+        private_upstream: add.private_upstream,
+        priority: add.priority,
+        plan_weight: add.plan_weight,
+        models: add.models,
+        speaks: (!add.speaks.is_empty()).then_some(add.speaks),
+        max_concurrency: add.max_concurrency,
+        ..RawAccount::default()
+    };
+    let resolved = if secret.is_some() {
+        raw.clone().resolve_stored()
+    } else {
+        raw.clone().resolve()
+    };
+    let spec = resolved.map_err(|errors| anyhow!("{}", errors.join("; ")))?;
+    if let Some(secret) = &secret
+        && spec.kind.is_subscription()
+    {
+        SignIn::parse(spec.kind, secret).map_err(|problem| anyhow!("the sign-in: {problem}"))?;
+    }
+    let (name, now) = (add.name, context.now());
+    let master_key = MasterKey::load(&context.config.master_key_file)?;
+    context.store.check_master_key(&master_key).await?;
+    let id = context.store.add_account(&raw, Origin::Cli, now).await?;
+    let id = id.with_context(|| format!("there is an account named {name:?} already"))?;
+    if let Some(secret) = secret {
+        let sealed = master_key.seal(&place(id), &secret)?;
+        context.store.put_credential(id, &sealed, now).await?;
+    }
+    show(
+        context.json,
+        &json!({"added": name, "kind": spec.kind.name()}),
+        || format!("added {name}; see whether it works: poolgate account test {name}"),
+    );
+    Ok(())
+}
+
+/// A credential to be stored. `None`: the settings say where it stays.
+fn read_secret(add: &Add) -> anyhow::Result<Option<Vec<u8>>> {
+    if let Some(path) = &add.import {
+        let wanted = Kind::from_name(&add.kind).is_some_and(Kind::is_subscription);
+        ensure!(
+            wanted,
+            "--import is for sign-ins; give an API key with --key-stdin"
+        );
+        let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        return Ok(Some(bytes));
+    }
+    if !add.key_stdin {
+        return Ok(None);
+    }
+    if std::io::stdin().is_terminal() {
+        eprintln!("Paste the API key, then press Enter and Ctrl-D.");
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .take(1 << 16)
+        .read_to_string(&mut text)
+        .context("reading the API key")?;
+    let key = text.trim();
+    ensure!(
+        !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic()),
+        "that is no API key"
+    );
+    Ok(Some(key.as_bytes().to_vec()))
+}
+
+async fn find(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
+    let rows = context.store.accounts().await?;
+    rows.into_iter()
+        .find(|row| row.settings.name == name)
+        .with_context(|| format!("there is no account named {name:?}: see poolgate account list"))
+}
+
+/// Accounts of the configuration file are changed there.
+async fn find_own(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
+    let row = find(context, name).await?;
+    if row.origin == Origin::Config {
+        bail!("{name:?} stands in the configuration file: remove it there");
+    }
+    Ok(row)
+}
+
+async fn set_paused(context: &Context, name: &str, paused: bool) -> anyhow::Result<()> {
+    let row = find(context, name).await?;
+    context.store.set_paused(row.id, paused).await?;
+    let word = if paused { "paused" } else { "resumed" };
+    show(context.json, &json!({ word: name }), || {
+        format!("{word} {name}")
+    });
+    Ok(())
+}
+
+async fn list(context: &Context) -> anyhow::Result<()> {
+    let rows = context.store.accounts().await?;
+    let source = |row: &AccountRow| match &row.settings {
+        _ if row.sealed.is_some() => "stored".to_owned(),
+        RawAccount {
+            auth_file: Some(path),
+            ..
+        }
+        | RawAccount {
+            key_file: Some(path),
+            ..
+        } => path.display().to_string(),
+        RawAccount {
+            key_env: Some(name),
+            ..
+        } => format!("${name}"),
+        _ => "missing".to_owned(),
+    };
+    let state = |row: &AccountRow| match (row.paused, row.stop) {
+        (true, _) => "paused",
+        (false, Some(stop)) => Stop::name(stop),
+        (false, None) => "enabled",
+    };
+    let origin = |row: &AccountRow| {
+        if row.origin == Origin::Config {
+            "config"
+        } else {
+            "cli"
+        }
+    };
+    let as_json: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            json!({"name": row.settings.name, "kind": row.settings.kind, "state": state(row),
+                "credential": source(row), "origin": origin(row)})
+        })
+        .collect();
+    show(context.json, &json!(as_json), || {
+        if rows.is_empty() {
+            return "no accounts yet: poolgate account add --help".into();
+        }
+        let line = |row: &AccountRow| {
+            let RawAccount { name, kind, .. } = &row.settings;
+            format!(
+                "{name:<24} {kind:<11} {:<12} {} ({})",
+                state(row),
+                source(row),
+                origin(row)
+            )
+        };
+        rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    });
+    Ok(())
+}
+
+async fn test(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
+    let id: AccountId = find(context, name).await?.id;
+    let app = App::open(
+        context.config.clone(),
+        Arc::new(SystemClock),
+        context.store.clone(),
+    )
+    .await?;
+    let accounts = app.pool.accounts();
+    let account = accounts
+        .iter()
+        .find(|a| a.id == id)
+        .context("the account's settings are wrong")?;
+    let result = fetch_models(&app, account).await;
+    let as_json = match &result {
+        Ok(models) => json!({"account": name, "works": true, "models": models.len()}),
+        Err(error) => json!({"account": name, "works": false, "error": error}),
+    };
+    show(context.json, &as_json, || match &result {
+        Ok(models) => format!("{name} works: its upstream lists {} models", models.len()),
+        Err(error) => format!("{name} does not work: {error}"),
+    });
+    Ok(if result.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,78 @@
+//! `poolgate config`: is it right, and what does it come to?
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{Global, show};
+use crate::config::Config;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read it and report all mistakes
+    Check,
+    /// Show what it comes to, with defaults filled in; no secrets
+    Print,
+}
+
+pub fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode> {
+    let config = global.load(None)?;
+    match command {
+        Command::Check => {
+            let (accounts, pools) = (config.accounts.len(), config.pools.len());
+            show(
+                global.json,
+                &json!({"ok": true, "accounts": accounts, "pools": pools}),
+                || format!("the configuration is right: {accounts} account(s), {pools} pool(s)"),
+            );
+        }
+        Command::Print => {
+            let value = describe(&config);
+            show(global.json, &value, || {
+                serde_json::to_string_pretty(&value).unwrap_or_default()
+            });
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(config: &Config) -> serde_json::Value {
+    let accounts: Vec<_> = config
+        .accounts
+        .iter()
+        .map(|a| {
+            json!({"name": a.name, "kind": a.kind.name(), "credential": format!("{:?}", a.source),
+                "upstream": format!("{}{}", a.upstream.origin, a.upstream.prefix),
+                "priority": a.priority, "cap_5h_percent": a.caps.five_hour.percent(),
+                "cap_weekly_percent": a.caps.weekly.percent(), "models": a.models,
+                "max_concurrency": a.max_concurrency})
+        })
+        .collect();
+    let pools: Vec<_> = config
+        .pools
+        .iter()
+        .map(|p| json!({"name": p.name, "members": p.members, "strategy": p.strategy.name()}))
+        .collect();
+    let limits = &config.limits;
+    json!({
+        "listen": config.listen.to_string(),
+        "data_dir": config.data_dir,
+        "master_key_file": config.master_key_file,
+        "limits": {
+            "proxy_http": limits.proxy_http,
+            "proxy_compact": limits.proxy_compact,
+            "body_max_bytes": limits.body_max,
+            "decoded_max_bytes": limits.decoded_max,
+            "spool_max_bytes": limits.spool_max,
+            "connect_timeout_s": limits.connect_timeout.as_secs(),
+            "stream_head_timeout_s": limits.stream_head_timeout.as_secs(),
+            "head_timeout_s": limits.head_timeout.as_secs(),
+            "stream_idle_timeout_s": limits.stream_idle_timeout.as_secs(),
+            "request_timeout_s": limits.request_timeout.as_secs(),
+            "drain_timeout_s": limits.drain_timeout.as_secs(),
+        },
+        "accounts": accounts,
+        "pools": pools,
+    })
+}

@@ -1,0 +1,345 @@
+//! Configuration: raw as written, then resolved into what the program uses.
+//!
+//! Layers, later wins: defaults, the file, `POOLGATE__SECTION__KEY` in the environment, flags. Our
+//! own format refuses unknown keys, and all mistakes are reported in one list before a port opens.
+//! `poolgate.example.toml` is the reference, and a test loads it.
+
+mod account;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use poolgate_core::choose::Strategy;
+use serde::Deserialize;
+
+pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    pub listen: Option<String>,
+    pub data_dir: Option<PathBuf>,
+    pub master_key_file: Option<PathBuf>,
+    pub limits: RawLimits,
+    pub account: Vec<RawAccount>,
+    pub pool: Vec<RawPool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    pub proxy_http: Option<usize>,
+    pub proxy_compact: Option<usize>,
+    pub body_max_bytes: Option<usize>,
+    pub decoded_max_bytes: Option<usize>,
+    pub spool_max_bytes: Option<u64>,
+    pub connect_timeout_s: Option<u64>,
+    pub stream_head_timeout_s: Option<u64>,
+    pub head_timeout_s: Option<u64>,
+    pub stream_idle_timeout_s: Option<u64>,
+    pub request_timeout_s: Option<u64>,
+    pub drain_timeout_s: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawPool {
+    pub name: String,
+    #[serde(default)]
+    pub members: Vec<String>,
+    pub strategy: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub master_key_file: PathBuf,
+    pub limits: Limits,
+    pub accounts: Vec<AccountSpec>,
+    pub pools: Vec<PoolSpec>,
+}
+
+/// Sizes in bytes, counts of requests; zero in a lane means unlimited.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub proxy_http: usize,
+    pub proxy_compact: usize,
+    pub body_max: usize,
+    pub decoded_max: usize,
+    pub spool_max: u64,
+    pub connect_timeout: Duration,
+    /// To the head of a streamed answer.
+    pub stream_head_timeout: Duration,
+    /// To the head of any other answer, which comes when the work is done.
+    pub head_timeout: Duration,
+    pub stream_idle_timeout: Duration,
+    pub request_timeout: Duration,
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::from_raw(&RawLimits::default())
+    }
+}
+
+impl Limits {
+    fn from_raw(raw: &RawLimits) -> Self {
+        let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
+        let proxy_http = raw.proxy_http.unwrap_or(200);
+        Self {
+            proxy_http,
+            proxy_compact: raw.proxy_compact.unwrap_or(proxy_http.min(16)),
+            body_max: raw.body_max_bytes.unwrap_or(64 << 20),
+            decoded_max: raw.decoded_max_bytes.unwrap_or(128 << 20),
+            spool_max: raw.spool_max_bytes.unwrap_or(1 << 30),
+            connect_timeout: seconds(raw.connect_timeout_s, 5),
+            stream_head_timeout: seconds(raw.stream_head_timeout_s, 120),
+            head_timeout: seconds(raw.head_timeout_s, 600),
+            stream_idle_timeout: seconds(raw.stream_idle_timeout_s, 300),
+            request_timeout: seconds(raw.request_timeout_s, 3600),
+            drain_timeout: seconds(raw.drain_timeout_s, 120),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSpec {
+    pub name: String,
+    /// Names of accounts, in order.
+    pub members: Vec<String>,
+    pub strategy: Strategy,
+}
+
+/// The pool that holds everything.
+pub const DEFAULT_POOL: &str = "default";
+
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {} mistake(s):\n  {}", .0.len(), .0.join("\n  "))]
+pub struct ConfigError(pub Vec<String>);
+
+/// What the command line may override.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    pub listen: Option<String>,
+    pub data_dir: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads `file`, or the first that exists of `./poolgate.toml` and the user's configuration.
+    pub fn load(file: Option<&Path>, overrides: Overrides) -> anyhow::Result<Self> {
+        let mut table = match file.map(Path::to_owned).or_else(find_file) {
+            Some(path) => {
+                let text = std::fs::read_to_string(&path)
+                    .with_context(|| format!("reading {}", path.display()))?;
+                text.parse::<toml::Table>()
+                    .with_context(|| format!("in {}", path.display()))?
+            }
+            None => toml::Table::new(),
+        };
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        merge_environment(&mut table, variables);
+        let mut raw = RawConfig::deserialize(table).context("in the configuration")?;
+        raw.listen = overrides.listen.or(raw.listen);
+        raw.data_dir = overrides.data_dir.or(raw.data_dir);
+        Ok(Self::resolve(raw)?)
+    }
+
+    pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
+        let mut wrong = Vec::new();
+        let listen = raw.listen.as_deref().unwrap_or("127.0.0.1:8080");
+        let listen = listen
+            .parse()
+            .map_err(|e| wrong.push(format!("listen = {listen:?}: {e}")))
+            .ok();
+        let data_dir = raw.data_dir.or_else(default_data_dir);
+        if data_dir.is_none() {
+            wrong.push("data_dir: not set, and neither POOLGATE_DATA nor HOME is".into());
+        }
+        let mut names = HashSet::new();
+        let mut accounts = Vec::new();
+        for account in raw.account {
+            let name = account.name.clone();
+            if !names.insert(name.clone()) {
+                wrong.push(format!("account {name:?}: the name is used twice"));
+            }
+            match account.resolve() {
+                Ok(spec) => accounts.push(spec),
+                Err(errors) => {
+                    wrong.extend(errors.into_iter().map(|e| format!("account {name:?}: {e}")));
+                }
+            }
+        }
+        let pools = resolve_pools(raw.pool, &mut wrong);
+        match (listen, data_dir) {
+            (Some(listen), Some(data_dir)) if wrong.is_empty() => Ok(Self {
+                listen,
+                master_key_file: raw
+                    .master_key_file
+                    .unwrap_or_else(|| data_dir.join("master.key")),
+                data_dir,
+                limits: Limits::from_raw(&raw.limits),
+                accounts,
+                pools,
+            }),
+            _ => Err(ConfigError(wrong)),
+        }
+    }
+}
+
+fn resolve_pools(raw: Vec<RawPool>, wrong: &mut Vec<String>) -> Vec<PoolSpec> {
+    let mut pools: Vec<PoolSpec> = Vec::new();
+    for pool in raw {
+        let name = &pool.name;
+        if pools.iter().any(|known| known.name == *name) {
+            wrong.push(format!("pool {name:?}: the name is used twice"));
+        }
+        if pool.members.is_empty() && name != DEFAULT_POOL {
+            wrong.push(format!("pool {name:?}: members are missing"));
+        }
+        let strategy = match pool.strategy.as_deref() {
+            None => Strategy::default(),
+            Some(text) => Strategy::from_name(text).unwrap_or_else(|| {
+                let known = Strategy::ALL.map(Strategy::name).join(", ");
+                wrong.push(format!(
+                    "pool {name:?}: strategy {text:?} is none of {known}"
+                ));
+                Strategy::default()
+            }),
+        };
+        pools.push(PoolSpec {
+            name: pool.name,
+            members: pool.members,
+            strategy,
+        });
+    }
+    pools
+}
+
+/// Puts `POOLGATE__A__B=value` at `a.b`. Values are read as TOML, else taken as text. The single
+/// underscore names (`POOLGATE_DATA`) are not settings.
+fn merge_environment(table: &mut toml::Table, variables: impl Iterator<Item = (String, String)>) {
+    for (name, value) in variables {
+        let Some(path) = name.strip_prefix("POOLGATE__") else {
+            continue;
+        };
+        let mut keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+        let Some(last) = keys.pop() else { continue };
+        let mut at = &mut *table;
+        for key in keys {
+            let next = at.entry(key).or_insert_with(|| toml::Table::new().into());
+            match next.as_table_mut() {
+                Some(next) => at = next,
+                None => return,
+            }
+        }
+        let parsed = format!("v = {value}").parse::<toml::Table>().ok();
+        let parsed = parsed.and_then(|mut t| t.remove("v"));
+        at.insert(last, parsed.unwrap_or(toml::Value::String(value)));
+    }
+}
+
+fn find_file() -> Option<PathBuf> {
+    let home = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
+    let candidates = [
+        Some(PathBuf::from("poolgate.toml")),
+        home.map(|dir| dir.join("poolgate/poolgate.toml")),
+    ];
+    candidates.into_iter().flatten().find(|path| path.exists())
+}
+
+fn default_data_dir() -> Option<PathBuf> {
+    if let Some(dir) = std::env::var_os("POOLGATE_DATA") {
+        return Some(dir.into());
+    }
+    let share = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/share")))?;
+    Some(share.join("poolgate"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(text: &str) -> Result<Config, String> {
+        let raw: RawConfig = toml::from_str(text).map_err(|e| e.to_string())?;
+        Config::resolve(raw).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_example_is_the_reference() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../poolgate.example.toml");
+        let text = std::fs::read_to_string(path).unwrap();
+        let config = resolve(&text).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.accounts.len(), 5, "one of each kind");
+        // Uncommented, every line must still be a setting we know.
+        let all: String = text
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        resolve(&all).unwrap();
+    }
+
+    #[test]
+    fn all_mistakes_come_at_once() {
+        let error = resolve(
+            r#"
+            listen = "nowhere"
+            data_dir = "/d"
+            [[account]]
+            name = "a"
+            kind = "gemini"
+            key_env = "K"
+            [[account]]
+            name = "a"
+            kind = "codex"
+            [[pool]]
+            name = "p"
+            members = ["a"]
+            strategy = "best"
+            "#,
+        )
+        .unwrap_err();
+        for part in ["nowhere", "gemini", "used twice", "auth_file", "\"best\""] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(
+            resolve("poll_interval = 60")
+                .unwrap_err()
+                .contains("poll_interval")
+        );
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let mut table: toml::Table = "listen = '127.0.0.1:1'\n[limits]\nproxy_http = 5"
+            .parse()
+            .unwrap();
+        let variables = [
+            ("POOLGATE__LISTEN", "127.0.0.1:2"),
+            ("POOLGATE__LIMITS__PROXY_HTTP", "7"),
+            ("POOLGATE_DATA", "/elsewhere"),
+            ("HOME", "/home"),
+        ];
+        let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        merge_environment(&mut table, variables.into_iter());
+        assert_eq!(table["listen"].as_str(), Some("127.0.0.1:2"));
+        assert_eq!(table["limits"]["proxy_http"].as_integer(), Some(7));
+        assert_eq!(table.len(), 2);
+    }
+}

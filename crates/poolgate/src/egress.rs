@@ -1,0 +1,132 @@
+//! The way out: connections to upstreams.
+//!
+//! One HTTP/1.1 client for all: a stream has its connection to itself, so cancelling is closing, and
+//! no stream waits behind another's window. Nothing is followed, decoded or added on the way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Method, Request, Response, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::secret::Secret;
+
+pub const USER_AGENT: &str = concat!("poolgate/", env!("CARGO_PKG_VERSION"));
+
+const POOL_IDLE: Duration = Duration::from_mins(1);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// Most a small answer of a provider's own endpoint may hold.
+const SMALL_MAX: usize = 4 << 20;
+
+#[derive(Clone, Debug)]
+pub struct Egress(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("the connection broke: {0}")]
+    Broke(String),
+    #[error("no answer in time")]
+    Timeout,
+}
+
+impl Egress {
+    pub fn new(connect_timeout: Duration) -> anyhow::Result<Self> {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_keepalive(Some(KEEP_ALIVE));
+        connector.set_connect_timeout(Some(connect_timeout));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls_config()?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .http1_max_buf_size(256 << 10)
+            .build(connector);
+        Ok(Self(client))
+    }
+
+    /// To the head of the answer. Dropping the future, or later the body, closes the connection.
+    pub async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        head_timeout: Duration,
+    ) -> Result<Response<Incoming>, SendError> {
+        match tokio::time::timeout(head_timeout, self.0.request(request)).await {
+            Err(_) => Err(SendError::Timeout),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) if error.is_connect() => Err(SendError::Connect(cause(&error))),
+            Ok(Err(error)) => Err(SendError::Broke(cause(&error))),
+        }
+    }
+
+    /// A call of our own, with a small JSON answer read whole.
+    pub async fn call(
+        &self,
+        method: Method,
+        uri: Uri,
+        headers: &[(&'static str, Secret)],
+        body: Option<String>,
+        timeout: Duration,
+    ) -> anyhow::Result<(http::response::Parts, Bytes)> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::ACCEPT, "application/json");
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, value.expose());
+        }
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
+        let answer = async {
+            let (head, body) = self.send(request, timeout).await?.into_parts();
+            let body = Limited::new(body, SMALL_MAX).collect().await;
+            let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
+            anyhow::Ok((head, body.to_bytes()))
+        };
+        tokio::time::timeout(timeout, answer)
+            .await
+            .context("no answer in time")?
+    }
+}
+
+/// The innermost cause says most: "connection refused" rather than "client error (Connect)".
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// Trusts what the system trusts, which may include a company's own authority; on a system without
+/// certificates, Mozilla's list.
+fn tls_config() -> anyhow::Result<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}

@@ -1,0 +1,377 @@
+//! Everything that can be said to a client instead of an upstream's answer, and the one place that
+//! turns it into a status, a stable code and a body its SDK can parse.
+//!
+//! Shapes and reactions are those of `wire.md` §7: exhausted quota is a 429 that Codex stops at
+//! once for and shows with its time; anything that asks an Anthropic SDK to wait longer than a
+//! minute carries `x-should-retry: false`, since that SDK would sleep for as long as it is told.
+//! Upstream 401s and 403s have no variant here: they never reach a client as such.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use poolgate_core::units::Timestamp;
+use serde_json::{Value, json};
+
+use crate::json::{Invalid, WrongType};
+
+/// Whose error envelope the caller parses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    OpenAi,
+    Anthropic,
+    /// Our own paths: problem JSON with a `detail`.
+    Plain,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "missing, unknown or revoked client key: send a poolgate key as a bearer token or as x-api-key"
+    )]
+    Unauthorized,
+    #[error("authorization and x-api-key carry different keys: send one")]
+    ConflictingKeys,
+    #[error("poolgate serves no such path")]
+    UnknownPath,
+    #[error("this path takes {0} only")]
+    WrongMethod(&'static str),
+    #[error("websocket is not served here: use https")]
+    NoWebSocket,
+    #[error("the request body must be application/json")]
+    WrongContentType,
+    #[error("content-encoding must be one of identity, gzip, deflate, zstd")]
+    WrongEncoding,
+    #[error("the request body does not decode as {0}")]
+    BadEncoding(&'static str),
+    #[error("the request body is larger than {limit} bytes{}", if *.decoded { " when decoded" } else { "" })]
+    TooLarge { limit: usize, decoded: bool },
+    #[error("the request body expands more than 100 times")]
+    Bomb,
+    #[error("the request body did not arrive in time")]
+    BodyTimeout,
+    #[error("the request body ended early")]
+    BodyCut,
+    #[error(transparent)]
+    Body(#[from] Invalid),
+    #[error(transparent)]
+    Field(#[from] WrongType),
+    #[error("the field `model` is missing or empty")]
+    NoModel,
+    #[error("this key may not use the model {0:?}")]
+    ModelForbidden(String),
+    #[error("no account can serve the model {0:?}")]
+    ModelUnknown(String),
+    #[error("no account can serve this: it takes one of kind {0}")]
+    NoFittingAccount(&'static str),
+    #[error("{}", exhausted_text(*.resets_at))]
+    Exhausted {
+        resets_at: Option<Timestamp>,
+        now: Timestamp,
+    },
+    #[error("no account can serve this right now, try again in {}", seconds_text(*.retry_after))]
+    Unavailable { retry_after: Duration },
+    #[error("no account is able to serve: an operator must look after them")]
+    NoAccounts,
+    #[error(
+        "the account that holds the state this request refers to cannot serve it now; send the full history instead"
+    )]
+    OwnerUnavailable,
+    #[error("poolgate is serving as many requests as it may")]
+    Overloaded,
+    #[error("poolgate cannot record requests right now")]
+    CannotRecord,
+    #[error("poolgate is shutting down")]
+    Draining,
+    #[error("the upstream failed: {0}")]
+    Upstream(String),
+    #[error("the upstream did not answer in time")]
+    UpstreamTimeout,
+    #[error("the answer broke off after it had begun; the upstream may have charged for it")]
+    UpstreamBroke,
+    #[error("internal error")]
+    Internal,
+}
+
+fn exhausted_text(resets_at: Option<Timestamp>) -> String {
+    match resets_at {
+        Some(at) => format!(
+            "every account has used up its quota; the next one resets at {}",
+            clock_text(at)
+        ),
+        None => "every account has used up its quota".into(),
+    }
+}
+
+fn seconds_text(wait: Duration) -> String {
+    format!("{} s", wait.as_secs().max(1))
+}
+
+/// `2026-11-22 14:05 UTC`: people read it in a terminal, far from this machine's time zone.
+pub fn clock_text(at: Timestamp) -> String {
+    jiff::Timestamp::from_millisecond(at.0)
+        .map(|t| t.strftime("%Y-%m-%d %H:%M UTC").to_string())
+        .unwrap_or_default()
+}
+
+/// A wait longer than this makes SDKs hang; they are told not to retry instead.
+const LONG_WAIT: Duration = Duration::from_mins(1);
+const OVERLOAD_RETRY: Duration = Duration::from_secs(5);
+
+impl Error {
+    /// Status and stable machine-readable code.
+    pub fn parts(&self) -> (StatusCode, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::Unauthorized => (S::UNAUTHORIZED, "invalid_api_key"),
+            Self::ConflictingKeys => (S::BAD_REQUEST, "conflicting_credentials"),
+            Self::UnknownPath => (S::NOT_FOUND, "unknown_path"),
+            Self::WrongMethod(_) => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::NoWebSocket => (S::UPGRADE_REQUIRED, "websocket_not_served"),
+            Self::WrongContentType => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type"),
+            Self::WrongEncoding => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding"),
+            Self::BadEncoding(_) => (S::BAD_REQUEST, "invalid_content_encoding"),
+            Self::TooLarge { .. } | Self::Bomb => (S::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            Self::BodyTimeout => (S::REQUEST_TIMEOUT, "body_timeout"),
+            Self::BodyCut => (S::BAD_REQUEST, "body_incomplete"),
+            Self::Body(Invalid::Empty) => (S::BAD_REQUEST, "empty_body"),
+            Self::Body(Invalid::TooDeep) => (S::BAD_REQUEST, "json_too_deep"),
+            Self::Body(_) => (S::BAD_REQUEST, "invalid_json"),
+            Self::Field(_) => (S::BAD_REQUEST, "invalid_field"),
+            Self::NoModel => (S::BAD_REQUEST, "missing_model"),
+            Self::ModelForbidden(_) => (S::FORBIDDEN, "model_not_allowed"),
+            Self::ModelUnknown(_) => (S::NOT_FOUND, "model_not_found"),
+            Self::NoFittingAccount(_) => (S::NOT_FOUND, "no_fitting_account"),
+            Self::Exhausted { .. } => (S::TOO_MANY_REQUESTS, "usage_limit_reached"),
+            Self::Unavailable { .. } => (S::SERVICE_UNAVAILABLE, "accounts_unavailable"),
+            Self::NoAccounts => (S::SERVICE_UNAVAILABLE, "no_accounts"),
+            Self::OwnerUnavailable => (S::SERVICE_UNAVAILABLE, "state_owner_unavailable"),
+            Self::Overloaded => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
+            Self::CannotRecord => (S::SERVICE_UNAVAILABLE, "proxy_unavailable"),
+            Self::Draining => (S::SERVICE_UNAVAILABLE, "draining"),
+            Self::Upstream(_) => (S::BAD_GATEWAY, "upstream_error"),
+            Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, "upstream_timeout"),
+            Self::UpstreamBroke => (S::BAD_GATEWAY, "upstream_broke"),
+            Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Exhausted { resets_at, now } => {
+                Some(resets_at.map_or(LONG_WAIT * 5, |at| now.until(at)))
+            }
+            Self::Unavailable { retry_after } => Some(*retry_after),
+            Self::Overloaded | Self::CannotRecord | Self::Draining => Some(OVERLOAD_RETRY),
+            _ => None,
+        }
+    }
+
+    /// In the envelope that the caller's SDK parses.
+    pub fn render(&self, dialect: Dialect) -> Response<Full<Bytes>> {
+        let (mut status, code) = self.parts();
+        // Anthropic's SDKs know 529 as "overloaded, come back".
+        if dialect == Dialect::Anthropic && matches!(self, Self::Unavailable { .. }) {
+            status = StatusCode::from_u16(529).expect("a valid status");
+        }
+        let body = self.body(dialect, status, code);
+        let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        let json = if dialect == Dialect::Plain {
+            "application/problem+json"
+        } else {
+            "application/json"
+        };
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(json));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        headers.insert("x-poolgate-error", HeaderValue::from_static(code));
+        self.retry_headers(dialect, headers);
+        response
+    }
+
+    fn retry_headers(&self, dialect: Dialect, headers: &mut HeaderMap) {
+        match self {
+            Self::NoWebSocket => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::WrongMethod(allowed) => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+            }
+            Self::NoAccounts | Self::OwnerUnavailable => {
+                headers.insert("x-should-retry", HeaderValue::from_static("false"));
+            }
+            _ => {}
+        }
+        if let Some(wait) = self.retry_after() {
+            // Rounded up; 0 would invite an immediate retry.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+            if wait > LONG_WAIT {
+                headers.insert("x-should-retry", HeaderValue::from_static("false"));
+            }
+        }
+        if let Self::Exhausted {
+            resets_at: Some(at),
+            ..
+        } = self
+        {
+            for (name, value) in exhausted_headers(dialect, *at) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+    }
+
+    fn body(&self, dialect: Dialect, status: StatusCode, code: &str) -> Value {
+        let message = self.to_string();
+        match dialect {
+            Dialect::Plain => json!({"title": status.canonical_reason(), "status": status.as_u16(),
+                "detail": message, "code": code}),
+            Dialect::Anthropic => json!({"type": "error", "error":
+                {"type": anthropic_type(status), "message": message, "code": code}}),
+            Dialect::OpenAi => {
+                let mut error = json!({"message": message, "type": openai_type(status),
+                    "param": null, "code": code});
+                if let Self::Exhausted { resets_at, now } = self {
+                    error["type"] = "usage_limit_reached".into();
+                    if let Some(at) = resets_at {
+                        error["resets_at"] = at.unix_seconds().into();
+                        error["resets_in_seconds"] = now.until(*at).as_secs().into();
+                    }
+                }
+                json!({ "error": error })
+            }
+        }
+    }
+}
+
+fn exhausted_headers(dialect: Dialect, resets_at: Timestamp) -> Vec<(&'static str, HeaderValue)> {
+    let reset = HeaderValue::from(resets_at.unix_seconds());
+    let text = HeaderValue::from_static;
+    match dialect {
+        Dialect::OpenAi => vec![
+            ("x-codex-primary-used-percent", text("100")),
+            ("x-codex-primary-window-minutes", text("300")),
+            ("x-codex-primary-reset-at", reset),
+        ],
+        Dialect::Anthropic => vec![
+            ("anthropic-ratelimit-unified-status", text("rejected")),
+            (
+                "anthropic-ratelimit-unified-representative-claim",
+                text("five_hour"),
+            ),
+            ("anthropic-ratelimit-unified-reset", reset.clone()),
+            ("anthropic-ratelimit-unified-5h-status", text("rejected")),
+            ("anthropic-ratelimit-unified-5h-utilization", text("1")),
+            ("anthropic-ratelimit-unified-5h-reset", reset),
+        ],
+        Dialect::Plain => vec![],
+    }
+}
+
+fn anthropic_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        503 | 529 => "overloaded_error",
+        504 => "timeout_error",
+        _ => "api_error",
+    }
+}
+
+fn openai_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        _ => "server_error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_795_300_000_000);
+
+    fn render(error: &Error, dialect: Dialect) -> (u16, HeaderMap, Value) {
+        let (head, body) = error.render(dialect).into_parts();
+        let body = futures_util::FutureExt::now_or_never(body.collect())
+            .unwrap()
+            .unwrap();
+        (
+            head.status.as_u16(),
+            head.headers,
+            serde_json::from_slice(&body.to_bytes()).unwrap(),
+        )
+    }
+
+    fn exhausted(seconds: u64) -> Error {
+        Error::Exhausted {
+            resets_at: Some(NOW.plus(Duration::from_secs(seconds))),
+            now: NOW,
+        }
+    }
+
+    #[test]
+    fn codex_is_told_when_to_come_back() {
+        let (status, headers, body) = render(&exhausted(9000), Dialect::OpenAi);
+        assert_eq!(status, 429);
+        assert_eq!(body["error"]["type"], "usage_limit_reached");
+        assert_eq!(body["error"]["resets_at"], 1_795_309_000);
+        assert_eq!(body["error"]["resets_in_seconds"], 9000);
+        assert_eq!(headers["retry-after"], "9000");
+        assert_eq!(headers["x-should-retry"], "false");
+        assert_eq!(headers["x-codex-primary-reset-at"], "1795309000");
+    }
+
+    #[test]
+    fn claude_is_told_not_to_sleep_for_hours() {
+        let (status, headers, body) = render(&exhausted(9000), Dialect::Anthropic);
+        assert_eq!(
+            (status, &body["error"]["type"]),
+            (429, &json!("rate_limit_error"))
+        );
+        assert!(body["error"]["message"].as_str().unwrap().contains("UTC"));
+        assert_eq!(headers["x-should-retry"], "false");
+        assert_eq!(headers["anthropic-ratelimit-unified-status"], "rejected");
+        let (_, headers, _) = render(&exhausted(30), Dialect::Anthropic);
+        assert!(
+            !headers.contains_key("x-should-retry"),
+            "a short wait may be slept through"
+        );
+    }
+
+    #[test]
+    fn each_dialect_gets_its_envelope() {
+        let (_, _, openai) = render(&Error::Unauthorized, Dialect::OpenAi);
+        assert_eq!(openai["error"]["code"], "invalid_api_key");
+        let (_, _, anthropic) = render(&Error::Unauthorized, Dialect::Anthropic);
+        assert_eq!(
+            (&anthropic["type"], &anthropic["error"]["type"]),
+            (&json!("error"), &json!("authentication_error"))
+        );
+        let (_, _, plain) = render(&Error::Overloaded, Dialect::Plain);
+        assert!(plain["detail"].is_string());
+        let wait = Error::Unavailable {
+            retry_after: Duration::from_millis(1500),
+        };
+        let (status, headers, _) = render(&wait, Dialect::Anthropic);
+        assert_eq!(
+            (status, &headers["retry-after"]),
+            (529, &HeaderValue::from_static("2"))
+        );
+        assert_eq!(render(&wait, Dialect::OpenAi).0, 503);
+    }
+}

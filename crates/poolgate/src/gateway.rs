@@ -1,0 +1,295 @@
+//! The data path: what happens to a client's request, in named steps.
+//!
+//! | step | file | gives | refuses with |
+//! |---|---|---|---|
+//! | route | `route` | endpoint and dialect | 404, 405, 426 |
+//! | authenticate | `authenticate` | a caller | 401, 400 |
+//! | admit | `admit` | a permit in its lane, before the body is read | 429 |
+//! | read | `read` | the body, bounded, and its head | 400, 408, 413, 415 |
+//! | lease, attempt, judge | `dispatch` | an answer whose output has begun | 429, 502, 503 |
+//! | relay, settle | `relay`, `settle` | bytes to the client, one row in the ledger | – |
+//!
+//! [`handle`] cannot fail: it renders any [`Error`] in the caller's dialect.
+
+mod admit;
+mod assemble;
+mod attempt;
+mod authenticate;
+mod dispatch;
+mod headers;
+mod judge;
+mod models;
+mod opening;
+mod prepare;
+mod read;
+mod relay;
+mod route;
+mod settle;
+mod splitter;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use poolgate_core::account::{Kind, Surface, model_matches};
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::error::{Dialect, Error};
+use crate::pool::SessionKey;
+
+pub use admit::Lanes;
+pub use attempt::{authorize, bearer};
+use authenticate::Caller;
+pub use authenticate::presented as presented_key;
+use dispatch::Dispatched;
+pub use models::{Catalogue, fetch_models};
+pub use read::scoped;
+pub use relay::Outgoing;
+use relay::{Relay, Relayed};
+use route::{Contract, Endpoint};
+use settle::{Ending, Record};
+
+/// A request that has been understood.
+#[derive(Debug)]
+pub struct Call {
+    pub caller: Caller,
+    pub surface: Surface,
+    pub query: Option<String>,
+    pub headers: HeaderMap,
+    pub payload: read::Payload,
+    pub head: read::Head,
+    /// The turn that an earlier answer named.
+    pub turn: Option<SessionKey>,
+    pub deadline: Instant,
+}
+
+pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Outgoing> {
+    let dialect = route::dialect(request.uri().path(), request.headers());
+    match forward(app, request, dialect).await {
+        Ok(response) => response,
+        Err(error) => error.render(dialect).map(Outgoing::Whole),
+    }
+}
+
+async fn forward(
+    app: Arc<App>,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> Result<Response<Outgoing>, Error> {
+    let uri = request.uri();
+    let endpoint = route::route(request.method(), uri.path(), uri.query(), request.headers())?;
+    match endpoint {
+        Endpoint::Healthy => Ok(whole(StatusCode::OK, "text/plain", "ok\n".into())),
+        Endpoint::Ready => ready(&app),
+        Endpoint::AdminStatus => crate::admin::status(&app, request.headers()),
+        Endpoint::Models(list) => {
+            let caller = authenticate::authenticate(&app.keys, request.headers(), app.clock.now())?;
+            models::list(&app, &caller, list, request.headers()).await
+        }
+        Endpoint::Proxy { surface, contract } => {
+            proxy(app, request, dialect, surface, contract).await
+        }
+    }
+}
+
+async fn proxy(
+    app: Arc<App>,
+    request: Request<Incoming>,
+    dialect: Dialect,
+    surface: Surface,
+    contract: Contract,
+) -> Result<Response<Outgoing>, Error> {
+    let caller = authenticate::authenticate(&app.keys, request.headers(), app.clock.now())?;
+    if app.tasks.stop.is_cancelled() {
+        return Err(Error::Draining);
+    }
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    let mut record = Record::new(Arc::clone(&app), id.clone(), caller.key.id, surface.name());
+    let served = serve(app, request, caller, surface, contract, &mut record).await;
+    let mut response = match served {
+        Ok(Served::Relay(head, parts)) => {
+            let (app, lease, permit, opening, of) = *parts;
+            let relay = Relay::new(app, lease, record, permit, opening, of);
+            head.map(|()| Outgoing::Relay(Box::new(relay)))
+        }
+        Ok(Served::Whole(response)) => response,
+        Err(error) => {
+            record.fail(&error);
+            error.render(dialect).map(Outgoing::Whole)
+        }
+    };
+    let value = HeaderValue::from_str(&id).expect("hexadecimal");
+    response
+        .headers_mut()
+        .insert("x-poolgate-request-id", value);
+    Ok(response)
+}
+
+type RelayParts = (
+    Arc<App>,
+    crate::pool::Lease,
+    admit::Permit,
+    opening::Opening,
+    Relayed,
+);
+
+enum Served {
+    Relay(Response<()>, Box<RelayParts>),
+    Whole(Response<Outgoing>),
+}
+
+async fn serve(
+    app: Arc<App>,
+    request: Request<Incoming>,
+    caller: Caller,
+    surface: Surface,
+    contract: Contract,
+    record: &mut Record,
+) -> Result<Served, Error> {
+    if !app.spool.has_room() {
+        return Err(Error::CannotRecord);
+    }
+    let permit = app.lanes.admit(surface)?;
+    let deadline = Instant::now() + app.config.limits.request_timeout;
+    let (head, body) = request.into_parts();
+    let payload = read::read(&head.headers, body, &app.config.limits).await?;
+    let peeked = read::peek(surface, &head.headers, &payload.document, caller.key.id)?;
+    record.read(&peeked);
+    let allowed = &caller.key.models;
+    if !allowed.is_empty()
+        && !allowed
+            .iter()
+            .any(|pattern| model_matches(pattern, &peeked.model))
+    {
+        return Err(Error::ModelForbidden(peeked.model));
+    }
+    let turn = head
+        .headers
+        .get("x-codex-turn-state")
+        .and_then(|value| value.to_str().ok());
+    let call = Call {
+        turn: turn.map(|turn| scoped(caller.key.id, turn)),
+        query: head.uri.query().map(str::to_owned),
+        headers: head.headers,
+        caller,
+        surface,
+        payload,
+        head: peeked,
+        deadline,
+    };
+    let sent_at = app.clock.now();
+    let dispatched = dispatch::dispatch(&app, &call, record).await?;
+    Ok(answer(
+        app, call, dispatched, contract, permit, sent_at, record,
+    ))
+}
+
+/// The body is no longer needed: nothing is sent again from here on.
+fn answer(
+    app: Arc<App>,
+    call: Call,
+    dispatched: Dispatched,
+    contract: Contract,
+    permit: admit::Permit,
+    sent_at: poolgate_core::units::Timestamp,
+    record: &mut Record,
+) -> Served {
+    let Call {
+        caller,
+        surface,
+        head: request_head,
+        ..
+    } = call;
+    let (lease, reply, assembled) = match dispatched {
+        Dispatched::Stream(lease, answer) => {
+            record.headed(answer.head.status.as_u16());
+            let mut response = Response::new(());
+            *response.status_mut() = answer.head.status;
+            *response.headers_mut() = headers::to_client(&answer.head.headers);
+            remember_turn(&app, &caller, &lease, &answer.head.headers);
+            let of = Relayed {
+                surface,
+                model: request_head.model,
+                key_id: caller.key.id,
+                stores: request_head.stores && lease.account.kind != Kind::Codex,
+                sent_at,
+                drop_codex_events: contract == Contract::Strict
+                    && lease.account.kind == Kind::Codex,
+            };
+            return Served::Relay(response, Box::new((app, lease, permit, answer.opening, of)));
+        }
+        Dispatched::Whole(lease, reply, assembled) => (lease, reply, assembled),
+    };
+    remember_turn(&app, &caller, &lease, &reply.head.headers);
+    let status = client_status(reply.head.status);
+    record.headed(status.as_u16());
+    record.relayed(reply.body.len());
+    if assembled.is_some() {
+        let attempt = poolgate_core::outcome::Attempt {
+            model: &request_head.model,
+            sent_at,
+            now: app.clock.now(),
+            refreshed: false,
+        };
+        app.pool.settle(
+            lease.account.id,
+            poolgate_core::outcome::Outcome::Served,
+            attempt,
+        );
+    }
+    record.finish(
+        Ending::Complete,
+        assembled.map(|a| a.usage).unwrap_or_default(),
+    );
+    let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers::to_client(&reply.head.headers);
+    Served::Whole(response)
+}
+
+/// A 401 or 403 of an upstream makes clients throw away their own sign-in or retry in vain; what
+/// comes here with one of them is a policy's refusal, the request's own fault.
+fn client_status(upstream: StatusCode) -> StatusCode {
+    match upstream {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => StatusCode::BAD_REQUEST,
+        status => status,
+    }
+}
+
+fn remember_turn(app: &App, caller: &Caller, lease: &crate::pool::Lease, headers: &HeaderMap) {
+    if let Some(turn) = headers
+        .get("x-codex-turn-state")
+        .and_then(|value| value.to_str().ok())
+    {
+        app.pool.own(
+            scoped(caller.key.id, turn),
+            lease.account.id,
+            app.clock.now(),
+        );
+    }
+}
+
+fn ready(app: &App) -> Result<Response<Outgoing>, Error> {
+    if app.tasks.stop.is_cancelled() {
+        return Err(Error::Draining);
+    }
+    Ok(whole(StatusCode::OK, "text/plain", "ready\n".into()))
+}
+
+pub fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Outgoing> {
+    let mut response = Response::new(Outgoing::Whole(Full::new(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static(content_type),
+    );
+    headers.insert(
+        http::header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    response
+}

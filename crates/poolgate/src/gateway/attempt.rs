@@ -1,0 +1,166 @@
+//! One request to one account: the token, the headers, the call. What came of it is judged
+//! elsewhere.
+
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use poolgate_core::account::{Kind, Surface};
+
+use super::headers::{self, add_beta};
+use super::prepare::{self, Prepared};
+use super::{Call, dispatch::Target};
+use crate::app::App;
+use crate::credentials::{Bearer, CredentialError, RefreshContext};
+use crate::egress::SendError;
+use crate::error::Error;
+use crate::pool::Account;
+
+/// Claude sign-ins are refused without it (wire facts §5).
+const OAUTH_BETA: &str = "oauth-2025-04-20";
+/// The API has no default version; every SDK sends one.
+const ANTHROPIC_VERSION: &str = "2023-06-01";
+
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptError {
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// Ours, not the account's.
+    #[error("the request cannot be built: {0}")]
+    Build(#[from] http::Error),
+}
+
+impl App {
+    pub fn refresh_context(&self, account: &Account) -> RefreshContext {
+        RefreshContext {
+            token_url: account.token_url.clone(),
+            egress: self.egress.clone(),
+            clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
+        }
+    }
+}
+
+/// Renews the token that the upstream has just refused.
+pub async fn refresh(
+    app: &App,
+    account: &Account,
+    refused: &Bearer,
+) -> Result<Bearer, CredentialError> {
+    account
+        .credential
+        .replace(refused, &app.refresh_context(account))
+        .await
+}
+
+/// A token to try with.
+pub async fn bearer(app: &App, account: &Account) -> Result<Bearer, CredentialError> {
+    account
+        .credential
+        .bearer(&app.refresh_context(account))
+        .await
+}
+
+/// Sends, up to the head of the answer.
+pub async fn send(
+    app: &App,
+    call: &Call,
+    target: &Target<'_>,
+) -> Result<(Response<Incoming>, bool), AttemptError> {
+    let prepared = prepare::prepare(
+        target.account,
+        call.surface,
+        &call.payload,
+        call.head.stream,
+    );
+    let streams = prepared.streams;
+    let timeout = if streams {
+        app.config.limits.stream_head_timeout
+    } else {
+        app.config.limits.head_timeout
+    };
+    let request = build(call, target, prepared)?;
+    Ok((app.egress.send(request, timeout).await?, streams))
+}
+
+fn build(
+    call: &Call,
+    target: &Target<'_>,
+    prepared: Prepared,
+) -> Result<Request<Full<bytes::Bytes>>, http::Error> {
+    let account = target.account;
+    let path = prepare::path(account, call.surface, call.query.as_deref());
+    let uri: Uri = format!("{}{path}", account.upstream.origin).parse()?;
+    let mut request = Request::builder()
+        .method(Method::POST)
+        .uri(uri)
+        .body(Full::new(prepared.body))?;
+    let headers = request.headers_mut();
+    *headers = headers::to_upstream(&call.headers);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(encoding) = prepared.encoding {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
+    }
+    if target.moved {
+        // Turn state is bound to the account that issued it.
+        headers.remove("x-codex-turn-state");
+    }
+    authorize(headers, account.kind, call.surface, target.bearer)?;
+    Ok(request)
+}
+
+/// The account's own credential, in the form its upstream reads.
+pub fn authorize(
+    headers: &mut HeaderMap,
+    kind: Kind,
+    surface: Surface,
+    bearer: &Bearer,
+) -> Result<(), http::Error> {
+    let sensitive = |text: &str| {
+        HeaderValue::from_str(text).map(|mut value| {
+            value.set_sensitive(true);
+            value
+        })
+    };
+    let token = bearer.token.expose();
+    let speaks_messages = matches!(surface, Surface::Messages | Surface::CountTokens);
+    match kind {
+        Kind::Anthropic => {
+            headers.insert("x-api-key", sensitive(token)?);
+        }
+        // Nobody knows which of the two a compatible Messages endpoint reads.
+        Kind::Compatible if speaks_messages => {
+            headers.insert("x-api-key", sensitive(token)?);
+            headers.insert(AUTHORIZATION, sensitive(&format!("Bearer {token}"))?);
+        }
+        _ => {
+            headers.insert(AUTHORIZATION, sensitive(&format!("Bearer {token}"))?);
+        }
+    }
+    if let (Kind::Codex, Some(account)) = (kind, &bearer.account_id) {
+        headers.insert("chatgpt-account-id", sensitive(account)?);
+    }
+    if kind == Kind::Claude {
+        add_beta(headers, OAUTH_BETA);
+    }
+    if speaks_messages && !headers.contains_key("anthropic-version") {
+        headers.insert(
+            "anthropic-version",
+            HeaderValue::from_static(ANTHROPIC_VERSION),
+        );
+    }
+    Ok(())
+}
+
+impl From<&AttemptError> for Error {
+    fn from(error: &AttemptError) -> Self {
+        match error {
+            AttemptError::Send(SendError::Timeout) => Self::UpstreamTimeout,
+            AttemptError::Send(error) => Self::Upstream(error.to_string()),
+            AttemptError::Credential(_) => Self::Upstream("its token could not be renewed".into()),
+            AttemptError::Build(_) => Self::Internal,
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Which headers cross, in each direction: families and named singles on a list, everything else
+//! stays behind. New headers of the known clients pass because their family does; credentials,
+//! cookies, forwarding headers and whatever names another account cannot, because nothing lists
+//! them.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+const FAMILIES: [&str; 6] = [
+    "x-codex-",
+    "x-openai-",
+    "openai-",
+    "anthropic-",
+    "x-claude-code-",
+    "x-stainless-",
+];
+
+const REQUEST_SINGLES: [&str; 16] = [
+    "accept",
+    "accept-language",
+    "content-type",
+    "conversation-id",
+    "conversation_id",
+    "idempotency-key",
+    "originator",
+    "session-id",
+    "session_id",
+    "thread-id",
+    "traceparent",
+    "tracestate",
+    "user-agent",
+    "version",
+    "x-app",
+    "x-client-request-id",
+];
+
+/// Inside a listed family, and all the same never forwarded: they choose an account or organisation.
+const REQUEST_NEVER: [&str; 2] = ["openai-organization", "openai-project"];
+
+const RESPONSE_SINGLES: [&str; 9] = [
+    "cache-control",
+    "content-type",
+    "content-language",
+    "request-id",
+    "retry-after",
+    "x-oai-request-id",
+    "x-reasoning-included",
+    "x-request-id",
+    "x-should-retry",
+];
+
+/// Names of the account or organisation that served, which clients have no business with.
+const RESPONSE_NEVER: [&str; 3] = [
+    "openai-organization",
+    "openai-project",
+    "anthropic-organization-id",
+];
+
+fn in_family(name: &str) -> bool {
+    FAMILIES.iter().any(|family| name.starts_with(family))
+}
+
+/// What of the client's headers goes upstream. Credentials and framing are added by the attempt.
+pub fn to_upstream(client: &HeaderMap) -> HeaderMap {
+    let passes = |name: &HeaderName| {
+        let name = name.as_str();
+        (in_family(name) && !REQUEST_NEVER.contains(&name)) || REQUEST_SINGLES.contains(&name)
+    };
+    // A header named by Connection belongs to the client's own hop.
+    let hop: Vec<String> = client
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let mut out = HeaderMap::with_capacity(client.len());
+    for (name, value) in client {
+        if passes(name) && !hop.iter().any(|h| h == name.as_str()) {
+            out.append(name.clone(), value.clone());
+        }
+    }
+    out
+}
+
+/// What of an upstream's headers goes to the client.
+pub fn to_client(upstream: &HeaderMap) -> HeaderMap {
+    let passes = |name: &str| {
+        (in_family(name) && !RESPONSE_NEVER.contains(&name) && !is_limit(name))
+            || RESPONSE_SINGLES.contains(&name)
+    };
+    let mut out = HeaderMap::with_capacity(upstream.len());
+    for (name, value) in upstream {
+        if passes(name.as_str()) {
+            out.append(name.clone(), value.clone());
+        }
+    }
+    out.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    out
+}
+
+/// One account's limits, which would jump with every failover.
+fn is_limit(name: &str) -> bool {
+    name.starts_with("anthropic-ratelimit-")
+        || name.starts_with("x-codex-credits-")
+        || name.contains("-primary-")
+        || name.contains("-secondary-")
+        || name.ends_with("-limit-name")
+        || matches!(
+            name,
+            "x-codex-active-limit"
+                | "x-codex-plan-type"
+                | "x-codex-promo-message"
+                | "x-codex-rate-limit-reached-type"
+        )
+}
+
+/// Adds `beta` to `anthropic-beta`, after what the client asked for.
+pub fn add_beta(headers: &mut HeaderMap, beta: &str) {
+    const NAME: &str = "anthropic-beta";
+    let known: Vec<&str> = headers
+        .get_all(NAME)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
+    if known
+        .iter()
+        .any(|value| value.split(',').any(|item| item.trim() == beta))
+    {
+        return;
+    }
+    let all = known
+        .into_iter()
+        .chain([beta])
+        .collect::<Vec<_>>()
+        .join(",");
+    if let Ok(value) = HeaderValue::from_str(&all) {
+        headers.insert(NAME, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        map
+    }
+
+    fn names(map: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<&str> = map.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn only_listed_headers_reach_an_upstream() {
+        let client = map(&[
+            ("authorization", "Bearer pg-x"),
+            ("x-api-key", "pg-x"),
+            ("cookie", "a=b"),
+            ("host", "gateway"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("chatgpt-account-id", "theirs"),
+            ("openai-organization", "theirs"),
+            ("accept-encoding", "br"),
+            ("content-encoding", "zstd"),
+            ("connection", "keep-alive, x-codex-hop"),
+            ("x-codex-hop", "1"),
+            ("anthropic-dangerous-direct-browser-access", "true"),
+            ("x-codex-turn-metadata", "{}"),
+            ("x-stainless-retry-count", "0"),
+            ("session-id", "s"),
+            ("user-agent", "codex_exec"),
+            ("x-new-vendor", "1"),
+        ]);
+        let want = [
+            "anthropic-dangerous-direct-browser-access",
+            "session-id",
+            "user-agent",
+            "x-codex-turn-metadata",
+            "x-stainless-retry-count",
+        ];
+        assert_eq!(names(&to_upstream(&client)), want);
+    }
+
+    #[test]
+    fn nothing_of_the_account_reaches_a_client() {
+        let upstream = map(&[
+            ("set-cookie", "a=b"),
+            ("server", "cloudflare"),
+            ("location", "https://elsewhere"),
+            ("anthropic-organization-id", "org"),
+            ("openai-organization", "org"),
+            ("x-models-etag", "x"),
+            ("x-ratelimit-remaining-requests", "1"),
+            ("anthropic-ratelimit-unified-5h-utilization", "0.1"),
+            ("x-codex-primary-used-percent", "1"),
+            ("x-codex-bengalfox-secondary-reset-at", "1"),
+            ("x-codex-credits-balance", "5"),
+            ("x-codex-plan-type", "plus"),
+            ("x-codex-turn-state", "ts"),
+            ("openai-model", "m"),
+            ("request-id", "r"),
+            ("content-type", "text/event-stream"),
+        ]);
+        let want = [
+            "content-type",
+            "openai-model",
+            "request-id",
+            "x-codex-turn-state",
+            "x-content-type-options",
+        ];
+        assert_eq!(names(&to_client(&upstream)), want);
+    }
+
+    #[test]
+    fn a_beta_is_added_once_and_replaces_nothing() {
+        let mut headers = map(&[("anthropic-beta", "a,b"), ("anthropic-beta", "c")]);
+        add_beta(&mut headers, "oauth-2025-04-20");
+        assert_eq!(headers["anthropic-beta"], "a,b,c,oauth-2025-04-20");
+        add_beta(&mut headers, "oauth-2025-04-20");
+        assert_eq!(headers["anthropic-beta"], "a,b,c,oauth-2025-04-20");
+        let mut none = HeaderMap::new();
+        add_beta(&mut none, "x");
+        assert_eq!(none["anthropic-beta"], "x");
+    }
+}

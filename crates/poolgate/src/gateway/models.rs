@@ -1,0 +1,262 @@
+//! `GET …/models`: the union over the accounts a key may use, each entry as its upstream wrote it.
+//!
+//! Lists are kept for ten minutes per account, and asked for side by side. The ETag is our own, a
+//! digest of the answer: upstream's would change with the account, and Codex lists models again
+//! whenever it does.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
+use parking_lot::Mutex;
+use poolgate_core::account::{AccountId, Kind, Surface, model_matches};
+use poolgate_core::units::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::authenticate::Caller;
+use super::relay::Outgoing;
+use super::route::ModelList;
+use super::{authorize, bearer, whole};
+use crate::app::App;
+use crate::error::Error;
+use crate::json::quote;
+use crate::pool::Account;
+use crate::secret::{Secret, sha256};
+
+const KEPT_FOR: Duration = Duration::from_mins(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Codex accounts are asked with the client's version; without one, with this.
+const CODEX_VERSION: &str = "0.169.0";
+
+/// Lists as the upstreams gave them.
+#[derive(Debug, Default)]
+pub struct Catalogue(Mutex<HashMap<AccountId, (Timestamp, Arc<Vec<Model>>)>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    pub id: String,
+    /// The entry's bytes.
+    entry: String,
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow, default)]
+    data: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    models: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    id: Option<String>,
+    slug: Option<String>,
+}
+
+pub async fn list(
+    app: &App,
+    caller: &Caller,
+    list: ModelList,
+    headers: &HeaderMap,
+) -> Result<Response<Outgoing>, Error> {
+    let wanted = |kind: Kind| match list {
+        ModelList::Codex => kind == Kind::Codex,
+        ModelList::OpenAi => matches!(kind, Kind::Codex | Kind::OpenAi | Kind::Compatible),
+        ModelList::Anthropic => matches!(kind, Kind::Claude | Kind::Anthropic),
+    };
+    let accounts: Vec<Arc<Account>> = app
+        .pool
+        .members(&caller.key.pools)
+        .into_iter()
+        .filter(|a| wanted(a.kind))
+        .collect();
+    if accounts.is_empty() {
+        return Err(Error::NoFittingAccount(match list {
+            ModelList::Codex => "codex",
+            ModelList::OpenAi => "codex, openai or compatible",
+            ModelList::Anthropic => "claude or anthropic",
+        }));
+    }
+    let lists = join_all(accounts.iter().map(|account| models_of(app, account))).await;
+    if let Some(error) = lists
+        .iter()
+        .all(Result::is_err)
+        .then(|| lists[0].as_ref().err())
+        .flatten()
+    {
+        return Err(Error::Upstream(format!(
+            "no account lists its models: {error}"
+        )));
+    }
+    let mut seen = HashSet::new();
+    let allowed = &caller.key.models;
+    let entries: Vec<String> = accounts
+        .iter()
+        .zip(&lists)
+        .filter_map(|(account, list)| Some((account, list.as_ref().ok()?)))
+        .flat_map(|(account, list)| list.iter().map(move |model| (account.kind, model)))
+        .filter(|(_, model)| {
+            allowed.is_empty() || allowed.iter().any(|p| model_matches(p, &model.id))
+        })
+        .filter(|(_, model)| seen.insert(model.id.clone()))
+        .map(|(kind, model)| entry(list, kind, model))
+        .collect();
+    Ok(respond(render(list, &entries, &accounts, &lists), headers))
+}
+
+/// Codex's catalogue entries are no entries of `OpenAI`'s list; their names are.
+fn entry(list: ModelList, kind: Kind, model: &Model) -> String {
+    if list == ModelList::OpenAi && kind == Kind::Codex {
+        let id = quote(&model.id);
+        return format!(r#"{{"id":{id},"object":"model","created":0,"owned_by":"openai"}}"#);
+    }
+    model.entry.clone()
+}
+
+fn render(
+    list: ModelList,
+    entries: &[String],
+    _accounts: &[Arc<Account>],
+    lists: &[Result<Arc<Vec<Model>>, String>],
+) -> String {
+    let joined = entries.join(",");
+    match list {
+        ModelList::OpenAi => format!(r#"{{"object":"list","data":[{joined}]}}"#),
+        ModelList::Codex => format!(r#"{{"models":[{joined}]}}"#),
+        ModelList::Anthropic => {
+            let ids: Vec<&str> = lists
+                .iter()
+                .flatten()
+                .flat_map(|l| l.iter())
+                .map(|m| m.id.as_str())
+                .collect();
+            let id = |id: Option<&&str>| id.map_or("null".into(), |id| quote(id));
+            let (first, last) = (id(ids.first()), id(ids.last()));
+            format!(r#"{{"data":[{joined}],"has_more":false,"first_id":{first},"last_id":{last}}}"#)
+        }
+    }
+}
+
+fn respond(body: String, headers: &HeaderMap) -> Response<Outgoing> {
+    let digest = sha256(body.as_bytes());
+    let etag: String = digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let etag = format!("\"pg-{etag}\"");
+    let known = headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|value| value.as_bytes() == etag.as_bytes());
+    let mut response = if known {
+        whole(StatusCode::NOT_MODIFIED, "application/json", Bytes::new())
+    } else {
+        whole(StatusCode::OK, "application/json", Bytes::from(body))
+    };
+    let etag = HeaderValue::from_str(&etag).expect("hexadecimal");
+    response.headers_mut().insert(header::ETAG, etag);
+    response
+}
+
+async fn models_of(app: &App, account: &Account) -> Result<Arc<Vec<Model>>, String> {
+    let now = app.clock.now();
+    let known = app.catalogue.0.lock().get(&account.id).cloned();
+    if let Some((at, models)) = &known
+        && now < at.plus(KEPT_FOR)
+    {
+        return Ok(Arc::clone(models));
+    }
+    match fetch_models(app, account).await {
+        Ok(models) => {
+            let models = Arc::new(models);
+            app.catalogue
+                .0
+                .lock()
+                .insert(account.id, (now, Arc::clone(&models)));
+            Ok(models)
+        }
+        // An old list is better than none.
+        Err(error) => known.map(|(_, models)| models).ok_or(error),
+    }
+}
+
+/// Asks the account's upstream. Also how `poolgate account test` finds out whether it works.
+pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, String> {
+    let (path, surface) = match account.kind {
+        Kind::Codex => (
+            format!("/models?client_version={CODEX_VERSION}"),
+            Surface::Responses,
+        ),
+        Kind::Claude | Kind::Anthropic => ("/v1/models?limit=1000".into(), Surface::Messages),
+        Kind::OpenAi | Kind::Compatible => ("/models".into(), Surface::Responses),
+    };
+    let uri: Uri = format!(
+        "{}{}{path}",
+        account.upstream.origin, account.upstream.prefix
+    )
+    .parse()
+    .map_err(|error: http::uri::InvalidUri| error.to_string())?;
+    let token = bearer(app, account)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut headers = HeaderMap::new();
+    authorize(&mut headers, account.kind, surface, &token).map_err(|error| error.to_string())?;
+    let headers: Vec<(&'static str, Secret)> = [
+        "authorization",
+        "x-api-key",
+        "chatgpt-account-id",
+        "anthropic-beta",
+        "anthropic-version",
+    ]
+    .into_iter()
+    .filter_map(|name| Some((name, Secret::new(headers.get(name)?.to_str().ok()?))))
+    .collect();
+    let answer = app
+        .egress
+        .call(Method::GET, uri, &headers, None, CALL_TIMEOUT)
+        .await;
+    let (head, body) = answer.map_err(|error| format!("{error:#}"))?;
+    if head.status != StatusCode::OK {
+        return Err(format!("the upstream answered {}", head.status.as_u16()));
+    }
+    parse(&body).ok_or_else(|| "the upstream's list is not what it should be".into())
+}
+
+fn parse(body: &[u8]) -> Option<Vec<Model>> {
+    let answer: Answer<'_> = serde_json::from_slice(body).ok()?;
+    let entries = answer.data.into_iter().chain(answer.models);
+    Some(
+        entries
+            .filter_map(|raw| {
+                let entry: Entry = serde_json::from_str(raw.get()).ok()?;
+                Some(Model {
+                    id: entry.slug.or(entry.id)?,
+                    entry: raw.get().to_owned(),
+                })
+            })
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_both_shapes_and_keeps_entries_as_written() {
+        let openai = br#"{"object":"list","data":[{"id":"gpt-5.5", "x":1.50},{"no":"id"}]}"#;
+        let want = Model {
+            id: "gpt-5.5".into(),
+            entry: r#"{"id":"gpt-5.5", "x":1.50}"#.into(),
+        };
+        assert_eq!(parse(openai), Some(vec![want]));
+        let codex = parse(br#"{"models":[{"slug":"gpt-6"}]}"#).unwrap();
+        assert_eq!(codex[0].id, "gpt-6");
+        assert_eq!(parse(b"<html>"), None);
+        let as_openai = entry(ModelList::OpenAi, Kind::Codex, &codex[0]);
+        assert!(as_openai.contains(r#""id":"gpt-6""#));
+    }
+}

@@ -1,0 +1,94 @@
+//! The commit point. An answer's first bytes are withheld until output has begun, 64 KiB are held,
+//! or two seconds have passed since its head; whatever fails before that can still be answered by
+//! another account. After it, nothing is ever replayed.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+
+use crate::providers::{ErrorFields, Tap};
+
+const HOLD_MAX: usize = 64 << 10;
+const HOLD_FOR: Duration = Duration::from_secs(2);
+
+/// The beginning of an answer, and the rest of it.
+#[derive(Debug)]
+pub struct Opening {
+    pub held: VecDeque<Bytes>,
+    /// `None`: the body has ended.
+    pub rest: Option<Incoming>,
+    pub tap: Tap,
+}
+
+#[derive(Debug)]
+pub enum Opened {
+    /// Committed: this goes to the client.
+    Good(Opening),
+    /// The upstream reported an error before any output.
+    Failed(ErrorFields),
+    /// The body broke, or ended without being whole, before any output.
+    Lost,
+    /// It ended, and is not what its head promised.
+    Garbage,
+}
+
+/// `json`: a plain body, withheld until it is whole or a bound is reached.
+pub async fn open(mut body: Incoming, mut tap: Tap, json: bool) -> Opened {
+    let until = Instant::now() + HOLD_FOR;
+    let mut held = VecDeque::new();
+    let mut size = 0;
+    loop {
+        let frame = match timeout_at(until, body.frame()).await {
+            Err(_) => {
+                return Opened::Good(Opening {
+                    held,
+                    rest: Some(body),
+                    tap,
+                });
+            }
+            Ok(None) => return ended(held, tap, json),
+            Ok(Some(Err(_))) => return Opened::Lost,
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        tap.feed(&data);
+        size += data.len();
+        held.push_back(data);
+        if tap.semantic || size >= HOLD_MAX {
+            return Opened::Good(Opening {
+                held,
+                rest: Some(body),
+                tap,
+            });
+        }
+        if let Some(error) = tap.error.take() {
+            return Opened::Failed(error);
+        }
+    }
+}
+
+fn ended(held: VecDeque<Bytes>, mut tap: Tap, json: bool) -> Opened {
+    if !tap.end() {
+        return Opened::Lost;
+    }
+    if json {
+        let all: Vec<u8> = held
+            .iter()
+            .flat_map(|chunk| chunk.iter().copied())
+            .collect();
+        if serde_json::from_slice::<&serde_json::value::RawValue>(&all).is_err() {
+            return Opened::Garbage;
+        }
+    }
+    Opened::Good(Opening {
+        held,
+        rest: None,
+        tap,
+    })
+}

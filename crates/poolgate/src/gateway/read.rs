@@ -1,0 +1,393 @@
+//! The request body: bounded, decoded, and peeked at.
+//!
+//! What arrives is kept as it came, so that an untouched body can be forwarded untouched; fields are
+//! read from the decoded text. Nothing of a body that breaks a rule reaches an upstream.
+
+use std::io;
+use std::time::Duration;
+
+use async_compression::tokio::bufread::{DeflateDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use poolgate_core::account::Surface;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::config::Limits;
+use crate::error::Error;
+use crate::json::Document;
+use crate::pool::SessionKey;
+use crate::secret::sha256;
+
+/// Silence while a body is being sent.
+const BODY_IDLE: Duration = Duration::from_secs(15);
+const RATIO_MAX: usize = 100;
+/// Below this a high ratio is harmless, and common: a prompt of blanks compresses well.
+const RATIO_FROM: usize = 1 << 20;
+/// Parsing more than this at once would hold up other requests of the thread.
+const PARSE_INLINE: usize = 256 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    Gzip,
+    Deflate,
+    Zstd,
+}
+
+#[derive(Clone, Debug)]
+pub struct Payload {
+    /// As the client sent it.
+    pub wire: Bytes,
+    pub encoding: Option<Encoding>,
+    pub document: Document,
+}
+
+/// What a request says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub model: String,
+    pub stream: bool,
+    /// Keeps a conversation where its prompt cache is warm.
+    pub session: Option<SessionKey>,
+    /// The response whose state the request goes on from.
+    pub owner: Option<SessionKey>,
+    /// The upstream is asked to keep the response, so that a later request may refer to it.
+    pub stores: bool,
+}
+
+impl Encoding {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Deflate => "deflate",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+pub async fn read(headers: &HeaderMap, body: Incoming, limits: &Limits) -> Result<Payload, Error> {
+    check_content_type(headers)?;
+    let encoding = encoding(headers)?;
+    let wire = collect(body, limits.body_max).await?;
+    let text = match encoding {
+        None => wire.clone(),
+        Some(encoding) => decode(wire.clone(), encoding, limits.decoded_max).await?,
+    };
+    let document = if text.len() > PARSE_INLINE {
+        let parsed = tokio::task::spawn_blocking(move || Document::parse(text)).await;
+        parsed.map_err(|_| Error::Internal)??
+    } else {
+        Document::parse(text)?
+    };
+    Ok(Payload {
+        wire,
+        encoding,
+        document,
+    })
+}
+
+/// Absent is taken for JSON; clients that send something else say so.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let essence = value
+        .to_str()
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        Ok(())
+    } else {
+        Err(Error::WrongContentType)
+    }
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
+    let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some() {
+        return Err(Error::WrongEncoding);
+    }
+    match value
+        .to_str()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase()
+        .as_str()
+    {
+        "" | "identity" => Ok(None),
+        "gzip" | "x-gzip" => Ok(Some(Encoding::Gzip)),
+        "deflate" => Ok(Some(Encoding::Deflate)),
+        "zstd" => Ok(Some(Encoding::Zstd)),
+        _ => Err(Error::WrongEncoding),
+    }
+}
+
+async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, Error> {
+    let too_large = || Error::TooLarge {
+        limit,
+        decoded: false,
+    };
+    let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if declared > limit {
+        return Err(too_large());
+    }
+    let mut first: Option<Bytes> = None;
+    let mut all = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout(BODY_IDLE, body.frame())
+            .await
+            .map_err(|_| Error::BodyTimeout)?;
+        let Some(frame) = frame else { break };
+        let Ok(data) = frame.map_err(|_| Error::BodyCut)?.into_data() else {
+            continue;
+        };
+        match first.take() {
+            // Most bodies are one frame, which needs no copy.
+            None if all.is_empty() => first = Some(data),
+            None => all.extend_from_slice(&data),
+            Some(before) => {
+                all.reserve(declared.max(before.len() + data.len()));
+                all.extend_from_slice(&before);
+                all.extend_from_slice(&data);
+            }
+        }
+        if all.len().max(first.as_ref().map_or(0, Bytes::len)) > limit {
+            return Err(too_large());
+        }
+    }
+    Ok(first.unwrap_or_else(|| all.freeze()))
+}
+
+async fn decode(wire: Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
+    let length = wire.len();
+    let input: &[u8] = &wire;
+    match encoding {
+        Encoding::Gzip => drain(GzipDecoder::new(input), length, limit, encoding).await,
+        Encoding::Zstd => drain(ZstdDecoder::new(input), length, limit, encoding).await,
+        // RFC 9110 means zlib by "deflate"; some clients send the bare format.
+        Encoding::Deflate if is_zlib(input) => {
+            drain(ZlibDecoder::new(input), length, limit, encoding).await
+        }
+        Encoding::Deflate => drain(DeflateDecoder::new(input), length, limit, encoding).await,
+    }
+}
+
+fn is_zlib(input: &[u8]) -> bool {
+    matches!(input, [cmf, flg, ..] if cmf & 0x0f == 8 && (u16::from(*cmf) << 8 | u16::from(*flg)) % 31 == 0)
+}
+
+async fn drain(
+    mut decoder: impl AsyncRead + Unpin,
+    encoded: usize,
+    limit: usize,
+    encoding: Encoding,
+) -> Result<Bytes, Error> {
+    let mut out = BytesMut::with_capacity(encoded.saturating_mul(4).min(limit).min(1 << 20));
+    loop {
+        let read: io::Result<usize> = decoder.read_buf(&mut out).await;
+        match read {
+            Ok(0) => return Ok(out.freeze()),
+            Ok(_) if out.len() > limit => {
+                return Err(Error::TooLarge {
+                    limit,
+                    decoded: true,
+                });
+            }
+            Ok(_) if out.len() > RATIO_FROM && out.len() / encoded.max(1) > RATIO_MAX => {
+                return Err(Error::Bomb);
+            }
+            Ok(_) => {}
+            Err(_) => return Err(Error::BadEncoding(encoding.name())),
+        }
+    }
+}
+
+/// Reads the fields that decide where the request goes.
+pub fn peek(
+    surface: Surface,
+    headers: &HeaderMap,
+    document: &Document,
+    key_id: i64,
+) -> Result<Head, Error> {
+    let model = document
+        .string("model")?
+        .filter(|model| !model.trim().is_empty())
+        .ok_or(Error::NoModel)?;
+    let stream = match surface {
+        Surface::Responses | Surface::Chat | Surface::Messages => {
+            document.boolean("stream")?.unwrap_or(false)
+        }
+        Surface::Compact | Surface::CountTokens => false,
+    };
+    let previous = match surface {
+        Surface::Responses => document.string("previous_response_id")?,
+        _ => None,
+    };
+    let stores = surface == Surface::Responses && document.boolean("store")?.unwrap_or(true);
+    Ok(Head {
+        model: model.into_owned(),
+        stream,
+        session: session_name(surface, headers, document).map(|name| scoped(key_id, &name)),
+        owner: previous.map(|id| scoped(key_id, &id)),
+        stores,
+    })
+}
+
+/// A session's or response's name as a map key, of a fixed size and never shared between callers.
+pub fn scoped(key_id: i64, name: &str) -> SessionKey {
+    let digest = sha256(&[&key_id.to_be_bytes(), name.as_bytes()].concat());
+    *digest.first_chunk().expect("32 bytes hold 16")
+}
+
+/// First hit wins (wire facts §2.1, §5, §6). None: the request stands alone.
+fn session_name(surface: Surface, headers: &HeaderMap, document: &Document) -> Option<String> {
+    let header = |name: &str| {
+        headers
+            .get(name)?
+            .to_str()
+            .ok()
+            .filter(|v| !v.is_empty())
+            .map(str::to_owned)
+    };
+    let field = |name| {
+        document
+            .string(name)
+            .ok()
+            .flatten()
+            .filter(|v| !v.is_empty())
+    };
+    match surface {
+        Surface::Responses | Surface::Compact | Surface::Chat => {
+            ["session-id", "session_id", "conversation_id", "thread-id"]
+                .into_iter()
+                .find_map(header)
+                .or_else(|| field("prompt_cache_key").map(Into::into))
+                .or_else(|| field("user").map(Into::into))
+        }
+        Surface::Messages | Surface::CountTokens => {
+            header("x-claude-code-session-id").or_else(|| {
+                let metadata = document.object("metadata")?;
+                let user = metadata.string("user_id").ok()??.into_owned();
+                Some(claude_session(&user).unwrap_or(user))
+            })
+        }
+    }
+}
+
+/// The session inside `metadata.user_id`: JSON text in newer clients, underscores in older ones.
+fn claude_session(user: &str) -> Option<String> {
+    if let Ok(document) = Document::parse(Bytes::copy_from_slice(user.as_bytes())) {
+        return Some(document.string("session_id").ok()??.into_owned());
+    }
+    user.rsplit_once("_session_")
+        .map(|(_, session)| session.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(text: &str) -> Document {
+        Document::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(n, v)| (http::HeaderName::from_static(n), v.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn finds_the_session() {
+        use Surface::{Chat, Messages, Responses};
+        let cases: [(&str, Surface, &[(&str, &str)], &str, Option<&str>); 9] = [
+            ("codex",             Responses, &[("session-id", "s"), ("thread-id", "t")], r#"{"prompt_cache_key":"p"}"#, Some("s")),
+            ("older codex",       Responses, &[("session_id", "s")],  "{}",                                             Some("s")),
+            ("SDK with a cache key", Responses, &[],                  r#"{"prompt_cache_key":"p","user":"u"}"#,         Some("p")),
+            ("user",              Chat,      &[],                     r#"{"user":"u"}"#,                                Some("u")),
+            ("nothing",           Chat,      &[],                     r#"{"user":""}"#,                                 None),
+            ("claude code",       Messages,  &[("x-claude-code-session-id", "c")], "{}",                                Some("c")),
+            ("JSON user id",      Messages,  &[],  r#"{"metadata":{"user_id":"{\"device_id\":\"d\",\"session_id\":\"c\"}"}}"#, Some("c")),
+            ("older user id",     Messages,  &[],  r#"{"metadata":{"user_id":"user_a_account_b_session_c"}}"#,          Some("c")),
+            ("plain user id",     Messages,  &[],  r#"{"metadata":{"user_id":"me"}}"#,                                  Some("me")),
+        ];
+        for (name, surface, pairs, body, want) in cases {
+            let pairs: Vec<(&'static str, &'static str)> =
+                pairs.iter().map(|(n, v)| (&*n.to_string().leak(), &*v.to_string().leak())).collect();
+            assert_eq!(session_name(surface, &headers(&pairs), &document(body)).as_deref(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn sessions_of_two_keys_never_meet() {
+        assert_ne!(scoped(1, "s"), scoped(2, "s"));
+        assert_eq!(scoped(1, "s"), scoped(1, "s"));
+    }
+
+    #[test]
+    fn peeks() {
+        let none = HeaderMap::new();
+        let body =
+            document(r#"{"model":"m","stream":true,"previous_response_id":"r","store":false}"#);
+        let head = peek(Surface::Responses, &none, &body, 1).unwrap();
+        assert_eq!(
+            (head.model.as_str(), head.stream, head.stores),
+            ("m", true, false)
+        );
+        assert_eq!(head.owner, Some(scoped(1, "r")));
+        for (body, code) in [
+            ("{}", "missing_model"),
+            (r#"{"model":" "}"#, "missing_model"),
+            (r#"{"model":7}"#, "invalid_field"),
+            (r#"{"model":"m","stream":"yes"}"#, "invalid_field"),
+        ] {
+            let error = peek(Surface::Messages, &none, &document(body), 1).unwrap_err();
+            assert_eq!(error.parts().1, code, "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn decodes_within_bounds() {
+        use async_compression::tokio::write::{GzipEncoder, ZlibEncoder, ZstdEncoder};
+        use tokio::io::AsyncWriteExt;
+        let text = br#"{"model":"m"}"#;
+        let mut gzip = GzipEncoder::new(Vec::new());
+        gzip.write_all(text).await.unwrap();
+        gzip.shutdown().await.unwrap();
+        let mut zlib = ZlibEncoder::new(Vec::new());
+        zlib.write_all(text).await.unwrap();
+        zlib.shutdown().await.unwrap();
+        let mut bomb = ZstdEncoder::new(Vec::new());
+        bomb.write_all(&vec![b' '; 8 << 20]).await.unwrap();
+        bomb.shutdown().await.unwrap();
+        let run = |bytes: Vec<u8>, encoding| decode(bytes.into(), encoding, 64 << 20);
+        assert_eq!(
+            run(gzip.into_inner(), Encoding::Gzip).await.unwrap(),
+            text.as_slice()
+        );
+        assert_eq!(
+            run(zlib.into_inner(), Encoding::Deflate).await.unwrap(),
+            text.as_slice()
+        );
+        let bomb = bomb.into_inner();
+        assert!(matches!(
+            run(bomb.clone(), Encoding::Zstd).await,
+            Err(Error::Bomb)
+        ));
+        let small = decode(bomb.into(), Encoding::Zstd, 1000).await;
+        assert!(matches!(small, Err(Error::TooLarge { decoded: true, .. })));
+        assert!(matches!(
+            run(b"junk".to_vec(), Encoding::Zstd).await,
+            Err(Error::BadEncoding("zstd"))
+        ));
+    }
+}

@@ -1,0 +1,333 @@
+//! The answer on its way to the client: the upstream's very bytes, tapped beside forwarding.
+//!
+//! The `end` of a request is recorded before its terminal event is handed on, so that what a client
+//! saw complete is on record. When the upstream breaks after the commit, the client is told in its
+//! own dialect where it understands that, and the connection is cut: a cut must not look complete.
+//! Dropping the body (the client left) drops the upstream's connection with it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use poolgate_core::account::Surface;
+use poolgate_core::outcome::{Attempt, Outcome};
+use poolgate_core::units::Timestamp;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::admit::Permit;
+use super::judge::judge_late;
+use super::opening::Opening;
+use super::read::scoped;
+use super::settle::{Ending, Record};
+use super::splitter::Splitter;
+use crate::app::App;
+use crate::pool::Lease;
+
+/// Why a relayed body ends before its time; hyper cuts the connection on it.
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream broke off")]
+pub struct Cut;
+
+/// Every body this gateway answers with.
+#[derive(Debug)]
+pub enum Outgoing {
+    Whole(Full<Bytes>),
+    Relay(Box<Relay>),
+}
+
+#[derive(Debug)]
+pub struct Relay {
+    app: Arc<App>,
+    lease: Lease,
+    record: Record,
+    opening: Opening,
+    surface: Surface,
+    model: String,
+    key_id: i64,
+    stores: bool,
+    sent_at: Timestamp,
+    /// Leaves out events that the client's contract does not have.
+    splitter: Option<Splitter>,
+    idle: Duration,
+    heard_at: Instant,
+    alarm: Pin<Box<Sleep>>,
+    state: State,
+    _permit: Permit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Relaying,
+    /// The last words have been said; next comes the cut.
+    Cutting,
+    Over,
+}
+
+/// What a relay needs to know of its request.
+pub struct Relayed {
+    pub surface: Surface,
+    pub model: String,
+    pub key_id: i64,
+    pub stores: bool,
+    pub sent_at: Timestamp,
+    pub drop_codex_events: bool,
+}
+
+impl Relay {
+    pub fn new(
+        app: Arc<App>,
+        lease: Lease,
+        record: Record,
+        permit: Permit,
+        opening: Opening,
+        of: Relayed,
+    ) -> Self {
+        let idle = app.config.limits.stream_idle_timeout;
+        let now = Instant::now();
+        Self {
+            app,
+            lease,
+            record,
+            opening,
+            surface: of.surface,
+            model: of.model,
+            key_id: of.key_id,
+            stores: of.stores,
+            sent_at: of.sent_at,
+            splitter: of.drop_codex_events.then(Splitter::default),
+            idle,
+            heard_at: now,
+            alarm: Box::pin(sleep_until(now + idle)),
+            state: State::Relaying,
+            _permit: permit,
+        }
+    }
+
+    /// The next bytes of the upstream; `None` at its end.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        if let Some(data) = self.opening.held.pop_front() {
+            return Poll::Ready(Some(Ok(data)));
+        }
+        loop {
+            let Some(body) = &mut self.opening.rest else {
+                return Poll::Ready(None);
+            };
+            match Pin::new(body).poll_frame(cx) {
+                Poll::Ready(None) => {
+                    self.opening.rest = None;
+                    let whole = self.opening.tap.end();
+                    return Poll::Ready(if whole { None } else { Some(Err(Cut)) });
+                }
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Some(Err(Cut))),
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
+                    self.heard_at = Instant::now();
+                    self.opening.tap.feed(&data);
+                    // With a Content-Length the server stops at the last byte and never asks for
+                    // the end.
+                    if body.is_end_stream() && self.opening.tap.end() {
+                        self.opening.rest = None;
+                    }
+                    return Poll::Ready(Some(Ok(data)));
+                }
+                Poll::Pending => return self.poll_silence(cx),
+            }
+        }
+    }
+
+    /// One timer per stream, moved only when it goes off: streams have thousands of frames.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        while self.alarm.as_mut().poll_it(cx).is_ready() {
+            let until = self.heard_at + self.idle;
+            if until <= Instant::now() {
+                return Poll::Ready(Some(Err(Cut)));
+            }
+            self.alarm.as_mut().reset(until);
+        }
+        Poll::Pending
+    }
+
+    /// Everything is settled once the terminal event has been seen, or the body has ended.
+    fn settle_if_finished(&mut self) {
+        if !self.opening.tap.finished || self.record.is_finished() {
+            return;
+        }
+        let late = self.opening.tap.error.take();
+        let outcome = late.map_or(Outcome::Served, |fields| {
+            judge_late(&self.app, &self.lease.account, self.surface, &fields)
+        });
+        self.settle(outcome);
+        if let Some(id) = self.opening.tap.response_id.take().filter(|_| self.stores) {
+            self.app.pool.own(
+                scoped(self.key_id, &id),
+                self.lease.account.id,
+                self.app.clock.now(),
+            );
+            self.record.owns(id);
+        }
+        self.record.finish(Ending::Complete, self.opening.tap.usage);
+    }
+
+    fn settle(&mut self, outcome: Outcome) {
+        let now = self.app.clock.now();
+        let attempt = Attempt {
+            model: &self.model,
+            sent_at: self.sent_at,
+            now,
+            refreshed: false,
+        };
+        self.app
+            .pool
+            .settle(self.lease.account.id, outcome, attempt);
+        self.record.amend_attempt(outcome);
+    }
+
+    /// The upstream broke. What can still be said, if the client would not take it for part of a
+    /// torn event.
+    fn last_words(&mut self) -> Option<Bytes> {
+        self.settle(Outcome::Lost);
+        self.record
+            .finish(Ending::UpstreamBroke, self.opening.tap.usage);
+        self.opening.rest = None;
+        if !self.opening.tap.is_between_events() {
+            return None;
+        }
+        let message = "the upstream broke off; the answer is incomplete";
+        let text = match self.surface {
+            Surface::Responses | Surface::Compact => format!(
+                "event: response.failed\ndata: {{\"type\":\"response.failed\",\"response\":{{\"status\":\"failed\",\
+                 \"error\":{{\"code\":\"upstream_broke\",\"message\":\"{message}\"}}}}}}\n\n"
+            ),
+            Surface::Messages | Surface::CountTokens => format!(
+                "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":\"{message}\"}}}}\n\n"
+            ),
+            Surface::Chat => format!(
+                "data: {{\"error\":{{\"message\":\"{message}\",\"type\":\"server_error\",\"param\":null,\"code\":\"upstream_broke\"}}}}\n\n"
+            ),
+        };
+        Some(Bytes::from(text))
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        loop {
+            match self.state {
+                State::Over => return Poll::Ready(None),
+                State::Cutting => {
+                    self.state = State::Over;
+                    return Poll::Ready(Some(Err(Cut)));
+                }
+                State::Relaying => {}
+            }
+            let next = std::task::ready!(self.poll_upstream(cx));
+            match next {
+                Some(Ok(data)) => {
+                    self.settle_if_finished();
+                    let data = match &mut self.splitter {
+                        Some(splitter) => splitter.pass(&data),
+                        None => data,
+                    };
+                    if !data.is_empty() {
+                        self.record.relayed(data.len());
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+                // After the terminal event nothing of worth can be lost any more.
+                Some(Err(Cut)) if self.opening.tap.finished => self.state = State::Over,
+                Some(Err(Cut)) => {
+                    self.state = State::Cutting;
+                    if let Some(words) = self.last_words() {
+                        return Poll::Ready(Some(Ok(words)));
+                    }
+                }
+                None => {
+                    self.state = State::Over;
+                    self.settle_if_finished();
+                    if let Some(rest) = self.splitter.as_mut().map(Splitter::rest)
+                        && !rest.is_empty()
+                    {
+                        return Poll::Ready(Some(Ok(rest)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `Sleep` is a future; this only saves an import of the trait at each use.
+trait PollIt {
+    fn poll_it(self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+impl PollIt for Pin<&mut Sleep> {
+    fn poll_it(self, cx: &mut Context<'_>) -> Poll<()> {
+        std::future::Future::poll(self, cx)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if !self.record.is_finished() {
+            // The client left; the account was well.
+            self.settle(Outcome::Served);
+            self.record
+                .finish(Ending::ClientLeft, self.opening.tap.usage);
+        }
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|e| match e {}))),
+            Self::Relay(relay) => relay
+                .poll_next(cx)
+                .map(|next| next.map(|data| data.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Relay(relay) => relay.state == State::Over,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Relay(relay) if relay.splitter.is_some() => SizeHint::new(),
+            Self::Relay(relay) => relay.size_hint(),
+        }
+    }
+}
+
+impl Relay {
+    /// Exact when the upstream's is: the client then gets the same `Content-Length`.
+    fn size_hint(&self) -> SizeHint {
+        let held: u64 = self.opening.held.iter().map(|data| data.len() as u64).sum();
+        let rest = self
+            .opening
+            .rest
+            .as_ref()
+            .map(Incoming::size_hint)
+            .unwrap_or(SizeHint::with_exact(0));
+        match rest.exact() {
+            Some(exact) => SizeHint::with_exact(held + exact),
+            None => SizeHint::new(),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! From method and path to what is asked for. The path is parsed once, here; whatever is not on the
+//! list is refused before a key is looked at, and never normalised into a match.
+
+use http::{HeaderMap, Method};
+use poolgate_core::account::Surface;
+
+use crate::error::{Dialect, Error};
+
+/// What the prefix of the path promises a Responses client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contract {
+    /// `/v1`: `OpenAI`'s own events only.
+    Strict,
+    /// `/backend-api/codex`: Codex's extra events too.
+    Codex,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelList {
+    OpenAi,
+    Anthropic,
+    /// Codex's catalogue.
+    Codex,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Proxy {
+        surface: Surface,
+        contract: Contract,
+    },
+    Models(ModelList),
+    AdminStatus,
+    Healthy,
+    Ready,
+}
+
+/// The envelope that callers of this path parse, known even when the path is not.
+pub fn dialect(path: &str, headers: &HeaderMap) -> Dialect {
+    let under = |prefix: &str| {
+        path.strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    if under("/v1/messages") || (under("/v1") && headers.contains_key("anthropic-version")) {
+        Dialect::Anthropic
+    } else if under("/v1") || under("/backend-api") || under("/api/codex") {
+        Dialect::OpenAi
+    } else {
+        Dialect::Plain
+    }
+}
+
+pub fn route(
+    method: &Method,
+    path: &str,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Endpoint, Error> {
+    let endpoint = find(path, query, headers).ok_or(Error::UnknownPath)?;
+    let upgrade = headers.get(http::header::UPGRADE).is_some_and(|value| {
+        value
+            .to_str()
+            .is_ok_and(|value| value.eq_ignore_ascii_case("websocket"))
+    });
+    match endpoint {
+        Endpoint::Proxy {
+            surface: Surface::Responses,
+            ..
+        } if upgrade => Err(Error::NoWebSocket),
+        Endpoint::Proxy { .. } if method == Method::POST => Ok(endpoint),
+        Endpoint::Proxy { .. } => Err(Error::WrongMethod("POST")),
+        _ if method == Method::GET => Ok(endpoint),
+        Endpoint::Healthy | Endpoint::Ready if method == Method::HEAD => Ok(endpoint),
+        _ => Err(Error::WrongMethod("GET")),
+    }
+}
+
+fn find(path: &str, query: Option<&str>, headers: &HeaderMap) -> Option<Endpoint> {
+    let proxy = |surface, contract| Some(Endpoint::Proxy { surface, contract });
+    match path {
+        "/healthz" => return Some(Endpoint::Healthy),
+        "/readyz" => return Some(Endpoint::Ready),
+        "/api/admin/status" => return Some(Endpoint::AdminStatus),
+        _ => {}
+    }
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let (contract, rest) = if let Some(rest) = path.strip_prefix("/backend-api/codex") {
+        // Some clients append /v1 to whatever base they are given.
+        (Contract::Codex, rest.strip_prefix("/v1").unwrap_or(rest))
+    } else {
+        (Contract::Strict, path.strip_prefix("/v1")?)
+    };
+    match (contract, rest) {
+        (_, "/responses") => proxy(Surface::Responses, contract),
+        (_, "/responses/compact") => proxy(Surface::Compact, contract),
+        (_, "/models") => Some(Endpoint::Models(model_list(query, headers))),
+        (Contract::Strict, "/chat/completions") => proxy(Surface::Chat, contract),
+        (Contract::Strict, "/messages") => proxy(Surface::Messages, contract),
+        (Contract::Strict, "/messages/count_tokens") => proxy(Surface::CountTokens, contract),
+        _ => None,
+    }
+}
+
+/// Clients of three kinds ask the same path, and say by other means what they are.
+fn model_list(query: Option<&str>, headers: &HeaderMap) -> ModelList {
+    let asks_catalogue = query.is_some_and(|query| {
+        query
+            .split('&')
+            .any(|pair| pair.starts_with("client_version="))
+    });
+    if headers.contains_key("anthropic-version") {
+        ModelList::Anthropic
+    } else if asks_catalogue {
+        ModelList::Codex
+    } else {
+        ModelList::OpenAi
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(names: &[(&'static str, &'static str)]) -> HeaderMap {
+        let parse = |(n, v): &(&'static str, &'static str)| {
+            (n.parse::<http::HeaderName>().unwrap(), v.parse().unwrap())
+        };
+        names.iter().map(parse).collect()
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn routes() {
+        use Contract::{Codex, Strict};
+        let proxy = |surface, contract| Ok(Endpoint::Proxy { surface, contract });
+        let anthropic: &[(&str, &str)] = &[("anthropic-version", "2023-06-01")];
+        let upgrade: &[(&str, &str)] = &[("upgrade", "WebSocket")];
+        let cases = [
+            ("POST", "/v1/responses", "", &[][..],                       proxy(Surface::Responses, Strict)),
+            ("POST", "/v1/responses/", "", &[],                          proxy(Surface::Responses, Strict)),
+            ("POST", "/backend-api/codex/responses", "", &[],            proxy(Surface::Responses, Codex)),
+            ("POST", "/backend-api/codex/v1/responses", "", &[],         proxy(Surface::Responses, Codex)),
+            ("POST", "/v1/responses/compact", "", &[],                   proxy(Surface::Compact, Strict)),
+            ("POST", "/v1/chat/completions", "", &[],                    proxy(Surface::Chat, Strict)),
+            ("POST", "/v1/messages", "beta=true", anthropic,             proxy(Surface::Messages, Strict)),
+            ("POST", "/v1/messages/count_tokens", "", &[],               proxy(Surface::CountTokens, Strict)),
+            ("GET",  "/v1/models", "", &[],                              Ok(Endpoint::Models(ModelList::OpenAi))),
+            ("GET",  "/v1/models", "limit=1000", anthropic,              Ok(Endpoint::Models(ModelList::Anthropic))),
+            ("GET",  "/backend-api/codex/models", "client_version=1", &[], Ok(Endpoint::Models(ModelList::Codex))),
+            ("GET",  "/healthz", "", &[],                                Ok(Endpoint::Healthy)),
+            ("GET",  "/v1/responses", "", upgrade,                       Err("websocket_not_served")),
+            ("GET",  "/backend-api/codex/responses", "", upgrade,        Err("websocket_not_served")),
+            ("GET",  "/v1/responses", "", &[],                           Err("method_not_allowed")),
+            ("POST", "/v1/models", "", &[],                              Err("method_not_allowed")),
+            ("POST", "/backend-api/codex/messages", "", &[],             Err("unknown_path")),
+            ("POST", "/v1/../v1/responses", "", &[],                     Err("unknown_path")),
+            ("POST", "/v1//responses", "", &[],                          Err("unknown_path")),
+            ("POST", "/v1/%72esponses", "", &[],                         Err("unknown_path")),
+            ("POST", "/V1/responses", "", &[],                           Err("unknown_path")),
+            ("GET",  "/", "", &[],                                       Err("unknown_path")),
+        ];
+        for (method, path, query, names, want) in cases {
+            let method = method.parse().unwrap();
+            let got = route(&method, path, Some(query), &headers(names)).map_err(|e| e.parts().1);
+            assert_eq!(got, want, "{method} {path}?{query}");
+        }
+    }
+
+    #[test]
+    fn dialects_by_prefix() {
+        let none = HeaderMap::new();
+        for (path, want) in [
+            ("/v1/messages/batches", Dialect::Anthropic),
+            ("/v1/anything", Dialect::OpenAi),
+            ("/backend-api/ps/mcp", Dialect::OpenAi),
+            ("/v1x", Dialect::Plain),
+            ("/", Dialect::Plain),
+        ] {
+            assert_eq!(dialect(path, &none), want, "{path}");
+        }
+        let anthropic = headers(&[("anthropic-version", "1")]);
+        assert_eq!(dialect("/v1/models", &anthropic), Dialect::Anthropic);
+    }
+}

@@ -1,0 +1,187 @@
+//! The end of a request, on every path: what happened goes into the ledger once.
+//!
+//! A [`Record`] is made when the caller is known and travels with the request, into the body that is
+//! relayed. Whoever reaches the end first finishes it; dropped unfinished, it says that the client
+//! left.
+
+use std::sync::Arc;
+
+use poolgate_core::account::AccountId;
+use poolgate_core::outcome::Outcome;
+use poolgate_core::usage::TokenUsage;
+use tokio::time::Instant;
+
+use super::read::Head;
+use crate::app::App;
+use crate::error::Error;
+use crate::ledger::{AttemptRecord, Begin, End};
+
+#[derive(Debug)]
+pub struct Record {
+    app: Arc<App>,
+    end: End,
+    started: Instant,
+    /// A `begin` line is in the spool.
+    begun: bool,
+    finished: bool,
+}
+
+/// How a request that was answered came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Complete,
+    /// Refused or failed before anything was relayed.
+    Refused,
+    ClientLeft,
+    UpstreamBroke,
+}
+
+impl Ending {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Refused => "refused",
+            Self::ClientLeft => "client_left",
+            Self::UpstreamBroke => "upstream_broke",
+        }
+    }
+}
+
+impl Record {
+    pub fn new(app: Arc<App>, id: String, key: i64, surface: &str) -> Self {
+        let at = app.clock.now().0;
+        let begin = Begin {
+            id,
+            at,
+            key,
+            surface: surface.to_owned(),
+            ..Begin::default()
+        };
+        let end = End {
+            begin,
+            ..End::default()
+        };
+        Self {
+            app,
+            end,
+            started: Instant::now(),
+            begun: false,
+            finished: false,
+        }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.end.begin.id
+    }
+
+    /// The request was understood.
+    pub fn read(&mut self, head: &Head) {
+        // A model name is the client's text: kept short, for people to read.
+        self.end.begin.model = head.model.chars().take(100).collect();
+        self.end.begin.stream = head.stream;
+    }
+
+    /// Before the first upstream byte: from here on a crash leaves a trace.
+    pub fn begin(&mut self, account: AccountId) -> Result<(), Error> {
+        self.end.begin.account = Some(account.0);
+        if !self.begun {
+            self.end.wait_ms = self.elapsed_ms();
+            self.app
+                .spool
+                .begin(self.end.begin.clone())
+                .map_err(|error| {
+                    tracing::error!(%error, "the spool cannot be written");
+                    Error::CannotRecord
+                })?;
+            self.begun = true;
+        }
+        Ok(())
+    }
+
+    pub fn attempt(
+        &mut self,
+        account: AccountId,
+        outcome: Outcome,
+        status: Option<u16>,
+        since: Instant,
+    ) {
+        let ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let outcome = outcome.name().to_owned();
+        self.end.attempts.push(AttemptRecord {
+            account: account.0,
+            outcome,
+            status,
+            ms,
+        });
+    }
+
+    /// The last attempt turned out otherwise than its beginning promised.
+    pub fn amend_attempt(&mut self, outcome: Outcome) {
+        if let Some(last) = self.end.attempts.last_mut() {
+            outcome.name().clone_into(&mut last.outcome);
+        }
+    }
+
+    /// The head of the answer that will be relayed is there.
+    pub fn headed(&mut self, status: u16) {
+        self.end.status = status;
+        self.end.head_ms = Some(self.elapsed_ms());
+    }
+
+    pub fn relayed(&mut self, bytes: usize) {
+        if self.end.first_ms.is_none() {
+            self.end.first_ms = Some(self.elapsed_ms());
+        }
+        self.end.bytes += u64::try_from(bytes).unwrap_or(0);
+    }
+
+    /// The account keeps state behind this response.
+    pub fn owns(&mut self, response: String) {
+        self.end.owns = Some(response);
+    }
+
+    pub fn fail(&mut self, error: &Error) {
+        let (status, code) = error.parts();
+        self.end.status = status.as_u16();
+        self.end.code = Some(code.to_owned());
+        self.finish(Ending::Refused, TokenUsage::default());
+    }
+
+    pub fn finish(&mut self, ending: Ending, usage: TokenUsage) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        ending.name().clone_into(&mut self.end.outcome);
+        self.end.total_ms = self.elapsed_ms();
+        self.end.input = usage.input;
+        self.end.output = usage.output;
+        self.end.cache_read = usage.cache_read;
+        self.end.cache_write = usage.cache_write;
+        self.end.reasoning = usage.reasoning;
+        tracing::debug!(
+            request.id = self.id(),
+            outcome = self.end.outcome,
+            status = self.end.status,
+            attempts = self.end.attempts.len(),
+            total_ms = self.end.total_ms,
+            "request ended"
+        );
+        if let Err(error) = self.app.spool.end(std::mem::take(&mut self.end)) {
+            tracing::error!(%error, "a finished request could not be recorded");
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    fn elapsed_ms(&self) -> i64 {
+        i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.finish(Ending::ClientLeft, TokenUsage::default());
+    }
+}

@@ -1,0 +1,113 @@
+//! Background jobs: what keeps memory and store in step, off the path of any request.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use poolgate_core::account::AccountId;
+
+use crate::app::App;
+use crate::pool::OWNED_FOR;
+
+/// How soon a change made by the command line, or a revoked key, takes effect.
+const CHANGES_EVERY: Duration = Duration::from_millis(500);
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+const PRUNE_EVERY: Duration = Duration::from_hours(1);
+const ROWS_KEPT: Duration = Duration::from_hours(30 * 24);
+
+pub fn start(app: &Arc<App>) {
+    let job = Arc::clone(app);
+    app.tasks
+        .supervise("follow changes", async move { follow_changes(&job).await });
+    let job = Arc::clone(app);
+    app.tasks
+        .supervise("save state", async move { save_state(&job).await });
+    let job = Arc::clone(app);
+    app.tasks
+        .supervise("prune", async move { prune(&job).await });
+}
+
+/// Waits; `false` when the process should end.
+async fn pause(app: &App, span: Duration) -> bool {
+    app.tasks
+        .stop
+        .run_until_cancelled(tokio::time::sleep(span))
+        .await
+        .is_some()
+}
+
+/// Accounts and keys changed in the store, and credential files changed on disk.
+async fn follow_changes(app: &App) {
+    let mut revision = app.store.revision().await.unwrap_or_default();
+    let mut files: Vec<(AccountId, Option<SystemTime>)> = Vec::new();
+    while pause(app, CHANGES_EVERY).await {
+        match app.store.revision().await {
+            Ok(now) if now == revision => {}
+            Ok(now) => match app.reload().await {
+                Ok(()) => revision = now,
+                Err(error) => tracing::error!(%error, "accounts and keys could not be reloaded"),
+            },
+            Err(error) => tracing::warn!(%error, "the store cannot be read"),
+        }
+        files = follow_files(app, &files).await;
+    }
+}
+
+async fn follow_files(
+    app: &App,
+    before: &[(AccountId, Option<SystemTime>)],
+) -> Vec<(AccountId, Option<SystemTime>)> {
+    let mut now = Vec::new();
+    for account in app.pool.accounts() {
+        let modified = account.credential.source().modified();
+        let known = before
+            .iter()
+            .find(|(id, _)| *id == account.id)
+            .map(|(_, at)| *at);
+        if known.is_some_and(|known| known != modified) && account.credential.reload().await {
+            let problem = account.credential.problem();
+            tracing::info!(account = account.name, problem, "the credential changed");
+            app.pool.credential_changed(account.id, problem.is_none());
+        }
+        now.push((account.id, modified));
+    }
+    now
+}
+
+/// Quotas and stops, so that a restart knows them.
+async fn save_state(app: &App) {
+    loop {
+        let go_on = pause(app, SAVE_EVERY).await;
+        let quotas = app.pool.take_unsaved_quotas();
+        if !quotas.is_empty()
+            && let Err(error) = app.store.save_quotas(&quotas).await
+        {
+            tracing::warn!(%error, "quotas could not be saved");
+            app.pool
+                .mark_unsaved(quotas.iter().map(|(id, _)| *id), false);
+        }
+        for (id, stop) in app.pool.take_unsaved_stops() {
+            if let Err(error) = app.store.set_stop(id, stop).await {
+                tracing::warn!(%error, "an account's state could not be saved");
+                app.pool.mark_unsaved(std::iter::once(id), true);
+            }
+        }
+        if !go_on {
+            return;
+        }
+    }
+}
+
+async fn prune(app: &App) {
+    while pause(app, PRUNE_EVERY).await {
+        let now = app.clock.now();
+        match app
+            .store
+            .prune(now.minus(ROWS_KEPT), now.minus(OWNED_FOR))
+            .await
+        {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "deleted old requests"),
+            Err(error) => tracing::warn!(%error, "old requests could not be deleted"),
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! Reading a request body without building a tree, and changing it without re-serialising it.
+//!
+//! [`Document`] knows where each top-level member of an object stands. Fields are read from those
+//! ranges, and a rule that must change one splices the bytes; everything else reaches the upstream
+//! as the client wrote it, which keeps signatures, number formats and prompt caches intact.
+//!
+//! A repeated top-level key is refused: two readers of such a body could see different requests.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+/// Deeper nesting is refused; no client comes near, and recursive readers upstream would suffer.
+pub const MAX_DEPTH: usize = 128;
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Invalid {
+    #[error("the request body is empty")]
+    Empty,
+    #[error("the request body is not valid UTF-8")]
+    NotUtf8,
+    #[error("the request body is not valid JSON: {0}")]
+    Syntax(String),
+    #[error("the request body is nested deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+    #[error("the request body must be a JSON object")]
+    NotAnObject,
+    #[error("the field `{0}` occurs more than once")]
+    Repeated(String),
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the field `{field}` must be {wanted}")]
+pub struct WrongType {
+    pub field: &'static str,
+    pub wanted: &'static str,
+}
+
+/// Text of one JSON object, and where its members stand in it.
+#[derive(Clone, Debug)]
+pub struct Document {
+    text: Bytes,
+    members: Vec<Member>,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    name: String,
+    /// From the opening quote of the key to the end of the value.
+    whole: Range<usize>,
+    value: Range<usize>,
+}
+
+impl Document {
+    /// Checks the whole text: UTF-8, depth, syntax, and that it is one object without repeated keys.
+    pub fn parse(text: Bytes) -> Result<Self, Invalid> {
+        let str = std::str::from_utf8(&text).map_err(|_| Invalid::NotUtf8)?;
+        if str.trim_ascii().is_empty() {
+            return Err(Invalid::Empty);
+        }
+        check_depth(str.as_bytes())?;
+        serde_json::from_str::<&RawValue>(str).map_err(|e| Invalid::Syntax(e.to_string()))?;
+        let members = members(str)?;
+        Ok(Self { text, members })
+    }
+
+    pub fn text(&self) -> &Bytes {
+        &self.text
+    }
+
+    /// The member's value as written; `None` when absent.
+    pub fn raw(&self, name: &str) -> Option<&str> {
+        let member = self.members.iter().find(|m| m.name == name)?;
+        std::str::from_utf8(&self.text[member.value.clone()]).ok()
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.members.iter().any(|m| m.name == name)
+    }
+
+    /// A text field. Absent and `null` are `None`.
+    pub fn string(&self, field: &'static str) -> Result<Option<Cow<'_, str>>, WrongType> {
+        let wanted = "a string";
+        match self.raw(field) {
+            None | Some("null") => Ok(None),
+            Some(raw) => match serde_json::from_str::<&str>(raw) {
+                Ok(plain) => Ok(Some(Cow::Borrowed(plain))),
+                // Escapes need a copy; anything but a string fails here too.
+                Err(_) => serde_json::from_str::<String>(raw)
+                    .map(|text| Some(Cow::Owned(text)))
+                    .map_err(|_| WrongType { field, wanted }),
+            },
+        }
+    }
+
+    /// A yes-or-no field. Absent and `null` are `None`.
+    pub fn boolean(&self, field: &'static str) -> Result<Option<bool>, WrongType> {
+        match self.raw(field) {
+            None | Some("null") => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(_) => Err(WrongType {
+                field,
+                wanted: "true or false",
+            }),
+        }
+    }
+
+    /// An object field, itself ready to be read and patched. `None` if absent or anything else.
+    pub fn object(&self, field: &str) -> Option<Self> {
+        let member = self.members.iter().find(|m| m.name == field)?;
+        Self::parse(self.text.slice(member.value.clone())).ok()
+    }
+}
+
+/// Changes to a document, applied in one pass.
+#[derive(Debug, Default)]
+pub struct Patch {
+    /// By index of the member; `None` cuts it out.
+    changes: Vec<(usize, Option<String>)>,
+    inserts: Vec<String>,
+}
+
+impl Patch {
+    /// Sets `name` to `value`, a piece of JSON. A value already written so is left alone.
+    pub fn set(&mut self, document: &Document, name: &str, value: &str) {
+        match document.members.iter().position(|m| m.name == name) {
+            Some(_) if document.raw(name) == Some(value) => {}
+            Some(index) => self.changes.push((index, Some(value.to_owned()))),
+            None => self.inserts.push(format!("{}:{value}", quote(name))),
+        }
+    }
+
+    /// Cuts `name` out, with a comma that belonged to it.
+    pub fn remove(&mut self, document: &Document, name: &str) {
+        if let Some(index) = document.members.iter().position(|m| m.name == name) {
+            self.changes.push((index, None));
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.inserts.is_empty()
+    }
+
+    /// The document's text with all changes made; the very same bytes when there are none.
+    pub fn apply(&self, document: &Document) -> Bytes {
+        if self.is_empty() {
+            return document.text.clone();
+        }
+        let (text, members) = (&document.text, &document.members);
+        let open = memchr::memchr(b'{', text).expect("a document is an object") + 1;
+        let mut out = Vec::with_capacity(text.len() + 256);
+        out.extend_from_slice(&text[..open]);
+        out.extend_from_slice(self.inserts.join(",").as_bytes());
+        let mut bare = self.inserts.is_empty();
+        for (index, member) in members.iter().enumerate() {
+            let change = self
+                .changes
+                .iter()
+                .find(|(at, _)| *at == index)
+                .map(|(_, new)| new);
+            if matches!(change, Some(None)) {
+                continue;
+            }
+            // What stood before this member: space, and a comma unless it was the first.
+            let before = match index.checked_sub(1) {
+                Some(previous) => &text[members[previous].whole.end..member.whole.start],
+                None => &text[open..member.whole.start],
+            };
+            match (std::mem::take(&mut bare), index) {
+                (true, _) => out.extend_from_slice(&text[open..members[0].whole.start]),
+                (false, 0) => {
+                    out.push(b',');
+                    out.extend_from_slice(before);
+                }
+                (false, _) => out.extend_from_slice(before),
+            }
+            match change {
+                Some(Some(new)) => {
+                    out.extend_from_slice(&text[member.whole.start..member.value.start]);
+                    out.extend_from_slice(new.as_bytes());
+                }
+                _ => out.extend_from_slice(&text[member.whole.clone()]),
+            }
+        }
+        out.extend_from_slice(&text[members.last().map_or(open, |m| m.whole.end)..]);
+        Bytes::from(out)
+    }
+}
+
+/// `text` as a JSON string.
+pub fn quote(text: &str) -> String {
+    serde_json::to_string(text).expect("a string is always JSON")
+}
+
+/// Walks over the text outside strings. Most bytes of a prompt are inside them, and skipped fast.
+fn check_depth(text: &[u8]) -> Result<(), Invalid> {
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => at = string_end(text, at),
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(Invalid::TooDeep);
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+/// Position of the closing quote of the string that opens at `open`; the last byte if there is none.
+fn string_end(text: &[u8], open: usize) -> usize {
+    let mut at = open + 1;
+    while let Some(found) = text
+        .get(at..)
+        .and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
+    {
+        at += found;
+        if text[at] == b'"' {
+            return at;
+        }
+        at += 2;
+    }
+    text.len().saturating_sub(1)
+}
+
+/// Members of the object in `text`, which is known to be valid JSON.
+fn members(text: &str) -> Result<Vec<Member>, Invalid> {
+    let bytes = text.as_bytes();
+    let skip = |mut at: usize| {
+        while bytes.get(at).is_some_and(u8::is_ascii_whitespace) {
+            at += 1;
+        }
+        at
+    };
+    let mut at = skip(0);
+    if bytes.get(at) != Some(&b'{') {
+        return Err(Invalid::NotAnObject);
+    }
+    at = skip(at + 1);
+    let mut members: Vec<Member> = Vec::with_capacity(16);
+    while bytes.get(at) == Some(&b'"') {
+        let start = at;
+        let key_end = string_end(bytes, at) + 1;
+        let name = name(&text[start..key_end]);
+        at = skip(key_end);
+        debug_assert_eq!(bytes[at], b':', "serde has checked the syntax");
+        at = skip(at + 1);
+        let value = at..value_end(bytes, at);
+        at = skip(value.end);
+        if members.iter().any(|m| m.name == name) {
+            return Err(Invalid::Repeated(name.chars().take(64).collect()));
+        }
+        members.push(Member {
+            name,
+            whole: start..value.end,
+            value,
+        });
+        if bytes.get(at) == Some(&b',') {
+            at = skip(at + 1);
+        }
+    }
+    Ok(members)
+}
+
+fn name(quoted: &str) -> String {
+    // A lone surrogate is JSON and no string: such a key matches nothing of ours.
+    serde_json::from_str(quoted).unwrap_or_else(|_| quoted.to_owned())
+}
+
+fn value_end(bytes: &[u8], start: usize) -> usize {
+    let mut depth = 0_usize;
+    let mut at = start;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => at = string_end(bytes, at),
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth == 0 => return at,
+            b'}' | b']' => depth -= 1,
+            b',' if depth == 0 => return at,
+            b if depth == 0 && b.is_ascii_whitespace() => return at,
+            _ => {}
+        }
+        at += 1;
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Document, Invalid> {
+        Document::parse(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn reads_fields_where_they_stand() {
+        let document = parse(
+            r#" {"a\"b": 1, "model" : "gpt-5.5","stream":true , "t":[{"x":"}"}], "e":"\u00e9", "n":null}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            document.string("model").unwrap().as_deref(),
+            Some("gpt-5.5")
+        );
+        assert_eq!(document.string("e").unwrap().as_deref(), Some("é"));
+        assert_eq!(document.string("n"), Ok(None));
+        assert_eq!(document.boolean("stream"), Ok(Some(true)));
+        assert_eq!(document.raw("t"), Some(r#"[{"x":"}"}]"#));
+        assert_eq!(document.raw("a\"b"), Some("1"));
+        assert_eq!(document.string("absent"), Ok(None));
+        assert!(document.string("stream").is_err());
+        assert!(document.boolean("model").is_err());
+    }
+
+    #[test]
+    fn refuses() {
+        let deep = "[".repeat(10_000) + &"]".repeat(10_000);
+        let cases = [
+            ("nothing", String::new(), Invalid::Empty),
+            ("space", "  \n".into(), Invalid::Empty),
+            ("list", "[1]".into(), Invalid::NotAnObject),
+            ("too deep", format!("{{\"a\":{deep}}}"), Invalid::TooDeep),
+            ("unclosed and deep", "[".repeat(10_000), Invalid::TooDeep),
+            (
+                "twice",
+                r#"{"model":"a","model":"b"}"#.into(),
+                Invalid::Repeated("model".into()),
+            ),
+            (
+                "twice, in disguise",
+                r#"{"model":"a","mod\u0065l":"b"}"#.into(),
+                Invalid::Repeated("model".into()),
+            ),
+        ];
+        for (name, text, want) in cases {
+            assert_eq!(parse(&text).err(), Some(want), "{name}");
+        }
+        for text in [
+            "{",
+            "{\"a\":}",
+            "{\"a\":1}x",
+            "nul",
+            "{\"a\":\"",
+            "{'a':1}",
+            "{\"a\":1,}",
+        ] {
+            assert!(matches!(parse(text), Err(Invalid::Syntax(_))), "{text}");
+        }
+        let bytes = Bytes::from_static(b"{\"a\":\"\xff\"}");
+        assert_eq!(Document::parse(bytes).err(), Some(Invalid::NotUtf8));
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn patches() {
+        type Edit = fn(&mut Patch, &Document);
+        let cases: [(&str, &str, Edit, &str); 11] = [
+            ("replace",         r#"{"a":1,"stream":false}"#, |p, d| p.set(d, "stream", "true"), r#"{"a":1,"stream":true}"#),
+            ("the same",        r#"{"stream":true }"#,       |p, d| p.set(d, "stream", "true"), r#"{"stream":true }"#),
+            ("insert",          r#"{ "a":1}"#,               |p, d| p.set(d, "b", "2"),         r#"{"b":2, "a":1}"#),
+            ("insert alone",    r#"{ }"#,                    |p, d| p.set(d, "b", "2"),         r#"{"b":2 }"#),
+            ("insert twice",    r#"{"a":1}"#,                |p, d| { p.set(d, "b", "2"); p.set(d, "c", "3"); }, r#"{"b":2,"c":3,"a":1}"#),
+            ("cut the first",   r#"{"a":1, "b":2}"#,         |p, d| p.remove(d, "a"),           r#"{"b":2}"#),
+            ("cut the last",    r#"{"a":1, "b":2 }"#,        |p, d| p.remove(d, "b"),           r#"{"a":1 }"#),
+            ("cut the only",    r#"{"a":1}"#,                |p, d| p.remove(d, "a"),           r#"{}"#),
+            ("cut neighbours",  r#"{"a":1,"b":2,"c":3}"#,    |p, d| { p.remove(d, "b"); p.remove(d, "c"); }, r#"{"a":1}"#),
+            ("cut all, insert", r#"{"a":1}"#,                |p, d| { p.remove(d, "a"); p.set(d, "z", "0"); }, r#"{"z":0}"#),
+            ("cut the absent",  r#"{"a":1}"#,                |p, d| p.remove(d, "x"),           r#"{"a":1}"#),
+        ];
+        for (name, text, edit, want) in cases {
+            let document = parse(text).unwrap();
+            let mut patch = Patch::default();
+            edit(&mut patch, &document);
+            assert_eq!(std::str::from_utf8(&patch.apply(&document)).unwrap(), want, "{name}");
+        }
+    }
+
+    fn value() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            ".{0,12}".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
+                prop::collection::btree_map("[a-e\"\\\\]{1,2}", inner, 0..4)
+                    .prop_map(|m| serde_json::Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_patched_document_is_what_a_tree_would_give(
+            fields in prop::collection::btree_map("[a-f]", value(), 0..6),
+            set in prop::collection::btree_map("[a-h]", value(), 0..3),
+            cut in prop::collection::btree_set("[i-k]|[a-f]", 0..4),
+            pretty in any::<bool>(),
+        ) {
+            let tree: serde_json::Map<_, _> = fields.into_iter().collect();
+            let text = if pretty {
+                serde_json::to_string_pretty(&tree).unwrap()
+            } else {
+                serde_json::to_string(&tree).unwrap()
+            };
+            let document = parse(&text).unwrap();
+            let (mut patch, mut want) = (Patch::default(), tree);
+            for (name, value) in &set {
+                patch.set(&document, name, &value.to_string());
+                want.insert(name.clone(), value.clone());
+            }
+            for name in cut.iter().filter(|name| !set.contains_key(*name)) {
+                patch.remove(&document, name);
+                want.remove(name);
+            }
+            let got: serde_json::Value = serde_json::from_slice(&patch.apply(&document)).unwrap();
+            prop_assert_eq!(got, serde_json::Value::Object(want));
+        }
+    }
+}

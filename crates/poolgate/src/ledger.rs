@@ -1,0 +1,124 @@
+//! The record of every request, lost by no crash and waited for by no request.
+//!
+//! A `begin` line is appended to the spool, a local file, before the first upstream byte is asked
+//! for, and an `end` line before the terminal event is relayed: one `write` each, which a kill of
+//! the process cannot undo. A power cut loses at most the last second. The mover carries the lines
+//! into the store in batches, with its position in the same transaction, so that each line counts
+//! once however often the process dies. Requests whose `end` never came are marked `interrupted` at
+//! the next start.
+//!
+//! The spool is bounded: when the store has been away for long enough to fill it, requests are
+//! refused. Nothing is dropped.
+
+mod mover;
+mod spool;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use poolgate_core::units::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::store::Store;
+use crate::tasks::Tasks;
+
+pub use spool::Spool;
+
+/// A request that is about to be sent upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    pub id: String,
+    /// Milliseconds since the Unix epoch, as all times here.
+    pub at: i64,
+    pub key: i64,
+    pub surface: String,
+    pub model: String,
+    pub stream: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<i64>,
+}
+
+/// A request that has ended, with everything known of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    #[serde(flatten)]
+    pub begin: Begin,
+    /// What the client was answered; 0: it left before.
+    pub status: u16,
+    /// `complete`, `refused`, `failed`, `client_left`, `upstream_broke`.
+    pub outcome: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Waiting for an account; to the upstream's head; to the first byte for the client; in all.
+    pub wait_ms: i64,
+    pub head_ms: Option<i64>,
+    pub first_ms: Option<i64>,
+    pub total_ms: i64,
+    pub input: Option<u64>,
+    pub output: Option<u64>,
+    pub cache_read: Option<u64>,
+    pub cache_write: Option<u64>,
+    pub reasoning: Option<u64>,
+    /// Relayed to the client.
+    pub bytes: u64,
+    pub attempts: Vec<AttemptRecord>,
+    /// The response whose state the account now holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owns: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptRecord {
+    pub account: i64,
+    pub outcome: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    pub ms: i64,
+}
+
+impl End {
+    /// Response id and account, when the account holds state that later requests refer to.
+    pub fn owner(&self) -> Option<(&str, i64, &Begin)> {
+        Some((self.owns.as_deref()?, self.begin.account?, &self.begin))
+    }
+}
+
+/// One line of the spool.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+enum Line {
+    Begin(Begin),
+    End(End),
+}
+
+/// How often the mover looks for new lines; also the longest a row lags behind its request.
+const EVERY: Duration = Duration::from_millis(250);
+
+/// Opens the spool in `dir`, takes over what an earlier process left, and marks what it left
+/// unfinished. Must end before the first request is served.
+pub async fn start(
+    dir: &std::path::Path,
+    max_bytes: u64,
+    store: &Store,
+    tasks: &Tasks,
+    now: Timestamp,
+) -> anyhow::Result<Arc<Spool>> {
+    let position = store
+        .spool_position()
+        .await
+        .context("reading the spool's position")?;
+    let spool = Arc::new(Spool::open(dir, max_bytes, position).context("opening the spool")?);
+    let mut mover = mover::Mover::new(Arc::clone(&spool), store.clone(), position);
+    mover.move_all().await.context("taking over the spool")?;
+    let interrupted = store.mark_interrupted(now).await?;
+    if interrupted > 0 {
+        tracing::warn!(
+            requests = interrupted,
+            "marked requests of an earlier process as interrupted"
+        );
+    }
+    let stop = tasks.stop.clone();
+    tasks.supervise("ledger", async move { mover.run(stop).await });
+    Ok(spool)
+}

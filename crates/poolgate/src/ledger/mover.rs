@@ -1,0 +1,257 @@
+//! The reading side: carries lines from the spool into the store.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Begin, EVERY, End, Line, Spool};
+use crate::store::{SpoolPosition, Store};
+
+/// Read at once; a longer single line is read whole all the same.
+const BATCH: u64 = 1 << 20;
+const SYNC_EVERY: u32 = 4;
+const RETRY: Duration = Duration::from_secs(1);
+
+pub struct Mover {
+    spool: Arc<Spool>,
+    store: Store,
+    position: SpoolPosition,
+}
+
+struct Batch {
+    begins: Vec<Begin>,
+    ends: Vec<End>,
+    position: SpoolPosition,
+    bytes: u64,
+}
+
+impl Mover {
+    pub fn new(spool: Arc<Spool>, store: Store, position: SpoolPosition) -> Self {
+        Self {
+            spool,
+            store,
+            position,
+        }
+    }
+
+    /// Until `stop`, and then once more, so that nothing waits for the next start.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut round = 0_u32;
+        while stop
+            .run_until_cancelled(tokio::time::sleep(EVERY))
+            .await
+            .is_some()
+        {
+            round = round.wrapping_add(1);
+            if round.is_multiple_of(SYNC_EVERY) {
+                self.spool.sync().await;
+            }
+            if self.spool.has_news()
+                && let Err(error) = self.move_all().await
+            {
+                // The lines are safe where they are; the store will be back.
+                tracing::warn!(%error, waiting_bytes = self.spool.waiting(), "the store takes no records");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+        // Requests end a moment after the stop: whatever they append now is moved here or at the
+        // next start.
+        if let Err(error) = self.move_all().await {
+            tracing::warn!(%error, "records stay in the spool until the next start");
+        }
+        self.spool.sync().await;
+    }
+
+    /// Moves everything there is.
+    pub async fn move_all(&mut self) -> anyhow::Result<()> {
+        while let Some(batch) = self.next_batch()? {
+            self.store
+                .record(&batch.begins, &batch.ends, batch.position)
+                .await?;
+            let finished = self.position.segment;
+            self.position = batch.position;
+            self.spool.note_moved(batch.bytes);
+            if batch.position.segment > finished {
+                // Best effort: a segment left behind is below the position and never read again.
+                let _ = std::fs::remove_file(self.spool.path(finished));
+            }
+        }
+        Ok(())
+    }
+
+    fn next_batch(&self) -> io::Result<Option<Batch>> {
+        let current = self.spool.current_segment();
+        let Some(segment) = self.spool.first_from(self.position.segment)? else {
+            return Ok(None);
+        };
+        let offset = if segment == self.position.segment {
+            self.position.offset
+        } else {
+            0
+        };
+        let bytes = read_lines(&self.spool.path(segment), offset)?;
+        if bytes.is_empty() {
+            // Looked up before reading: a segment is final once a later one was begun.
+            let rest = std::fs::metadata(self.spool.path(segment))?.len() - offset;
+            return Ok((segment < current).then(|| Batch {
+                begins: vec![],
+                ends: vec![],
+                position: SpoolPosition {
+                    segment: segment + 1,
+                    offset: 0,
+                },
+                bytes: rest,
+            }));
+        }
+        let length = u64::try_from(bytes.len()).unwrap_or(0);
+        let (begins, ends) = parse(&bytes);
+        let position = SpoolPosition {
+            segment,
+            offset: offset + length,
+        };
+        Ok(Some(Batch {
+            begins,
+            ends,
+            position,
+            bytes: length,
+        }))
+    }
+}
+
+/// Whole lines from `offset` on, about [`BATCH`] bytes.
+fn read_lines(path: &std::path::Path, offset: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = Vec::new();
+    loop {
+        let before = bytes.len();
+        file.by_ref().take(BATCH).read_to_end(&mut bytes)?;
+        if let Some(end) = memchr::memrchr(b'\n', &bytes) {
+            bytes.truncate(end + 1);
+            return Ok(bytes);
+        }
+        if bytes.len() == before {
+            return Ok(Vec::new());
+        }
+    }
+}
+
+/// A begin whose end is in the same batch needs no row of its own.
+fn parse(bytes: &[u8]) -> (Vec<Begin>, Vec<End>) {
+    let (mut begins, mut ends) = (Vec::new(), Vec::new());
+    for line in bytes
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        match serde_json::from_slice(line) {
+            Ok(Line::Begin(begin)) => begins.push(begin),
+            Ok(Line::End(end)) => ends.push(end),
+            // Torn by a full disk or a power cut.
+            Err(_) => tracing::warn!(bytes = line.len(), "skipped a damaged line of the spool"),
+        }
+    }
+    let ended: HashSet<&str> = ends.iter().map(|end| end.begin.id.as_str()).collect();
+    begins.retain(|begin| !ended.contains(begin.id.as_str()));
+    (begins, ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use poolgate_core::units::Timestamp;
+
+    use super::*;
+    use crate::ledger::{self, AttemptRecord};
+    use crate::tasks::Tasks;
+
+    fn begin(id: &str) -> Begin {
+        Begin {
+            id: id.into(),
+            at: 5,
+            key: 1,
+            surface: "chat".into(),
+            ..Default::default()
+        }
+    }
+
+    fn end(id: &str) -> End {
+        let attempts = vec![AttemptRecord {
+            account: 1,
+            outcome: "served".into(),
+            ..Default::default()
+        }];
+        End {
+            begin: begin(id),
+            outcome: "complete".into(),
+            attempts,
+            ..Default::default()
+        }
+    }
+
+    async fn open(dir: &std::path::Path) -> (Store, Arc<Spool>, Tasks) {
+        let store = Store::open(dir).await.unwrap();
+        let tasks = Tasks::default();
+        let path = dir.join("spool");
+        let spool = ledger::start(&path, 1 << 20, &store, &tasks, Timestamp(9))
+            .await
+            .unwrap();
+        (store, spool, tasks)
+    }
+
+    fn outcomes(rows: &[(&str, i64)]) -> Vec<(String, i64)> {
+        rows.iter()
+            .map(|(outcome, count)| ((*outcome).to_owned(), *count))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn each_request_has_one_row_whatever_happens() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, spool, tasks) = open(dir.path()).await;
+        for id in ["a", "b", "c"] {
+            spool.begin(begin(id)).unwrap();
+        }
+        spool.end(end("a")).unwrap();
+        spool.drained().await;
+        spool.end(end("b")).unwrap();
+        spool.end(end("b")).unwrap();
+        assert!(
+            tasks.drain(Duration::from_secs(5)).await,
+            "the last lines are moved at the stop"
+        );
+        assert_eq!(
+            store.outcomes().await.unwrap(),
+            outcomes(&[("", 1), ("complete", 2)])
+        );
+        store.close().await;
+
+        let (store, _spool, _tasks) = open(dir.path()).await;
+        let want = outcomes(&[("complete", 2), ("interrupted", 1)]);
+        assert_eq!(store.outcomes().await.unwrap(), want);
+    }
+
+    #[tokio::test]
+    async fn a_crash_between_append_and_move_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let spool = Spool::open(&dir.path().join("spool"), 1, SpoolPosition::default()).unwrap();
+        spool.begin(begin("a")).unwrap();
+        spool.end(end("a")).unwrap();
+        spool.begin(begin("b")).unwrap();
+        assert!(!spool.has_room(), "and a full spool says so");
+        let segment = spool.path(1);
+        let mut torn = std::fs::read(&segment).unwrap();
+        torn.extend_from_slice(b"{\"t\":\"end\",\"id\":\"b\"");
+        std::fs::write(&segment, torn).unwrap();
+        store.close().await;
+
+        let (store, spool, _tasks) = open(dir.path()).await;
+        let want = outcomes(&[("complete", 1), ("interrupted", 1)]);
+        assert_eq!(store.outcomes().await.unwrap(), want);
+        assert_eq!(spool.waiting(), 0);
+        assert!(!segment.exists(), "a segment taken over is deleted");
+    }
+}

@@ -1,0 +1,415 @@
+//! The live state of all accounts, behind one short lock.
+//!
+//! Live truth is here, durable truth in the store. The lock is held for microseconds around a
+//! decision and its reservation, never across an `.await`: two requests cannot both take the last
+//! slot, and fifty first requests of one session land on one account. Leases exist only in memory,
+//! so a crash leaves nothing to repair.
+
+mod lease;
+mod load;
+mod view;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use parking_lot::Mutex;
+use poolgate_core::account::{AccountId, Kind};
+use poolgate_core::affinity::{Affinity, SOFT_FOR};
+use poolgate_core::availability::Account as Facts;
+use poolgate_core::choose::{Choice, Refusal, Strategy, choose};
+use poolgate_core::health::Stop;
+use poolgate_core::outcome::{Attempt, Outcome};
+use poolgate_core::quota::{Quota, Reading, Source};
+use poolgate_core::units::{Fraction, Timestamp};
+use tokio::sync::Notify;
+
+use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
+use crate::credentials::Credential;
+
+pub use lease::{Lease, Wish};
+pub use load::{load, plan_weight};
+pub use view::{AccountView, PoolView, WindowView};
+
+/// Sessions remembered; forgetting one costs a cache miss.
+const SESSIONS: usize = 100_000;
+const OWNERS: usize = 100_000;
+/// State behind a response id is kept by upstreams for at least this long.
+pub const OWNED_FOR: Duration = Duration::from_hours(24);
+/// A snapshot older than this does not say that a window is spent now.
+const FRESH: Duration = Duration::from_mins(10);
+
+/// A hash of a session's or response's name, scoped by client key.
+pub type SessionKey = [u8; 16];
+
+/// The unchanging side of an account, shared by all requests on it.
+#[derive(Debug)]
+pub struct Account {
+    pub id: AccountId,
+    pub name: String,
+    pub kind: Kind,
+    pub upstream: Upstream,
+    pub token_url: Option<Uri>,
+    pub credential: Arc<Credential>,
+}
+
+#[derive(Debug)]
+pub struct Pool {
+    state: Mutex<State>,
+    /// Rung whenever an account may have become able to serve.
+    freed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    live: Vec<Live>,
+    pools: HashMap<String, Members>,
+    homes: Affinity<SessionKey>,
+    owners: Affinity<SessionKey>,
+    turn: u64,
+}
+
+#[derive(Debug)]
+struct Live {
+    account: Arc<Account>,
+    facts: Facts,
+    counters: Counters,
+    /// The quota differs from what the store has.
+    unsaved: bool,
+    /// The stop differs from what the store has.
+    unsaved_stop: bool,
+}
+
+/// Since the process started; for people to look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub attempts: u64,
+    pub served: u64,
+    /// Requests that left this account for another.
+    pub failovers: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Members {
+    ids: Vec<AccountId>,
+    strategy: Strategy,
+}
+
+/// An account as loaded: its shared side, and the facts it starts with.
+#[derive(Debug)]
+pub struct Loaded {
+    pub account: Account,
+    pub facts: Facts,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        let state = State {
+            live: Vec::new(),
+            pools: HashMap::new(),
+            homes: Affinity::new(SESSIONS, SOFT_FOR),
+            owners: Affinity::new(OWNERS, OWNED_FOR),
+            turn: 0,
+        };
+        Self {
+            state: Mutex::new(state),
+            freed: Notify::new(),
+        }
+    }
+}
+
+impl Pool {
+    /// Takes over accounts and pools as they are now configured. What was learnt about an account
+    /// that stays is kept; an operator's resume shows as a stop that is gone.
+    pub fn replace(&self, loaded: Vec<Loaded>, pools: &[PoolSpec]) {
+        let mut state = self.state.lock();
+        let mut old: HashMap<AccountId, Live> = state
+            .live
+            .drain(..)
+            .map(|live| (live.facts.id, live))
+            .collect();
+        for Loaded { account, mut facts } in loaded {
+            let mut counters = Counters::default();
+            let mut unsaved = false;
+            if let Some(live) = old.remove(&facts.id) {
+                let resumed = (live.facts.paused && !facts.paused)
+                    || (live.facts.health.stop.is_some()
+                        && !live.unsaved_stop
+                        && facts.health.stop.is_none());
+                let stop = facts.health.stop;
+                facts.quota = live.facts.quota;
+                facts.in_flight = live.facts.in_flight;
+                if !resumed {
+                    facts.health = live.facts.health;
+                    facts.health.stop = stop.or(facts.health.stop.filter(|_| live.unsaved_stop));
+                }
+                (counters, unsaved) = (live.counters, live.unsaved);
+            }
+            let account = Arc::new(account);
+            state.live.push(Live {
+                account,
+                facts,
+                counters,
+                unsaved,
+                unsaved_stop: false,
+            });
+        }
+        let everyone: Vec<AccountId> = state.live.iter().map(|live| live.facts.id).collect();
+        let by_name: HashMap<&str, AccountId> = state
+            .live
+            .iter()
+            .map(|live| (live.account.name.as_str(), live.facts.id))
+            .collect();
+        let mut members: HashMap<String, Members> = pools
+            .iter()
+            .map(|pool| {
+                let named = pool
+                    .members
+                    .iter()
+                    .filter_map(|name| by_name.get(name.as_str()).copied());
+                let all = pool.name == DEFAULT_POOL && pool.members.is_empty();
+                let ids = if all {
+                    everyone.clone()
+                } else {
+                    named.collect()
+                };
+                (
+                    pool.name.clone(),
+                    Members {
+                        ids,
+                        strategy: pool.strategy,
+                    },
+                )
+            })
+            .collect();
+        members.entry(DEFAULT_POOL.to_owned()).or_insert(Members {
+            ids: everyone,
+            strategy: Strategy::default(),
+        });
+        state.pools = members;
+        drop(state);
+        self.freed.notify_waiters();
+    }
+
+    /// Chooses an account and counts the attempt in, as one step.
+    pub fn lease(self: &Arc<Self>, wish: &Wish<'_>, now: Timestamp) -> Result<Lease, Refusal> {
+        let mut state = self.state.lock();
+        let owner = wish.owner.and_then(|owner| state.owners.home(&owner, now));
+        let turn = wish.turn.and_then(|turn| state.owners.home(&turn, now));
+        let home = turn.or_else(|| state.homes.home(&wish.session?, now));
+        let (ids, strategy) = state.members(wish.pools);
+        state.turn = state.turn.wrapping_add(1);
+        let candidates: Vec<&Facts> = ids
+            .iter()
+            .filter_map(|id| state.live.iter().find(|live| live.facts.id == *id))
+            .map(|live| &live.facts)
+            .collect();
+        let choice = Choice {
+            ask: wish.ask,
+            strategy,
+            owner,
+            home,
+            tried: wish.tried,
+            turn: state.turn,
+            seed: wish.seed,
+            now,
+        };
+        let id = choose(&candidates, &choice)?;
+        if let Some(session) = wish.session {
+            state.homes.settle(session, id, now);
+        }
+        let live = state
+            .live
+            .iter_mut()
+            .find(|live| live.facts.id == id)
+            .expect("chosen from it");
+        live.counters.attempts += 1;
+        let counted = wish.is_counted();
+        if counted {
+            live.facts.in_flight += 1;
+        }
+        let account = Arc::clone(&live.account);
+        // A turn nobody remembers is taken for this account's, until the account fails.
+        let moved = wish.turn.is_some() && turn.map_or(!wish.tried.is_empty(), |home| home != id);
+        Ok(Lease::new(Arc::clone(self), account, moved, counted))
+    }
+
+    /// Resolves when an account may have become able to serve. Made before asking for a lease, it
+    /// misses nothing.
+    pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.freed.notified()
+    }
+
+    fn give_back(&self, id: AccountId) {
+        self.with(id, |live| {
+            live.facts.in_flight = live.facts.in_flight.saturating_sub(1)
+        });
+        self.freed.notify_waiters();
+    }
+
+    fn with<T>(&self, id: AccountId, change: impl FnOnce(&mut Live) -> T) -> Option<T> {
+        let mut state = self.state.lock();
+        state
+            .live
+            .iter_mut()
+            .find(|live| live.facts.id == id)
+            .map(change)
+    }
+
+    /// What an answer's headers or events say about the account's windows.
+    pub fn observe(&self, id: AccountId, readings: &[Reading], source: Source, now: Timestamp) {
+        if !readings.is_empty() {
+            self.with(id, |live| {
+                live.unsaved |= live.facts.quota.merge(readings, source, now)
+            });
+        }
+    }
+
+    /// What an attempt came to.
+    pub fn settle(&self, id: AccountId, outcome: Outcome, attempt: Attempt<'_>) {
+        self.with(id, |live| {
+            let stop = live.facts.health.stop;
+            outcome.apply(&mut live.facts.health, attempt);
+            live.unsaved_stop |= live.facts.health.stop != stop;
+            live.counters.served += u64::from(outcome == Outcome::Served);
+        });
+        if outcome == Outcome::Served {
+            self.freed.notify_waiters();
+        }
+    }
+
+    pub fn note_failover(&self, id: AccountId) {
+        self.with(id, |live| live.counters.failovers += 1);
+    }
+
+    pub fn stop_account(&self, id: AccountId, stop: Stop) {
+        self.with(id, |live| {
+            live.unsaved_stop |= live.facts.health.stop != Some(stop);
+            live.facts.health.stop = Some(stop);
+        });
+    }
+
+    /// The credential came, went, or was replaced.
+    pub fn credential_changed(&self, id: AccountId, usable: bool) {
+        self.with(id, |live| {
+            live.facts.has_credential = usable;
+            if usable {
+                let stop = live.facts.health.stop;
+                live.facts.health.logged_in();
+                live.unsaved_stop |= live.facts.health.stop != stop;
+            }
+        });
+        self.freed.notify_waiters();
+    }
+
+    /// Remembers which account holds the state behind a response.
+    pub fn own(&self, response: SessionKey, account: AccountId, at: Timestamp) {
+        self.state.lock().owners.settle(response, account, at);
+    }
+
+    /// Reset of the account's window that is spent, by readings less than ten minutes old; the
+    /// furthest one. And the nearest reset of any of its windows.
+    pub fn resets(&self, id: AccountId, now: Timestamp) -> (Option<Timestamp>, Option<Timestamp>) {
+        self.with(id, |live| {
+            let fresh = |at: Timestamp| now <= at.plus(FRESH);
+            let quota = &live.facts.quota;
+            let spent = quota
+                .ordinary()
+                .filter(|w| fresh(w.observed_at) && w.used_at(now) == Fraction::ONE);
+            let ahead = quota
+                .ordinary()
+                .filter_map(|w| w.resets_at)
+                .filter(|at| *at > now);
+            (spent.filter_map(|w| w.resets_at).max(), ahead.min())
+        })
+        .unwrap_or_default()
+    }
+
+    /// Accounts of the pools, for calls that are not attempts.
+    pub fn members(&self, pools: &[String]) -> Vec<Arc<Account>> {
+        let state = self.state.lock();
+        let (ids, _) = state.members(pools);
+        let find = |id: &AccountId| state.live.iter().find(|live| live.facts.id == *id);
+        ids.iter()
+            .filter_map(find)
+            .map(|live| Arc::clone(&live.account))
+            .collect()
+    }
+
+    pub fn accounts(&self) -> Vec<Arc<Account>> {
+        self.state
+            .lock()
+            .live
+            .iter()
+            .map(|live| Arc::clone(&live.account))
+            .collect()
+    }
+
+    /// Attempts running now, on all accounts.
+    pub fn in_flight(&self) -> u32 {
+        self.state
+            .lock()
+            .live
+            .iter()
+            .map(|live| live.facts.in_flight)
+            .sum()
+    }
+
+    /// Quotas that the store does not have yet; they count as saved from here on.
+    pub fn take_unsaved_quotas(&self) -> Vec<(AccountId, Quota)> {
+        let mut state = self.state.lock();
+        let saved = |live: &mut Live| {
+            let facts = &live.facts;
+            std::mem::take(&mut live.unsaved).then(|| (facts.id, facts.quota.clone()))
+        };
+        state.live.iter_mut().filter_map(saved).collect()
+    }
+
+    /// The same for stops.
+    pub fn take_unsaved_stops(&self) -> Vec<(AccountId, Option<Stop>)> {
+        let mut state = self.state.lock();
+        let saved = |live: &mut Live| {
+            let facts = &live.facts;
+            std::mem::take(&mut live.unsaved_stop).then_some((facts.id, facts.health.stop))
+        };
+        state.live.iter_mut().filter_map(saved).collect()
+    }
+
+    /// Saving failed: try again later.
+    pub fn mark_unsaved(&self, ids: impl Iterator<Item = AccountId>, stops: bool) {
+        for id in ids {
+            self.with(id, |live| {
+                if stops {
+                    live.unsaved_stop = true;
+                } else {
+                    live.unsaved = true;
+                }
+            });
+        }
+    }
+}
+
+impl State {
+    /// Members of all named pools in order, each once; none named: the default pool. The first
+    /// pool's strategy decides.
+    fn members(&self, pools: &[String]) -> (Vec<AccountId>, Strategy) {
+        let default = [DEFAULT_POOL.to_owned()];
+        let names = if pools.is_empty() { &default } else { pools };
+        let mut found = names.iter().filter_map(|name| self.pools.get(name));
+        let Some(first) = found.next() else {
+            return (Vec::new(), Strategy::default());
+        };
+        let mut ids = first.ids.clone();
+        for more in found.flat_map(|members| &members.ids) {
+            if !ids.contains(more) {
+                ids.push(*more);
+            }
+        }
+        (ids, first.strategy)
+    }
+}
+
+#[cfg(test)]
+#[path = "pool/tests.rs"]
+mod tests;

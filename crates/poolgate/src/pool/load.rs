@@ -1,0 +1,149 @@
+//! Filling the pool from the store.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use poolgate_core::account::Kind;
+use poolgate_core::availability::Account as Facts;
+use poolgate_core::health::Health;
+use poolgate_core::quota::Quota;
+
+use super::{Account, Loaded};
+use crate::config::{AccountSpec, CredentialSource};
+use crate::credentials::{Credential, Source, Stored};
+use crate::secret::MasterKey;
+use crate::store::{AccountRow, Store};
+
+/// All accounts of the store, with their credentials read. A row that no longer resolves is left
+/// out, loudly.
+///
+/// `known` are the accounts loaded before: their credentials are kept, since one may be in the
+/// middle of a refresh.
+pub async fn load(
+    store: &Store,
+    master_key: &Arc<MasterKey>,
+    known: &[Arc<Account>],
+) -> anyhow::Result<Vec<Loaded>> {
+    let quotas = store.quotas().await?;
+    let mut loaded = Vec::new();
+    for row in store.accounts().await? {
+        let name = row.settings.name.clone();
+        let settings = row.settings.clone();
+        let spec = if row.sealed.is_some() || settings.clone().resolve().is_err() {
+            settings.resolve_stored()
+        } else {
+            settings.resolve()
+        };
+        match spec {
+            Ok(spec) => {
+                let quota = quotas
+                    .iter()
+                    .find(|(id, _)| *id == row.id)
+                    .map(|(_, q)| q.clone());
+                let known = known.iter().find(|account| account.id == row.id);
+                let known = known.filter(|a| a.kind == spec.kind).map(|a| &a.credential);
+                let credential = match known.filter(|c| c.source().is_at(&spec.source)) {
+                    Some(credential) => keep(credential, row.sealed.clone()).await,
+                    None => open(&row, &spec, store, master_key).await,
+                };
+                loaded.push(assemble(&row, spec, quota.unwrap_or_default(), credential));
+            }
+            Err(errors) => {
+                tracing::error!(
+                    account = name,
+                    errors = errors.join("; "),
+                    "left out an account"
+                );
+            }
+        }
+    }
+    Ok(loaded)
+}
+
+async fn keep(known: &Arc<Credential>, sealed: Option<(Vec<u8>, i64)>) -> Arc<Credential> {
+    let changed = match known.source() {
+        Source::Stored(stored) => stored.take_newer(sealed),
+        _ => known.problem().is_some(),
+    };
+    if changed {
+        known.reload().await;
+    }
+    Arc::clone(known)
+}
+
+async fn open(
+    row: &AccountRow,
+    spec: &AccountSpec,
+    store: &Store,
+    master_key: &Arc<MasterKey>,
+) -> Arc<Credential> {
+    let source = match spec.source.clone() {
+        CredentialSource::Stored => Source::Stored(Stored {
+            account: row.id,
+            store: store.clone(),
+            master_key: Arc::clone(master_key),
+            sealed: Mutex::new(row.sealed.clone()),
+        }),
+        CredentialSource::AuthFile(path) => Source::AuthFile(path),
+        CredentialSource::KeyEnv(name) => Source::KeyEnv(name),
+        CredentialSource::KeyFile(path) => Source::KeyFile(path),
+    };
+    let credential = Arc::new(Credential::new(spec.kind, source));
+    credential.reload().await;
+    if let Some(problem) = credential.problem() {
+        tracing::warn!(
+            account = spec.name,
+            problem,
+            "the account has no usable credential"
+        );
+    }
+    credential
+}
+
+fn assemble(
+    row: &AccountRow,
+    spec: AccountSpec,
+    quota: Quota,
+    credential: Arc<Credential>,
+) -> Loaded {
+    let weight = spec
+        .plan_weight
+        .unwrap_or_else(|| plan_weight(spec.kind, credential.plan().as_deref()));
+    let facts = Facts {
+        id: row.id,
+        kind: spec.kind,
+        speaks: spec.speaks,
+        priority: spec.priority,
+        weight,
+        caps: spec.caps,
+        models: spec.models,
+        max_in_flight: spec.max_concurrency,
+        paused: row.paused,
+        has_credential: credential.problem().is_none(),
+        quota,
+        health: Health::stored(row.stop),
+        in_flight: 0,
+    };
+    let account = Account {
+        id: row.id,
+        name: spec.name,
+        kind: spec.kind,
+        token_url: spec.upstream.token_url.clone(),
+        upstream: spec.upstream,
+        credential,
+    };
+    Loaded { account, facts }
+}
+
+/// Size of a plan relative to the smallest one. Claude plans read `plan/tier`.
+pub fn plan_weight(kind: Kind, plan: Option<&str>) -> f64 {
+    let (plan, tier) = plan
+        .unwrap_or_default()
+        .split_once('/')
+        .unwrap_or((plan.unwrap_or_default(), ""));
+    match (kind, plan, tier) {
+        (Kind::Codex, "pro", _) | (Kind::Claude, "max", "default_claude_max_20x") => 10.0,
+        (Kind::Claude, "max", _) | (Kind::Claude, "team", "default_claude_max_5x") => 5.0,
+        _ => 1.0,
+    }
+}

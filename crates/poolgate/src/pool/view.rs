@@ -1,0 +1,74 @@
+//! The pool as people see it: one row per account, for `poolgate status` and the demo.
+
+use poolgate_core::availability::state;
+use poolgate_core::units::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Pool;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolView {
+    pub accounts: Vec<AccountView>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AccountView {
+    pub name: String,
+    pub kind: String,
+    pub priority: i32,
+    pub weight: f64,
+    /// `ready`, or the reason why not.
+    pub state: String,
+    /// Why there is no usable credential, or what else an operator should know.
+    pub problem: Option<String>,
+    /// When the state ends, in milliseconds since the Unix epoch; unknown: absent.
+    pub until: Option<i64>,
+    pub windows: Vec<WindowView>,
+    pub in_flight: u32,
+    pub attempts: u64,
+    pub served: u64,
+    pub failovers: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WindowView {
+    /// `5h`, `weekly`, else the length in hours.
+    pub name: String,
+    pub used_percent: f64,
+    pub resets_at: Option<i64>,
+}
+
+impl Pool {
+    pub fn view(&self, now: Timestamp) -> PoolView {
+        let state = self.state.lock();
+        let accounts = state.live.iter().map(|live| {
+            let facts = &live.facts;
+            let refusal = self::state(facts, now).err();
+            let windows = facts.quota.ordinary().map(|window| WindowView {
+                name: match window.length.as_secs() / 3600 {
+                    168 => "weekly".into(),
+                    hours => format!("{hours}h"),
+                },
+                used_percent: window.used_at(now).percent(),
+                resets_at: window.resets_at.filter(|at| *at > now).map(|at| at.0),
+            });
+            AccountView {
+                name: live.account.name.clone(),
+                kind: facts.kind.name().into(),
+                priority: facts.priority,
+                weight: facts.weight,
+                state: refusal.map_or("ready", |reason| reason.name()).into(),
+                problem: live.account.credential.problem(),
+                until: refusal.and_then(|reason| reason.until()).map(|at| at.0),
+                windows: windows.collect(),
+                in_flight: facts.in_flight,
+                attempts: live.counters.attempts,
+                served: live.counters.served,
+                failovers: live.counters.failovers,
+            }
+        });
+        PoolView {
+            accounts: accounts.collect(),
+        }
+    }
+}

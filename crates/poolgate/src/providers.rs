@@ -1,0 +1,32 @@
+//! What the two protocol families put on the wire, read into our words: quota headers, error
+//! bodies, events and token counts. Sync functions over plain data; nothing here does I/O.
+
+pub mod anthropic;
+pub mod fields;
+pub mod openai;
+pub mod tap;
+
+use http::HeaderMap;
+use poolgate_core::account::Family;
+use poolgate_core::quota::Reading;
+use poolgate_core::units::Timestamp;
+
+pub use fields::ErrorFields;
+pub use tap::Tap;
+
+/// Quota windows in the headers of an answer, good or bad.
+pub fn readings(family: Family, headers: &HeaderMap, now: Timestamp) -> Vec<Reading> {
+    match family {
+        Family::OpenAi => openai::readings(headers, now),
+        Family::Anthropic => anthropic::readings(headers),
+    }
+}
+
+/// A header as text, trimmed; `None` when absent or not text.
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
+    text(headers, name)?.parse().ok()
+}

@@ -1,0 +1,161 @@
+//! The parts of an error body that mean something, in whichever of the known envelopes it came.
+//!
+//! Sources: wire facts §4, §7 and the fixtures codex-429-usage-limit-http, claude-code-429-limit-oauth:
+//! `{"error":{…}}` (`OpenAI`, Codex), `{"type":"error","error":{…}}` (Anthropic), `{"detail":…}`
+//! (`ChatGPT` backend), and `response.error` inside a stream's `response.failed`.
+
+use std::time::Duration;
+
+use poolgate_core::units::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Empty text: not reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorFields {
+    pub code: String,
+    pub kind: String,
+    pub message: String,
+    pub resets_at: Option<Timestamp>,
+    /// An explicit status inside an event.
+    pub status: Option<u16>,
+}
+
+/// Numbers come as numbers or as text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Plain(f64),
+    Text(String),
+}
+
+impl Number {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates; the reader checks the range"
+    )]
+    fn whole(&self) -> Option<i64> {
+        match self {
+            Self::Plain(number) => Some(*number as i64),
+            Self::Text(text) => text.trim().parse().ok(),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Inner {
+    code: Option<Value>,
+    r#type: Option<Value>,
+    message: Option<Value>,
+    resets_at: Option<Number>,
+    resets_in_seconds: Option<Number>,
+    status: Option<u16>,
+    status_code: Option<u16>,
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    #[serde(default)]
+    error: Option<Value>,
+    #[serde(default)]
+    detail: Option<Value>,
+    #[serde(default)]
+    response: Option<Response>,
+    #[serde(flatten)]
+    bare: Inner,
+}
+
+#[derive(Deserialize)]
+struct Response {
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+impl ErrorFields {
+    /// Reads a body or the data of an event; anything unexpected reads as nothing.
+    pub fn read(bytes: &[u8], now: Timestamp) -> Self {
+        let Ok(envelope) = serde_json::from_slice::<Envelope>(bytes) else {
+            return Self::default();
+        };
+        let nested = envelope
+            .error
+            .or_else(|| envelope.response.and_then(|response| response.error))
+            .or(envelope.detail);
+        let outer_status = envelope.bare.status.or(envelope.bare.status_code);
+        let mut fields = match nested {
+            Some(Value::String(message)) => Self {
+                message,
+                ..Self::default()
+            },
+            Some(value) => Self::from_inner(serde_json::from_value(value).unwrap_or_default(), now),
+            None => Self::from_inner(envelope.bare, now),
+        };
+        fields.status = fields.status.or(outer_status);
+        fields
+    }
+
+    fn from_inner(inner: Inner, now: Timestamp) -> Self {
+        let text = |value: Option<Value>| match value {
+            Some(Value::String(text)) => text,
+            Some(Value::Number(number)) => number.to_string(),
+            _ => String::new(),
+        };
+        let at = inner
+            .resets_at
+            .and_then(|n| n.whole())
+            .and_then(Timestamp::from_unix_seconds);
+        let wait = inner
+            .resets_in_seconds
+            .and_then(|n| n.whole())
+            .and_then(|s| u64::try_from(s).ok());
+        Self {
+            code: text(inner.code),
+            kind: text(inner.r#type),
+            message: text(inner.message),
+            resets_at: at.or_else(|| wait.map(|seconds| now.plus(Duration::from_secs(seconds)))),
+            status: inner.status.or(inner.status_code),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_795_300_000_000);
+
+    fn fields(code: &str, kind: &str, message: &str, resets_in: Option<u64>) -> ErrorFields {
+        ErrorFields {
+            code: code.into(),
+            kind: kind.into(),
+            message: message.into(),
+            resets_at: resets_in.map(|s| NOW.plus(Duration::from_secs(s))),
+            status: None,
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn reads_every_envelope() {
+        let cases = [
+            (r#"{"error":{"type":"usage_limit_reached","message":"m","plan_type":"plus","resets_at":1795300060,"resets_in_seconds":9}}"#,
+             fields("", "usage_limit_reached", "m", Some(60))),
+            (r#"{"error":{"type":"x","resets_in_seconds":"30"}}"#,      fields("", "x", "", Some(30))),
+            (r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#, fields("", "overloaded_error", "m", None)),
+            (r#"{"detail":"Unauthorized"}"#,                            fields("", "", "Unauthorized", None)),
+            (r#"{"detail":{"code":"deactivated_workspace"}}"#,          fields("deactivated_workspace", "", "", None)),
+            (r#"{"type":"response.failed","response":{"id":"r","error":{"code":"server_error","message":"m"}}}"#,
+             fields("server_error", "", "m", None)),
+            (r#"{"type":"error","code":"c","message":"m"}"#,            fields("c", "error", "m", None)),
+            (r#"{"error":{"code":404,"message":null}}"#,                fields("404", "", "", None)),
+            ("<html>",                                                  fields("", "", "", None)),
+            ("[]",                                                      fields("", "", "", None)),
+        ];
+        for (body, want) in cases {
+            assert_eq!(ErrorFields::read(body.as_bytes(), NOW), want, "{body}");
+        }
+        let event = br#"{"type":"error","status":429,"error":{"type":"usage_limit_reached"}}"#;
+        assert_eq!(ErrorFields::read(event, NOW).status, Some(429));
+    }
+}

@@ -1,0 +1,313 @@
+//! What passes by in an answer: has output begun, is it complete, did it fail, what did it cost.
+//!
+//! The relay feeds the bytes here beside forwarding them. Only a few events are parsed, and of those
+//! only the parts needed; the rest is recognised by name. Unknown events count as output: forwarding
+//! one twice would be worse than a failover missed.
+
+use memchr::memmem;
+use poolgate_core::account::Surface;
+use poolgate_core::units::Timestamp;
+use poolgate_core::usage::TokenUsage;
+use serde::Deserialize;
+
+use super::ErrorFields;
+use crate::sse::{Event, Scanner};
+
+/// JSON answers up to this size are kept for reading their token counts.
+const JSON_MAX: usize = 16 << 20;
+
+#[derive(Debug)]
+pub struct Tap {
+    surface: Surface,
+    now: Timestamp,
+    format: Format,
+    /// Output, or the end, has been seen: from here on nothing may be replayed.
+    pub semantic: bool,
+    /// The dialect's own last event has been seen.
+    pub finished: bool,
+    pub error: Option<ErrorFields>,
+    pub usage: TokenUsage,
+    pub response_id: Option<String>,
+}
+
+#[derive(Debug)]
+enum Format {
+    Events(Scanner),
+    Json(Vec<u8>),
+}
+
+impl Tap {
+    /// `now` dates relative resets in error events.
+    pub fn new(surface: Surface, is_event_stream: bool, now: Timestamp) -> Self {
+        Self {
+            surface,
+            now,
+            format: if is_event_stream {
+                Format::Events(Scanner::default())
+            } else {
+                Format::Json(Vec::new())
+            },
+            semantic: false,
+            finished: false,
+            error: None,
+            usage: TokenUsage::default(),
+            response_id: None,
+        }
+    }
+
+    /// A tap for the same kind of answer that has seen nothing yet.
+    pub fn again(other: &Self) -> Self {
+        Self::new(
+            other.surface,
+            matches!(other.format, Format::Events(_)),
+            other.now,
+        )
+    }
+
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.feed_and(bytes, |_, _| {});
+    }
+
+    /// Feeds, and shows each event to `also` together with its type.
+    pub fn feed_and(&mut self, bytes: &[u8], mut also: impl FnMut(&[u8], &[u8])) {
+        let mut scanner = match &mut self.format {
+            Format::Events(scanner) => std::mem::take(scanner),
+            Format::Json(kept) => {
+                if kept.len() + bytes.len() <= JSON_MAX {
+                    kept.extend_from_slice(bytes);
+                }
+                return;
+            }
+        };
+        scanner.feed(bytes, |event| {
+            let kind = event_type(&event);
+            self.see(kind, event.data);
+            also(kind, event.data);
+        });
+        self.format = Format::Events(scanner);
+    }
+
+    /// The body has ended tidily. Returns whether the answer is whole.
+    pub fn end(&mut self) -> bool {
+        if let Format::Json(kept) = &mut self.format {
+            let kept = std::mem::take(kept);
+            self.semantic = true;
+            self.finished = true;
+            self.read_usage(&kept);
+        }
+        self.finished
+    }
+
+    /// An event of ours would not end up inside one of the upstream's.
+    pub fn is_between_events(&self) -> bool {
+        match &self.format {
+            Format::Events(scanner) => scanner.is_between_events(),
+            Format::Json(_) => false,
+        }
+    }
+
+    fn see(&mut self, kind: &[u8], data: &[u8]) {
+        match self.surface {
+            Surface::Responses | Surface::Compact => self.see_responses(kind, data),
+            Surface::Messages | Surface::CountTokens => self.see_messages(kind, data),
+            Surface::Chat => self.see_chat(kind, data),
+        }
+    }
+
+    fn see_responses(&mut self, kind: &[u8], data: &[u8]) {
+        match kind {
+            b"response.created" => self.read_usage(data),
+            b"response.in_progress" | b"response.queued" | b"keepalive" => {}
+            b"response.completed" | b"response.incomplete" => {
+                self.read_usage(data);
+                self.finish();
+            }
+            b"response.failed" => {
+                self.read_usage(data);
+                self.fail(data);
+                self.finished = true;
+            }
+            b"error" => self.fail(data),
+            _ if kind.starts_with(b"codex.") => {}
+            _ => self.semantic = true,
+        }
+    }
+
+    fn see_messages(&mut self, kind: &[u8], data: &[u8]) {
+        match kind {
+            b"message_start" | b"message_delta" => self.read_usage(data),
+            b"ping" => {}
+            b"message_stop" => self.finish(),
+            b"error" => self.fail(data),
+            _ => self.semantic = true,
+        }
+    }
+
+    fn see_chat(&mut self, kind: &[u8], data: &[u8]) {
+        if data == b"[DONE]" {
+            return self.finish();
+        }
+        if kind == b"error" || (!self.semantic && data.starts_with(b"{\"error\"")) {
+            return self.fail(data);
+        }
+        if memmem::find(data, b"\"usage\":{").is_some() || !self.semantic {
+            self.read_usage(data);
+        }
+        if !self.semantic {
+            let chunk: Chunk<'_> = serde_json::from_slice(data).unwrap_or_default();
+            self.semantic = chunk.has_output();
+            if self.error.is_none() && chunk.error.is_some() {
+                self.fail(data);
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        self.semantic = true;
+        self.finished = true;
+    }
+
+    fn fail(&mut self, data: &[u8]) {
+        // A bare `error` followed by `response.failed` is one failure; the first says more.
+        if self.error.is_none() {
+            self.error = Some(ErrorFields::read(data, self.now));
+        }
+    }
+
+    fn read_usage(&mut self, data: &[u8]) {
+        let Ok(report) = serde_json::from_slice::<Report>(data) else {
+            return;
+        };
+        let inner = report.response.or(report.message);
+        let (id, usage) = match inner {
+            Some(inner) => (inner.id, inner.usage.or(report.usage)),
+            None => (report.id, report.usage),
+        };
+        if let Some(usage) = usage {
+            self.usage.update(usage.disjoint());
+        }
+        if self.response_id.is_none() {
+            self.response_id = id;
+        }
+    }
+}
+
+/// The event's name, or the `type` inside its data when the stream does not name events.
+fn event_type<'a>(event: &Event<'a>) -> &'a [u8] {
+    if !event.name.is_empty() {
+        return event.name;
+    }
+    let at_front = event.data.strip_prefix(b"{\"type\":\"");
+    if let Some(rest) = at_front
+        && let Some(end) = memchr::memchr(b'"', rest)
+    {
+        return &rest[..end];
+    }
+    #[derive(Deserialize)]
+    struct Typed<'a> {
+        #[serde(borrow, default)]
+        r#type: Option<&'a str>,
+    }
+    serde_json::from_slice::<Typed<'a>>(event.data)
+        .ok()
+        .and_then(|typed| typed.r#type)
+        .map_or(b"", str::as_bytes)
+}
+
+#[derive(Deserialize)]
+struct Report {
+    #[serde(default)]
+    response: Option<Inner>,
+    #[serde(default)]
+    message: Option<Inner>,
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct Inner {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    usage: Option<Usage>,
+}
+
+/// The three dialects' counts; the names do not collide, except `input_tokens`, which Anthropic
+/// means without the cache and `OpenAI` with it.
+#[derive(Deserialize)]
+struct Usage {
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    prompt_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+    cache_read_input_tokens: Option<u64>,
+    cache_creation_input_tokens: Option<u64>,
+    #[serde(default, alias = "prompt_tokens_details")]
+    input_tokens_details: Option<InputDetails>,
+    #[serde(default, alias = "completion_tokens_details")]
+    output_tokens_details: Option<OutputDetails>,
+}
+
+#[derive(Deserialize)]
+struct InputDetails {
+    cached_tokens: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct OutputDetails {
+    reasoning_tokens: Option<u64>,
+}
+
+impl Usage {
+    fn disjoint(&self) -> TokenUsage {
+        let cached = self
+            .input_tokens_details
+            .as_ref()
+            .and_then(|d| d.cached_tokens);
+        let input = self.input_tokens.or(self.prompt_tokens);
+        TokenUsage {
+            input: input.map(|all| all.saturating_sub(cached.unwrap_or(0))),
+            output: self.output_tokens.or(self.completion_tokens),
+            cache_read: self.cache_read_input_tokens.or(cached),
+            cache_write: self.cache_creation_input_tokens,
+            reasoning: self
+                .output_tokens_details
+                .as_ref()
+                .and_then(|d| d.reasoning_tokens),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct Chunk<'a> {
+    #[serde(borrow, default)]
+    choices: Vec<ChunkChoice<'a>>,
+    #[serde(default)]
+    error: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct ChunkChoice<'a> {
+    #[serde(borrow, default)]
+    delta: std::collections::BTreeMap<String, &'a serde_json::value::RawValue>,
+    #[serde(default)]
+    finish_reason: Option<serde::de::IgnoredAny>,
+}
+
+impl Chunk<'_> {
+    /// A first chunk with a role and empty text is bookkeeping.
+    fn has_output(&self) -> bool {
+        self.choices.iter().any(|choice| {
+            choice.finish_reason.is_some()
+                || choice.delta.iter().any(|(name, value)| {
+                    name != "role" && !matches!(value.get(), "null" | "\"\"" | "[]")
+                })
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "tap_tests.rs"]
+mod tests;

@@ -1,0 +1,145 @@
+use super::*;
+
+fn tap(surface: Surface, stream: &str) -> Tap {
+    let mut tap = Tap::new(surface, true, Timestamp(0));
+    tap.feed(stream.as_bytes());
+    tap
+}
+
+fn data(lines: &[&str]) -> String {
+    lines
+        .iter()
+        .map(|line| format!("data: {line}\n\n"))
+        .collect()
+}
+
+const CREATED: &str = r#"{"type":"response.created","response":{"id":"resp_1","usage":null}}"#;
+const START: &str = r#"{"type":"message_start","message":{"id":"msg_1","usage":{"input_tokens":5,"output_tokens":1,"cache_read_input_tokens":7}}}"#;
+const ROLE: &str = r#"{"id":"c1","choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null}]}"#;
+
+#[test]
+#[rustfmt::skip]
+fn tells_bookkeeping_from_output() {
+    use Surface::{Chat, Messages, Responses};
+    let cases = [
+        ("created",        Responses, data(&[CREATED]),                                            false, false),
+        ("codex's own",    Responses, data(&[CREATED, r#"{"type":"codex.rate_limits"}"#]),         false, false),
+        ("text",           Responses, data(&[CREATED, r#"{"type":"response.output_text.delta"}"#]), true, false),
+        ("an item",        Responses, data(&[r#"{"type":"response.output_item.added"}"#]),         true,  false),
+        ("type comes last", Responses, data(&[r#"{"a":1,"type":"response.in_progress"}"#]),        false, false),
+        ("a new event",    Responses, data(&[r#"{"type":"response.hologram"}"#]),                  true,  false),
+        ("completed",      Responses, data(&[r#"{"type":"response.completed","response":{}}"#]),   true,  true),
+        ("incomplete",     Responses, data(&[r#"{"type":"response.incomplete","response":{}}"#]),  true,  true),
+        ("start, ping",    Messages,  data(&[START, r#"{"type":"ping"}"#]),                        false, false),
+        ("a block",        Messages,  data(&[START, r#"{"type":"content_block_start"}"#]),         true,  false),
+        ("stop",           Messages,  data(&[START, r#"{"type":"message_stop"}"#]),                true,  true),
+        ("role only",      Chat,      data(&[ROLE]),                                               false, false),
+        ("content",        Chat,      data(&[r#"{"choices":[{"delta":{"content":"x"}}]}"#]),       true,  false),
+        ("a tool",         Chat,      data(&[r#"{"choices":[{"delta":{"tool_calls":[{}]}}]}"#]),   true,  false),
+        ("done",           Chat,      data(&[ROLE, "[DONE]"]),                                     true,  true),
+    ];
+    for (name, surface, stream, semantic, finished) in cases {
+        let tap = tap(surface, &stream);
+        assert_eq!((tap.semantic, tap.finished), (semantic, finished), "{name}");
+        assert_eq!(tap.error, None, "{name}");
+    }
+}
+
+#[test]
+fn finds_errors_before_output() {
+    let failed =
+        r#"{"type":"response.failed","response":{"error":{"code":"server_error","message":"m"}}}"#;
+    let overloaded = r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#;
+    let cases = [
+        (
+            Surface::Responses,
+            data(&[CREATED, failed]),
+            "server_error",
+            "",
+        ),
+        (
+            Surface::Messages,
+            data(&[START, overloaded]),
+            "",
+            "overloaded_error",
+        ),
+        (
+            Surface::Chat,
+            data(&[r#"{"error":{"code":"c","type":"t"}}"#]),
+            "c",
+            "t",
+        ),
+        (
+            Surface::Chat,
+            data(&[r#"{"id":1,"error":{"code":"c","type":"t"}}"#]),
+            "c",
+            "t",
+        ),
+    ];
+    for (surface, stream, code, kind) in cases {
+        let tap = tap(surface, &stream);
+        let error = tap.error.as_ref().expect("an error");
+        assert_eq!(
+            (error.code.as_str(), error.kind.as_str()),
+            (code, kind),
+            "{stream}"
+        );
+        assert!(!tap.semantic, "{stream}");
+    }
+}
+
+#[test]
+fn counts_tokens_in_every_dialect() {
+    let responses = r#"{"type":"response.completed","response":{"id":"resp_1","usage":{"input_tokens":100,
+        "input_tokens_details":{"cached_tokens":60},"output_tokens":9,"output_tokens_details":{"reasoning_tokens":4}}}}"#
+        .replace('\n', " ");
+    let got = tap(Surface::Responses, &data(&[CREATED, &responses]));
+    let want = TokenUsage {
+        input: Some(40),
+        output: Some(9),
+        cache_read: Some(60),
+        cache_write: None,
+        reasoning: Some(4),
+    };
+    assert_eq!(
+        (got.usage, got.response_id.as_deref()),
+        (want, Some("resp_1"))
+    );
+
+    let delta = r#"{"type":"message_delta","usage":{"output_tokens":30}}"#;
+    let got = tap(Surface::Messages, &data(&[START, delta]));
+    let want = TokenUsage {
+        input: Some(5),
+        output: Some(30),
+        cache_read: Some(7),
+        cache_write: None,
+        reasoning: None,
+    };
+    assert_eq!(
+        (got.usage, got.response_id.as_deref()),
+        (want, Some("msg_1"))
+    );
+
+    let last = r#"{"id":"c1","choices":[],"usage":{"prompt_tokens":8,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":3}}}"#;
+    let got = tap(Surface::Chat, &data(&[ROLE, last, "[DONE]"])).usage;
+    assert_eq!(
+        (got.input, got.output, got.cache_read),
+        (Some(5), Some(2), Some(3))
+    );
+}
+
+#[test]
+fn counts_tokens_in_json() {
+    let mut tap = Tap::new(Surface::Messages, false, Timestamp(0));
+    tap.feed(br#"{"id":"msg_1","usage":{"input_"#);
+    assert!(!tap.finished && !tap.is_between_events());
+    tap.feed(br#"tokens":3,"output_tokens":4}}"#);
+    assert!(tap.end());
+    assert_eq!((tap.usage.input, tap.usage.output), (Some(3), Some(4)));
+}
+
+#[test]
+fn an_unfinished_stream_is_not_whole() {
+    let mut tap = tap(Surface::Responses, &data(&[CREATED]));
+    assert!(!tap.end());
+}

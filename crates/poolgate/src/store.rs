@@ -1,0 +1,185 @@
+//! The embedded database: durable truth, never on the path of a request.
+//!
+//! One writer connection, a few readers, WAL. Request records do not come here directly but through
+//! the spool ([`crate::ledger`]), so that a locked or slow database delays nobody. SQL is written as
+//! SQL, by noun; the text is kept to what PostgreSQL understands as well, where that costs nothing.
+
+mod accounts;
+mod client_keys;
+mod requests;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{SqlSafeStr, SqlitePool};
+
+use crate::secret::MasterKey;
+
+pub use accounts::{AccountRow, Origin};
+pub use client_keys::{ClientKeyRow, NewClientKey};
+pub use requests::{ResponseOwner, SpoolPosition};
+
+/// Before this, several WAL connections could lose committed transactions
+/// (sqlite.org/wal.html#walresetbug).
+const SQLITE_AT_LEAST: (u32, u32, u32) = (3, 51, 3);
+/// Older lines that carry the same fix.
+const SQLITE_FIXED_LINES: [(u32, u32, u32); 2] = [(3, 44, 6), (3, 50, 7)];
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    write: SqlitePool,
+    read: SqlitePool,
+}
+
+impl Store {
+    /// Opens or creates `poolgate.db` in `dir`, and brings its schema up to date.
+    pub async fn open(dir: &Path) -> anyhow::Result<Self> {
+        crate::files::create_private_dir(dir)
+            .with_context(|| format!("making the data directory {}", dir.display()))?;
+        let path = dir.join("poolgate.db");
+        if !path.exists() {
+            // Made here, so that it is private from the first moment. Another process may win.
+            let _ = crate::files::create_private(&path, b"");
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(30))
+            .pragma("trusted_schema", "OFF")
+            .pragma("cell_size_check", "ON");
+        // FULL: credentials must survive a power cut once they are written.
+        let writer = options.clone().synchronous(SqliteSynchronous::Full);
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_mins(10))
+            .connect_with(writer)
+            .await
+            .with_context(|| format!("opening {}", path.display()))?;
+        check_version(&write).await?;
+        migrations()
+            .run(&write)
+            .await
+            .context("bringing the database schema up to date")?;
+        let reader = options
+            .synchronous(SqliteSynchronous::Normal)
+            .read_only(true);
+        let read = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_lazy_with(reader);
+        Ok(Self { write, read })
+    }
+
+    /// Remembers the master key's fingerprint, or finds that it is not the one that sealed what is
+    /// stored here.
+    pub async fn check_master_key(&self, key: &MasterKey) -> anyhow::Result<()> {
+        let fingerprint = key.fingerprint();
+        sqlx::query(
+            "INSERT INTO meta (name, value) VALUES ('master_key', $1) ON CONFLICT DO NOTHING",
+        )
+        .bind(&fingerprint)
+        .execute(&self.write)
+        .await?;
+        let known: String = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'master_key'")
+            .fetch_one(&self.write)
+            .await?;
+        ensure!(
+            known == fingerprint,
+            "the master key is not the one this database was sealed with (expected {known}, got \
+             {fingerprint}): restore master_key_file or POOLGATE_MASTER_KEY"
+        );
+        Ok(())
+    }
+
+    /// Grows with every change to accounts, pools or keys, by whatever process.
+    pub async fn revision(&self) -> sqlx::Result<String> {
+        sqlx::query_scalar("SELECT value FROM meta WHERE name = 'revision'")
+            .fetch_one(&self.read)
+            .await
+    }
+
+    async fn bump(executor: &mut sqlx::SqliteConnection) -> sqlx::Result<()> {
+        sqlx::query(
+            "UPDATE meta SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) WHERE name = 'revision'",
+        )
+        .execute(executor)
+        .await?;
+        Ok(())
+    }
+
+    /// `ok`, or what is wrong with the file.
+    pub async fn integrity(&self) -> sqlx::Result<String> {
+        sqlx::query_scalar("PRAGMA integrity_check")
+            .fetch_one(&self.read)
+            .await
+    }
+
+    pub async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+}
+
+/// Forward only: a migration that has landed is never changed.
+fn migrations() -> Migrator {
+    let init = Migration::new(
+        1,
+        "init".into(),
+        MigrationType::Simple,
+        include_str!("../migrations/0001_init.sql").into_sql_str(),
+        false,
+    );
+    Migrator::with_migrations(vec![init])
+}
+
+async fn check_version(db: &SqlitePool) -> anyhow::Result<()> {
+    let version: String = sqlx::query_scalar("SELECT sqlite_version()")
+        .fetch_one(db)
+        .await?;
+    let mut parts = version
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    let version_number = (next(), next(), next());
+    let fixed = version_number >= SQLITE_AT_LEAST
+        || SQLITE_FIXED_LINES.iter().any(|line| {
+            (line.0, line.1) == (version_number.0, version_number.1) && version_number >= *line
+        });
+    if !fixed {
+        bail!("the linked SQLite {version} can lose data in WAL mode; 3.51.3 or later is needed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_linked_sqlite_is_sound_and_the_schema_current() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("data")).await.unwrap();
+        assert_eq!(store.integrity().await.unwrap(), "ok");
+        store.close().await;
+        Store::open(&dir.path().join("data"))
+            .await
+            .expect("opens a second time");
+    }
+
+    #[tokio::test]
+    async fn a_wrong_master_key_is_found() {
+        use base64::Engine;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let key = |byte: u8| {
+            let text = base64::engine::general_purpose::STANDARD.encode([byte; 32]);
+            MasterKey::from_base64(&text).unwrap()
+        };
+        store.check_master_key(&key(1)).await.unwrap();
+        store.check_master_key(&key(1)).await.unwrap();
+        assert!(store.check_master_key(&key(2)).await.is_err());
+    }
+}

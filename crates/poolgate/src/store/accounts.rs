@@ -1,0 +1,393 @@
+//! Accounts, their sealed credentials, and the last known quota windows.
+
+use std::time::Duration;
+
+use poolgate_core::account::AccountId;
+use poolgate_core::health::Stop;
+use poolgate_core::quota::{Limit, Quota, Window};
+use poolgate_core::units::{Fraction, Timestamp};
+use sqlx::Row;
+
+use super::Store;
+use crate::config::RawAccount;
+
+/// Who may change an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Config,
+    Cli,
+}
+
+impl Origin {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Cli => "cli",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct AccountRow {
+    pub id: AccountId,
+    pub origin: Origin,
+    pub settings: RawAccount,
+    pub paused: bool,
+    pub stop: Option<Stop>,
+    /// The sealed credential and its version; `None` when the settings say where it is.
+    pub sealed: Option<(Vec<u8>, i64)>,
+}
+
+impl Store {
+    /// Accounts that were not removed, in the order they were added.
+    pub async fn accounts(&self) -> anyhow::Result<Vec<AccountRow>> {
+        let rows = sqlx::query(
+            "SELECT a.id, a.origin, a.settings, a.paused, a.stop, c.sealed, c.version
+             FROM accounts a LEFT JOIN credentials c ON c.account_id = a.id
+             WHERE a.removed_at IS NULL ORDER BY a.id",
+        )
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let sealed: Option<Vec<u8>> = row.get("sealed");
+                let stop: Option<String> = row.get("stop");
+                Ok(AccountRow {
+                    id: AccountId(row.get("id")),
+                    origin: match row.get("origin") {
+                        "config" => Origin::Config,
+                        _ => Origin::Cli,
+                    },
+                    settings: serde_json::from_str(row.get("settings"))?,
+                    paused: row.get::<i64, _>("paused") != 0,
+                    stop: stop.and_then(|s| Stop::ALL.into_iter().find(|stop| stop.name() == s)),
+                    sealed: sealed.map(|sealed| (sealed, row.get("version"))),
+                })
+            })
+            .collect()
+    }
+
+    /// Adds an account, or takes over a removed one of the same name and its history. `None`: the
+    /// name is taken.
+    pub async fn add_account(
+        &self,
+        settings: &RawAccount,
+        origin: Origin,
+        now: Timestamp,
+    ) -> anyhow::Result<Option<AccountId>> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let id: Option<i64> = sqlx::query_scalar(
+            "INSERT INTO accounts (name, origin, settings, created_at) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (name) DO UPDATE
+             SET origin = excluded.origin, settings = excluded.settings, removed_at = NULL,
+                 paused = 0, stop = NULL
+             WHERE accounts.removed_at IS NOT NULL
+             RETURNING id",
+        )
+        .bind(&settings.name)
+        .bind(origin.name())
+        .bind(serde_json::to_string(settings)?)
+        .bind(now.0)
+        .fetch_optional(&mut *tx)
+        .await?;
+        Self::bump(&mut tx).await?;
+        tx.commit().await?;
+        Ok(id.map(AccountId))
+    }
+
+    /// Makes the stored accounts of the configuration file what the file says now. An account of
+    /// that name added by hand becomes the file's.
+    pub async fn sync_config_accounts(
+        &self,
+        accounts: &[RawAccount],
+        now: Timestamp,
+    ) -> anyhow::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(
+            "UPDATE accounts SET removed_at = $1 WHERE origin = 'config' AND removed_at IS NULL",
+        )
+        .bind(now.0)
+        .execute(&mut *tx)
+        .await?;
+        for settings in accounts {
+            sqlx::query(
+                "INSERT INTO accounts (name, origin, settings, created_at) VALUES ($1, 'config', $2, $3)
+                 ON CONFLICT (name) DO UPDATE
+                 SET origin = 'config', settings = excluded.settings, removed_at = NULL",
+            )
+            .bind(&settings.name)
+            .bind(serde_json::to_string(settings)?)
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await?;
+        }
+        Self::bump(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Removes an account and its credential. Its rows in the ledger stay.
+    pub async fn remove_account(&self, id: AccountId, now: Timestamp) -> sqlx::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("DELETE FROM credentials WHERE account_id = $1")
+            .bind(id.0)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM quota_windows WHERE account_id = $1")
+            .bind(id.0)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("UPDATE accounts SET removed_at = $2 WHERE id = $1")
+            .bind(id.0)
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await?;
+        Self::bump(&mut tx).await?;
+        tx.commit().await
+    }
+
+    /// Pauses, or resumes; resuming also clears what stopped the account.
+    pub async fn set_paused(&self, id: AccountId, paused: bool) -> sqlx::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(
+            "UPDATE accounts SET paused = $2, stop = CASE WHEN $2 THEN stop END WHERE id = $1",
+        )
+        .bind(id.0)
+        .bind(i64::from(paused))
+        .execute(&mut *tx)
+        .await?;
+        Self::bump(&mut tx).await?;
+        tx.commit().await
+    }
+
+    pub async fn set_stop(&self, id: AccountId, stop: Option<Stop>) -> sqlx::Result<()> {
+        sqlx::query("UPDATE accounts SET stop = $2 WHERE id = $1")
+            .bind(id.0)
+            .bind(stop.map(Stop::name))
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+
+    /// Stores a first credential, or replaces one whatever its version.
+    pub async fn put_credential(
+        &self,
+        id: AccountId,
+        sealed: &[u8],
+        now: Timestamp,
+    ) -> sqlx::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(
+            "INSERT INTO credentials (account_id, sealed, updated_at) VALUES ($1, $2, $3)
+             ON CONFLICT (account_id) DO UPDATE
+             SET sealed = excluded.sealed, version = credentials.version + 1, updated_at = excluded.updated_at",
+        )
+        .bind(id.0)
+        .bind(sealed)
+        .bind(now.0)
+        .execute(&mut *tx)
+        .await?;
+        Self::bump(&mut tx).await?;
+        tx.commit().await
+    }
+
+    /// Replaces a credential only if nobody has since `version` was read. `false`: reread it. On
+    /// disk when this returns.
+    pub async fn replace_credential(
+        &self,
+        id: AccountId,
+        version: i64,
+        sealed: &[u8],
+        now: Timestamp,
+    ) -> sqlx::Result<bool> {
+        let done = sqlx::query(
+            "UPDATE credentials SET sealed = $3, version = version + 1, updated_at = $4
+             WHERE account_id = $1 AND version = $2",
+        )
+        .bind(id.0)
+        .bind(version)
+        .bind(sealed)
+        .bind(now.0)
+        .execute(&self.write)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    pub async fn quotas(&self) -> sqlx::Result<Vec<(AccountId, Quota)>> {
+        let rows =
+            sqlx::query("SELECT * FROM quota_windows ORDER BY account_id, limit_name, length_s")
+                .fetch_all(&self.read)
+                .await?;
+        let mut quotas: Vec<(AccountId, Vec<Window>)> = Vec::new();
+        for row in rows {
+            let id = AccountId(row.get("account_id"));
+            let limit: String = row.get("limit_name");
+            let window = Window {
+                limit: if limit.is_empty() {
+                    Limit::Ordinary
+                } else {
+                    Limit::Named(limit)
+                },
+                length: Duration::from_secs(
+                    u64::try_from(row.get::<i64, _>("length_s")).unwrap_or(0),
+                ),
+                used: Fraction::from_ppm(u32::try_from(row.get::<i64, _>("used_ppm")).unwrap_or(0)),
+                resets_at: row.get::<Option<i64>, _>("resets_at").map(Timestamp),
+                observed_at: Timestamp(row.get("observed_at")),
+            };
+            match quotas.last_mut() {
+                Some((last, windows)) if *last == id => windows.push(window),
+                _ => quotas.push((id, vec![window])),
+            }
+        }
+        Ok(quotas
+            .into_iter()
+            .map(|(id, windows)| (id, Quota::new(windows)))
+            .collect())
+    }
+
+    pub async fn save_quotas(&self, quotas: &[(AccountId, Quota)]) -> sqlx::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        for (id, quota) in quotas {
+            for window in quota.windows() {
+                let limit = match &window.limit {
+                    Limit::Ordinary => "",
+                    Limit::Named(name) => name,
+                };
+                sqlx::query(
+                    "INSERT INTO quota_windows
+                     (account_id, limit_name, length_s, used_ppm, resets_at, observed_at)
+                     VALUES ($1, $2, $3, $4, $5, $6)
+                     ON CONFLICT (account_id, limit_name, length_s) DO UPDATE
+                     SET used_ppm = excluded.used_ppm, resets_at = excluded.resets_at,
+                         observed_at = excluded.observed_at",
+                )
+                .bind(id.0)
+                .bind(limit)
+                .bind(i64::try_from(window.length.as_secs()).unwrap_or(i64::MAX))
+                .bind(i64::from(window.used.ppm()))
+                .bind(window.resets_at.map(|at| at.0))
+                .bind(window.observed_at.0)
+                .execute(&mut *tx)
+                .await?;
+            }
+        }
+        tx.commit().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(name: &str) -> RawAccount {
+        let kind = "openai".to_owned();
+        RawAccount {
+            name: name.into(),
+            kind,
+            key_env: Some("K".into()),
+            ..Default::default()
+        }
+    }
+
+    const NOW: Timestamp = Timestamp(1_000);
+
+    #[tokio::test]
+    async fn names_are_unique_until_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let id = store
+            .add_account(&settings("a"), Origin::Cli, NOW)
+            .await
+            .unwrap()
+            .expect("added");
+        assert_eq!(
+            store
+                .add_account(&settings("a"), Origin::Cli, NOW)
+                .await
+                .unwrap(),
+            None
+        );
+        store.put_credential(id, b"sealed", NOW).await.unwrap();
+        let before = store.revision().await.unwrap();
+        store.remove_account(id, NOW).await.unwrap();
+        assert_ne!(store.revision().await.unwrap(), before);
+        assert!(store.accounts().await.unwrap().is_empty());
+        assert_eq!(
+            store
+                .add_account(&settings("a"), Origin::Cli, NOW)
+                .await
+                .unwrap(),
+            Some(id)
+        );
+        assert!(
+            store.accounts().await.unwrap()[0].sealed.is_none(),
+            "the credential is gone"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_file_decides_about_its_own_accounts_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        store
+            .add_account(&settings("mine"), Origin::Cli, NOW)
+            .await
+            .unwrap();
+        store
+            .sync_config_accounts(&[settings("x"), settings("y")], NOW)
+            .await
+            .unwrap();
+        store
+            .sync_config_accounts(&[settings("y")], NOW)
+            .await
+            .unwrap();
+        let names: Vec<String> = store
+            .accounts()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|a| a.settings.name)
+            .collect();
+        assert_eq!(names, ["mine", "y"]);
+    }
+
+    #[tokio::test]
+    async fn only_one_of_two_writers_replaces_a_credential() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let id = store
+            .add_account(&settings("a"), Origin::Cli, NOW)
+            .await
+            .unwrap()
+            .unwrap();
+        store.put_credential(id, b"one", NOW).await.unwrap();
+        assert!(store.replace_credential(id, 1, b"two", NOW).await.unwrap());
+        assert!(!store.replace_credential(id, 1, b"late", NOW).await.unwrap());
+        let sealed = store.accounts().await.unwrap()[0].sealed.clone();
+        assert_eq!(sealed, Some((b"two".to_vec(), 2)));
+    }
+
+    #[tokio::test]
+    async fn quotas_survive() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let id = store
+            .add_account(&settings("a"), Origin::Cli, NOW)
+            .await
+            .unwrap()
+            .unwrap();
+        let window = |limit| Window {
+            limit,
+            length: Duration::from_hours(5),
+            used: Fraction::from_ppm(1234),
+            resets_at: Some(Timestamp(9)),
+            observed_at: NOW,
+        };
+        let quota = Quota::new(vec![
+            window(Limit::Ordinary),
+            window(Limit::Named("x".into())),
+        ]);
+        store.save_quotas(&[(id, quota.clone())]).await.unwrap();
+        assert_eq!(store.quotas().await.unwrap(), [(id, quota)]);
+    }
+}

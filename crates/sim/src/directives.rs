@@ -1,0 +1,188 @@
+//! What the last user text asks the simulator to do, and the text and token counts that follow.
+//!
+//! The answer is `You said: <last user text>`, the directives included. A text may hold:
+//!
+//! | directive | effect |
+//! |---|---|
+//! | `[[events=20]]` | number of text deltas (4); a shorter answer is filled up with dots |
+//! | `[[gap_ms=5]]` | pause after each event (none) |
+//! | `[[bytes=1000]]` | exact size of the answer text, cut or filled up with dots |
+//! | `[[first_ms=100]]` | delay before the response head |
+//! | `[[say=some words]]` | answer exactly these words (then at most one delta per character) |
+//! | `[[reason]]` | a reasoning item with `encrypted_content` first (Responses API only) |
+//! | `[[input_tokens=5]]` `[[output_tokens=5]]` `[[cached_tokens=5]]` | the usage to report |
+//!
+//! Usage: input tokens are 8 plus a quarter of the bytes of the last user text, output tokens are
+//! 1 plus a quarter of the bytes of the answer text, both rounded down; cached tokens are 0.
+//! `OpenAI` counts cached tokens within its input tokens, Anthropic beside them.
+
+use std::time::Duration;
+
+use memchr::memmem;
+
+/// Deltas of an answer that asked for nothing else.
+const DELTAS: usize = 4;
+/// More would only be a way to exhaust memory.
+const TEXT_MAX_BYTES: usize = 64 << 20;
+
+/// How to answer one text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub text: String,
+    /// Text deltas wanted; [`Shape::deltas`] never gives more than there are characters.
+    pub events: usize,
+    pub gap: Duration,
+    pub first: Duration,
+    pub reason: bool,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    pub cached_tokens: u64,
+}
+
+#[derive(Default)]
+struct Wishes<'a> {
+    events: Option<usize>,
+    bytes: Option<usize>,
+    gap_ms: u64,
+    first_ms: u64,
+    say: Option<&'a str>,
+    reason: bool,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cached_tokens: u64,
+}
+
+impl<'a> Wishes<'a> {
+    fn read(user_text: &'a str) -> Self {
+        let mut wishes = Self::default();
+        let mut rest = user_text;
+        while let Some(start) = memmem::find(rest.as_bytes(), b"[[") {
+            rest = &rest[start + 2..];
+            let Some(end) = memmem::find(rest.as_bytes(), b"]]") else {
+                break;
+            };
+            wishes.note(&rest[..end]);
+            rest = &rest[end + 2..];
+        }
+        wishes
+    }
+
+    /// An unknown or malformed directive is only text.
+    fn note(&mut self, directive: &'a str) {
+        let (name, value) = directive.split_once('=').unwrap_or((directive, ""));
+        match name {
+            "events" => self.events = value.parse().ok(),
+            "bytes" => self.bytes = value.parse().ok(),
+            "gap_ms" => self.gap_ms = value.parse().unwrap_or(0),
+            "first_ms" => self.first_ms = value.parse().unwrap_or(0),
+            "say" => self.say = Some(value),
+            "reason" => self.reason = true,
+            "input_tokens" => self.input_tokens = value.parse().ok(),
+            "output_tokens" => self.output_tokens = value.parse().ok(),
+            "cached_tokens" => self.cached_tokens = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+
+    fn text(&self, user_text: &str) -> String {
+        let mut text = match self.say {
+            Some(words) => words.to_owned(),
+            None => ["You said: ", user_text].concat(),
+        };
+        if let Some(bytes) = self.bytes {
+            resize(&mut text, bytes.min(TEXT_MAX_BYTES));
+        } else if let (None, Some(events)) = (self.say, self.events) {
+            let missing = events
+                .min(TEXT_MAX_BYTES)
+                .saturating_sub(text.chars().count());
+            text.extend(std::iter::repeat_n('.', missing));
+        }
+        text
+    }
+}
+
+impl Shape {
+    pub fn of(user_text: &str) -> Self {
+        let wishes = Wishes::read(user_text);
+        let text = wishes.text(user_text);
+        Self {
+            events: wishes.events.unwrap_or(DELTAS),
+            gap: Duration::from_millis(wishes.gap_ms),
+            first: Duration::from_millis(wishes.first_ms),
+            reason: wishes.reason,
+            input_tokens: wishes
+                .input_tokens
+                .unwrap_or(8 + user_text.len() as u64 / 4),
+            output_tokens: wishes.output_tokens.unwrap_or(1 + text.len() as u64 / 4),
+            cached_tokens: wishes.cached_tokens,
+            text,
+        }
+    }
+
+    /// The text in about equal parts, none of them empty.
+    pub fn deltas(&self) -> impl Iterator<Item = &str> {
+        let starts: Option<Vec<usize>> =
+            (!self.text.is_ascii()).then(|| self.text.char_indices().map(|(at, _)| at).collect());
+        let characters = starts.as_ref().map_or(self.text.len(), Vec::len);
+        let parts = self.events.min(characters);
+        let place = move |part: usize| {
+            let character = part * characters / parts;
+            let starts = starts.as_ref();
+            starts.map_or(character, |s| {
+                s.get(character).copied().unwrap_or(self.text.len())
+            })
+        };
+        (0..parts).map(move |part| &self.text[place(part)..place(part + 1)])
+    }
+}
+
+fn resize(text: &mut String, bytes: usize) {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes));
+    }
+    let missing = bytes - text.len();
+    text.extend(std::iter::repeat_n('.', missing));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn text_and_deltas() {
+        let cases = [
+            ("hi",                       "You said: hi",                        4),
+            ("hi [[events=2]]",          "You said: hi [[events=2]]",           2),
+            ("[[say=ok]]",               "ok",                                  2),
+            ("[[say=hello]][[events=3]]", "hello",                              3),
+            ("[[bytes=12]]",             "You said: [[",                        4),
+            ("ä[[bytes=11]]",            "You said: .",                         4),
+            ("[[say=ä€ü]]",              "ä€ü",                                 3),
+            ("[[events=26]] ",           "You said: [[events=26]] ..",         26),
+            ("[[events=",                "You said: [[events=",                 4),
+            ("[[say=]]",                 "",                                    0),
+        ];
+        for (user_text, text, deltas) in cases {
+            let shape = Shape::of(user_text);
+            assert_eq!(shape.text, text, "{user_text}");
+            assert_eq!(shape.deltas().count(), deltas, "{user_text}");
+            assert_eq!(shape.deltas().collect::<String>(), text, "{user_text}");
+            assert!(shape.deltas().all(|delta| !delta.is_empty()), "{user_text}");
+        }
+    }
+
+    #[test]
+    fn usage_follows_the_rule_or_the_wish() {
+        let shape = Shape::of("four");
+        assert_eq!(
+            (shape.input_tokens, shape.output_tokens, shape.cached_tokens),
+            (9, 4, 0)
+        );
+        let shape = Shape::of("[[input_tokens=7]][[output_tokens=9]][[cached_tokens=3]]");
+        assert_eq!(
+            (shape.input_tokens, shape.output_tokens, shape.cached_tokens),
+            (7, 9, 3)
+        );
+    }
+}

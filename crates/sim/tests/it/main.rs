@@ -1,0 +1,8 @@
+//! The simulator over real sockets, checked against the facts about the wire.
+
+mod client;
+mod dialects;
+mod faults;
+mod journal;
+mod quota;
+mod tokens;
