@@ -21,6 +21,7 @@ use crate::secret::Secret;
 
 pub use document::SignIn;
 pub use refresh::RefreshContext;
+use source::FileStamp;
 pub use source::{Source, Stored, place};
 
 /// What goes into a request's headers.
@@ -54,6 +55,8 @@ pub struct Credential {
     kind: Kind,
     source: Source,
     loaded: ArcSwapOption<Loaded>,
+    /// The file as it was when last read.
+    seen: Mutex<Option<FileStamp>>,
     /// Why there is none.
     problem: Mutex<Option<String>>,
     refreshing: tokio::sync::Mutex<()>,
@@ -66,6 +69,7 @@ impl Credential {
             kind,
             source,
             loaded: ArcSwapOption::empty(),
+            seen: Mutex::new(None),
             problem: Mutex::new(Some("not loaded yet".into())),
             refreshing: tokio::sync::Mutex::new(()),
             failure: Mutex::new(None),
@@ -101,7 +105,11 @@ impl Credential {
         self.problem.lock().clone()
     }
 
-    /// For noticing changes made by other processes.
+    /// Another process has changed the file since it was last read.
+    pub fn changed_on_disk(&self) -> bool {
+        *self.seen.lock() != self.source.stamp()
+    }
+
     pub fn source(&self) -> &Source {
         &self.source
     }

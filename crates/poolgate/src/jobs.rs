@@ -1,9 +1,7 @@
 //! Background jobs: what keeps memory and store in step, off the path of any request.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
-use poolgate_core::account::AccountId;
+use std::time::Duration;
 
 use crate::app::App;
 use crate::pool::OWNED_FOR;
@@ -38,7 +36,6 @@ async fn pause(app: &App, span: Duration) -> bool {
 /// Accounts and keys changed in the store, and credential files changed on disk.
 async fn follow_changes(app: &App) {
     let mut revision = app.store.revision().await.unwrap_or_default();
-    let mut files: Vec<(AccountId, Option<SystemTime>)> = Vec::new();
     while pause(app, CHANGES_EVERY).await {
         match app.store.revision().await {
             Ok(now) if now == revision => {}
@@ -48,29 +45,18 @@ async fn follow_changes(app: &App) {
             },
             Err(error) => tracing::warn!(%error, "the store cannot be read"),
         }
-        files = follow_files(app, &files).await;
+        follow_files(app).await;
     }
 }
 
-async fn follow_files(
-    app: &App,
-    before: &[(AccountId, Option<SystemTime>)],
-) -> Vec<(AccountId, Option<SystemTime>)> {
-    let mut now = Vec::new();
+async fn follow_files(app: &App) {
     for account in app.pool.accounts() {
-        let modified = account.credential.source().modified();
-        let known = before
-            .iter()
-            .find(|(id, _)| *id == account.id)
-            .map(|(_, at)| *at);
-        if known.is_some_and(|known| known != modified) && account.credential.reload().await {
+        if account.credential.changed_on_disk() && account.credential.reload().await {
             let problem = account.credential.problem();
             tracing::info!(account = account.name, problem, "the credential changed");
             app.pool.credential_changed(account.id, problem.is_none());
         }
-        now.push((account.id, modified));
     }
-    now
 }
 
 /// Quotas and stops, so that a restart knows them.

@@ -1,5 +1,6 @@
 //! Where a credential is kept.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -31,6 +32,9 @@ pub struct Stored {
     /// The sealed bytes as last read or written, and their version; `None`: none is stored.
     pub sealed: Mutex<Option<(Vec<u8>, i64)>>,
 }
+
+/// When it was modified, its length, and which file it is.
+pub type FileStamp = (SystemTime, u64, u64);
 
 /// Binds a sealed credential to its row.
 pub fn place(account: AccountId) -> String {
@@ -135,11 +139,12 @@ impl Source {
     }
 
     /// For noticing that a file changed. `None`: not a file, or not there.
-    pub fn modified(&self) -> Option<SystemTime> {
+    pub fn stamp(&self) -> Option<FileStamp> {
         match self {
-            Self::AuthFile(path) | Self::KeyFile(path) => std::fs::metadata(path)
-                .and_then(|metadata| metadata.modified())
-                .ok(),
+            Self::AuthFile(path) | Self::KeyFile(path) => {
+                let metadata = std::fs::metadata(path).ok()?;
+                Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+            }
             Self::Stored(_) | Self::KeyEnv(_) => None,
         }
     }

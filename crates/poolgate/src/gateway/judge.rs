@@ -199,7 +199,11 @@ pub fn judge_error(error: &AttemptError) -> Bad {
         AttemptError::Credential(CredentialError::NeedsLogin(_)) => {
             Outcome::Stopped(Stop::NeedsLogin)
         }
-        // A token endpoint that is away, or a file that is: somebody else can serve meanwhile.
+        // A key that was refused, or a file that is gone: there is nothing to renew.
+        AttemptError::Credential(CredentialError::Missing(_)) => {
+            Outcome::TokenRefused { permanent: false }
+        }
+        // A token endpoint that is away: somebody else can serve meanwhile.
         AttemptError::Credential(_) | AttemptError::Send(SendError::Connect(_)) => {
             Outcome::ConnectFailed
         }

@@ -116,7 +116,7 @@ impl Relay {
             let Some(body) = &mut self.opening.rest else {
                 return Poll::Ready(None);
             };
-            match Pin::new(body).poll_frame(cx) {
+            match Pin::new(&mut *body).poll_frame(cx) {
                 Poll::Ready(None) => {
                     self.opening.rest = None;
                     let whole = self.opening.tap.end();

@@ -108,6 +108,8 @@ impl Tap {
 
     fn see(&mut self, kind: &[u8], data: &[u8]) {
         match self.surface {
+            // No type at all is junk, not news.
+            Surface::Responses | Surface::Compact | Surface::Messages if kind.is_empty() => {}
             Surface::Responses | Surface::Compact => self.see_responses(kind, data),
             Surface::Messages | Surface::CountTokens => self.see_messages(kind, data),
             Surface::Chat => self.see_chat(kind, data),

@@ -28,6 +28,7 @@ fn tells_bookkeeping_from_output() {
         ("an item",        Responses, data(&[r#"{"type":"response.output_item.added"}"#]),         true,  false),
         ("type comes last", Responses, data(&[r#"{"a":1,"type":"response.in_progress"}"#]),        false, false),
         ("a new event",    Responses, data(&[r#"{"type":"response.hologram"}"#]),                  true,  false),
+        ("junk",           Responses, data(&["{broken", "1", "[]"]),                               false, false),
         ("completed",      Responses, data(&[r#"{"type":"response.completed","response":{}}"#]),   true,  true),
         ("incomplete",     Responses, data(&[r#"{"type":"response.incomplete","response":{}}"#]),  true,  true),
         ("start, ping",    Messages,  data(&[START, r#"{"type":"ping"}"#]),                        false, false),

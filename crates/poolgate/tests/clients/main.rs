@@ -1,6 +1,189 @@
 //! The real clients through the gateway to the simulator: Codex, Claude Code and the Python SDKs.
 //! `make setup` installs them. They run one at a time (`.config/nextest.toml`), because each is a
 //! large process and is timed.
+//!
+//! Each asks once with all accounts well, and again while the first chosen account fails in every
+//! listed way. Its own retries are off where they can be, so it cannot notice and recover by itself.
 
-#[expect(dead_code, reason = "until the tests with the gateway stand here")]
 mod drivers;
+#[path = "../shared/harness.rs"]
+#[expect(dead_code, reason = "the other test binary uses more of it")]
+mod harness;
+
+use drivers::{Codex, Output, Sdk, claude_print, codex_exec, python_sdk};
+use harness::{Harness, Setup};
+use poolgate_sim::{Account, Fault};
+
+/// How the first chosen account is. `None`: well.
+const CASES: [(&str, Option<fn() -> Fault>); 5] = [
+    ("all well", None),
+    ("429 usage_limit_reached", Some(Fault::usage_limit_reached)),
+    ("403 forbidden_error", Some(Fault::forbidden_error)),
+    ("401", Some(Fault::unauthorized)),
+    ("cut before output", Some(Fault::cut_before_output)),
+];
+
+const PROMPT: &str = "Say it. [[say=four words of answer]]";
+const ANSWER: &str = "four words of answer";
+
+/// Runs `ask` in every case, over two accounts added by `add`.
+async fn in_every_case(
+    add: impl Fn(&mut Setup, &str) -> Account,
+    ask: impl AsyncFn(&Harness) -> Output,
+) {
+    for (name, fault) in CASES {
+        let (h, first) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            let first = add(s, "first");
+            add(s, "second");
+            first
+        })
+        .await;
+        if let Some(fault) = fault {
+            first.fault(fault()).forever();
+        }
+        let output = ask(&h).await;
+        assert!(output.status_ok, "{name}: {output:?}");
+        assert_eq!(output.stdout.trim(), ANSWER, "{name}: {output:?}");
+        let asked = h.asked();
+        assert_eq!(asked[0], "first", "{name}: {asked:?}");
+        assert_eq!(
+            asked.contains(&"second".to_owned()),
+            fault.is_some(),
+            "{name}: {asked:?}"
+        );
+        assert_eq!(
+            h.outcomes().await,
+            [("complete".to_owned(), 1)],
+            "{name}: one request, once"
+        );
+        h.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn codex_with_a_custom_provider() {
+    in_every_case(Setup::codex, async |h| {
+        let base = format!("{}/backend-api/codex", h.url);
+        codex_exec(&base, &h.key, Codex::CustomProvider, PROMPT).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn codex_with_its_built_in_provider() {
+    in_every_case(Setup::codex, async |h| {
+        codex_exec(&format!("{}/v1", h.url), &h.key, Codex::BuiltIn, PROMPT).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn codex_on_an_api_key() {
+    in_every_case(Setup::openai, async |h| {
+        codex_exec(
+            &format!("{}/v1", h.url),
+            &h.key,
+            Codex::CustomProvider,
+            PROMPT,
+        )
+        .await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn claude_code() {
+    in_every_case(Setup::claude, async |h| {
+        claude_print(&h.url, &h.key, PROMPT).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn claude_code_on_an_api_key() {
+    in_every_case(Setup::anthropic, async |h| {
+        claude_print(&h.url, &h.key, PROMPT).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn openai_sdk_responses() {
+    for stream in [true, false] {
+        in_every_case(Setup::codex, async |h| {
+            python_sdk(
+                Sdk::OpenAiResponses,
+                &format!("{}/v1", h.url),
+                &h.key,
+                PROMPT,
+                stream,
+            )
+            .await
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn openai_sdk_chat() {
+    for stream in [true, false] {
+        in_every_case(Setup::openai, async |h| {
+            python_sdk(
+                Sdk::OpenAiChat,
+                &format!("{}/v1", h.url),
+                &h.key,
+                PROMPT,
+                stream,
+            )
+            .await
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn anthropic_sdk() {
+    for stream in [true, false] {
+        in_every_case(Setup::claude, async |h| {
+            python_sdk(Sdk::AnthropicMessages, &h.url, &h.key, PROMPT, stream).await
+        })
+        .await;
+    }
+}
+
+/// A pool that is spent is told to Codex in its own terms: it stops at once and shows the time.
+#[tokio::test]
+async fn codex_shows_when_a_spent_pool_resets() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    a.fault(Fault::UsageLimit {
+        resets_in_s: Some(9000),
+    })
+    .forever();
+    let base = format!("{}/backend-api/codex", h.url);
+    let output = codex_exec(&base, &h.key, Codex::BuiltIn, PROMPT).await;
+    assert!(!output.status_ok);
+    let said = format!("{}{}", output.stdout, output.stderr);
+    assert!(
+        said.contains("hit your usage limit. Try again at"),
+        "{output:?}"
+    );
+    assert!(h.asked().len() <= 1, "it stopped at once: {:?}", h.asked());
+    h.finish().await;
+}
+
+/// Claude Code stops without retrying, and prints our message with the time.
+#[tokio::test]
+async fn claude_code_shows_when_a_spent_pool_resets() {
+    let (h, c) = Harness::start(|s: &mut Setup| s.claude("c")).await;
+    c.fault(Fault::UsageLimit {
+        resets_in_s: Some(9000),
+    })
+    .forever();
+    let output = claude_print(&h.url, &h.key, PROMPT).await;
+    assert!(!output.status_ok);
+    let said = format!("{}{}", output.stdout, output.stderr);
+    assert!(said.contains("UTC") || said.contains("limit"), "{output:?}");
+    assert_eq!(h.asked(), ["c"]);
+    h.finish().await;
+}

@@ -2,6 +2,17 @@
 
 #[path = "../shared/harness.rs"]
 mod harness;
+mod requests;
 
+mod affinity;
+mod bad_input;
+mod cli;
+mod credentials;
+mod disconnect;
 mod failover;
+mod headers;
+mod keys;
+mod kill;
+mod ledger;
+mod models;
 mod surfaces;

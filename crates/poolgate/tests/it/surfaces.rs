@@ -3,50 +3,43 @@
 use serde_json::{Value, json};
 
 use crate::harness::{Harness, Setup};
-
-fn responses(text: &str, stream: bool) -> Value {
-    let input = json!([{"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}]);
-    json!({"model": "gpt-5.5", "stream": stream, "store": false, "input": input})
-}
-
-fn chat(text: &str, stream: bool) -> Value {
-    json!({"model": "gpt-5.5", "stream": stream, "messages": [{"role": "user", "content": text}]})
-}
-
-fn messages(text: &str, stream: bool) -> Value {
-    json!({"model": "claude-opus-5", "max_tokens": 99, "stream": stream,
-        "messages": [{"role": "user", "content": text}]})
-}
+use crate::requests::{CODEX, chat, messages, responses};
 
 #[tokio::test]
 async fn answers_are_relayed_byte_for_byte() {
-    let (h, accounts) =
+    let (h, [key, akey]) =
         Harness::start(|s: &mut Setup| [s.openai("key"), s.anthropic("akey")]).await;
-    let [key, akey] = &accounts;
     let version = [("anthropic-version", "2023-06-01")];
-    let cases: [(&str, _, &[(&str, &str)], Value); 6] = [
+    let cases: [(&str, _, &[(&str, &str)], Value); 7] = [
         (
             "/v1/responses",
-            key,
+            &key,
             &[],
             responses("hi [[events=20]]", true),
         ),
-        ("/v1/responses", key, &[], responses("hi", false)),
+        ("/v1/responses", &key, &[], responses("hi", false)),
         (
             "/v1/chat/completions",
-            key,
+            &key,
             &[],
             chat("hi [[bytes=200000]]", true),
         ),
-        ("/v1/chat/completions", key, &[], chat("hi", false)),
-        ("/v1/messages", akey, &version, messages("hi", true)),
+        ("/v1/chat/completions", &key, &[], chat("hi", false)),
+        ("/v1/messages", &akey, &version, messages("hi", true)),
         (
-            "/v1/messages",
-            akey,
+            "/v1/messages?beta=true",
+            &akey,
             &version,
             messages("hi [[bytes=300000]]", false),
         ),
+        (
+            "/v1/messages/count_tokens",
+            &akey,
+            &version,
+            messages("hi", false),
+        ),
     ];
+    let count = i64::try_from(cases.len()).unwrap();
     for (path, account, headers, body) in cases {
         let want = h.direct(account, path, headers, &body).await;
         let got = h.post_with(path, headers, &body).await;
@@ -59,41 +52,126 @@ async fn answers_are_relayed_byte_for_byte() {
         assert_eq!(got.body, want.body, "{path}");
         assert_eq!(got.headers["content-type"], want.headers["content-type"]);
     }
-    assert_eq!(h.outcomes().await, [("complete".to_owned(), 6)]);
+    assert_eq!(h.outcomes().await, [("complete".to_owned(), count)]);
     h.finish().await;
 }
 
 #[tokio::test]
 async fn codex_accounts_serve_both_prefixes_streaming_and_not() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
-    let want = h
-        .direct(
-            &a,
-            "/backend-api/codex/responses",
-            &[],
-            &responses("hi", true),
-        )
-        .await;
-    for path in [
-        "/v1/responses",
-        "/backend-api/codex/responses",
-        "/backend-api/codex/v1/responses/",
-    ] {
+    let want = h.direct(&a, CODEX, &[], &responses("hi", true)).await;
+    for path in ["/v1/responses", CODEX, "/backend-api/codex/v1/responses/"] {
         let got = h.post(path, &responses("hi", true)).await;
         assert_eq!(got.body, want.body, "{path}");
     }
-    let plain = h
-        .post(
-            "/v1/responses",
-            &json!({"model": "gpt-5.5", "input": "hi", "temperature": 1}),
-        )
-        .await;
+    let sdk = json!({"model": "gpt-5.5", "input": "hi", "temperature": 1, "user": "me"});
+    let plain = h.post("/v1/responses", &sdk).await;
     assert_eq!(plain.status, 200, "{}", plain.text());
     assert_eq!(
         plain.json()["output"][0]["content"][0]["text"],
         "You said: hi"
     );
     assert_eq!(plain.headers["content-type"], "application/json");
-    assert!(h.asked().iter().all(|name| name == "a"));
+    assert_eq!(h.outcomes().await, [("complete".to_owned(), 4)]);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn compaction_by_its_old_path() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let body = json!({"model": "gpt-5.5", "input": [], "instructions": "be brief"});
+    let want = h
+        .direct(&a, "/backend-api/codex/responses/compact", &[], &body)
+        .await;
+    for path in [
+        "/v1/responses/compact",
+        "/backend-api/codex/responses/compact",
+    ] {
+        let got = h.post(path, &body).await;
+        assert_eq!(
+            (got.status, &got.body),
+            (want.status, &want.body),
+            "{path}: {}",
+            got.text()
+        );
+    }
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_compressed_body_arrives_as_it_was_sent() {
+    use async_compression::tokio::write::ZstdEncoder;
+    use tokio::io::AsyncWriteExt;
+    let (h, _) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.openai("key"))
+    })
+    .await;
+    let body = responses("packed", true).to_string();
+    let mut encoder = ZstdEncoder::new(Vec::new());
+    encoder.write_all(body.as_bytes()).await.unwrap();
+    encoder.shutdown().await.unwrap();
+    let packed = encoder.into_inner();
+    let bearer = format!("Bearer {}", h.key);
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("content-type", "application/json"),
+        ("content-encoding", "zstd"),
+    ];
+    let got = h
+        .send(http::Method::POST, CODEX, &headers, packed.into())
+        .await;
+    assert!(got.text().contains("You said: packed"), "{}", got.text());
+    let entry = h.sim.journal().pop().unwrap();
+    assert_eq!(entry.content_encoding.as_deref(), Some("zstd"));
+    assert_eq!(entry.text(), body);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn tokens_are_counted_in_every_dialect() {
+    let (h, _) =
+        Harness::start(|s: &mut Setup| (s.codex("a"), s.openai("key"), s.claude("c"))).await;
+    // The simulator reports 8 + bytes of the text / 4.
+    let text = "0123456789abcdef";
+    let cases = [
+        ("/v1/responses", responses(text, true)),
+        ("/v1/responses", responses(text, false)),
+        ("/v1/chat/completions", chat(text, false)),
+        ("/v1/messages", messages(text, true)),
+        ("/v1/messages", messages(text, false)),
+    ];
+    for (path, body) in &cases {
+        assert_eq!(h.post(path, body).await.status, 200, "{path}");
+    }
+    let rows = h
+        .rows("SELECT input_tokens, output_tokens FROM requests")
+        .await;
+    let want = vec![vec!["12".to_owned(), "7".to_owned()]; cases.len()];
+    assert_eq!(rows, want);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn codexs_own_events_stay_behind_v1() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let limits = "event: codex.rate_limits\ndata: {\"type\":\"codex.rate_limits\"}\n\n";
+    let clean = h
+        .direct(&a, CODEX, &[], &responses("hi", true))
+        .await
+        .text();
+    let stream = format!("{limits}{clean}");
+    let fault = || poolgate_sim::Fault::Status {
+        status: 200,
+        headers: vec![("content-type".into(), "text/event-stream".into())],
+        body: stream.clone().into(),
+    };
+    a.fault(fault()).times(1);
+    assert_eq!(
+        h.post("/v1/responses", &responses("hi", true)).await.text(),
+        clean
+    );
+    a.fault(fault()).times(1);
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.text(), stream);
     h.finish().await;
 }

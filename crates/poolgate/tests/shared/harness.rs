@@ -91,6 +91,13 @@ impl Setup {
 
     pub fn codex(&mut self, name: &str) -> Account {
         let account = self.sim.codex(name);
+        self.add_codex(&account);
+        account
+    }
+
+    /// A codex account that the simulator has already.
+    pub fn add_codex(&mut self, account: &Account) {
+        let name = account.name();
         let base = format!("{}/backend-api/codex", account.url());
         self.sign_in(
             name,
@@ -99,7 +106,6 @@ impl Setup {
             base,
             format!("{}/oauth/token", account.url()),
         );
-        account
     }
 
     pub fn claude(&mut self, name: &str) -> Account {
@@ -320,6 +326,28 @@ impl Harness {
             .await
             .expect("moved in time");
         self.app.store.outcomes().await.unwrap()
+    }
+
+    /// Rows of the ledger as text, oldest first.
+    pub async fn rows(&self, sql: &'static str) -> Vec<Vec<String>> {
+        use sqlx::{Column, Row, TypeInfo, ValueRef};
+        self.outcomes().await;
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(self.app.config.data_dir.join("poolgate.db"));
+        let db = sqlx::SqlitePool::connect_with(options).await.unwrap();
+        let rows = sqlx::query(sql).fetch_all(&db).await.unwrap();
+        db.close().await;
+        let text = |row: &sqlx::sqlite::SqliteRow, i: usize| {
+            let value = row.try_get_raw(row.column(i).ordinal()).unwrap();
+            match value.type_info().name() {
+                _ if value.is_null() => "NULL".to_owned(),
+                "INTEGER" => row.get::<i64, _>(i).to_string(),
+                _ => row.get::<String, _>(i),
+            }
+        };
+        rows.iter()
+            .map(|row| (0..row.len()).map(|i| text(row, i)).collect())
+            .collect()
     }
 
     /// Drains, and checks that nothing is left.

@@ -1,0 +1,199 @@
+//! The command line, as a new user meets it.
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::harness::{Harness, PATIENCE, Setup};
+use crate::requests::responses;
+
+async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
+        .args(args)
+        .arg("--data")
+        .arg(data)
+        .env_remove("POOLGATE_CONFIG")
+        .env("HOME", data)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .current_dir(data)
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(stdin.as_bytes()).await.unwrap();
+    drop(input);
+    tokio::time::timeout(PATIENCE, child.wait_with_output())
+        .await
+        .expect("it ends")
+        .unwrap()
+}
+
+async fn json(data: &Path, args: &[&str]) -> Value {
+    let output = run(data, &[args, &["--json"]].concat(), "").await;
+    assert!(
+        output.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+async fn fails(data: &Path, args: &[&str], words: &str) {
+    let output = run(data, args, "").await;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && error.contains(words),
+        "{args:?}: {error}"
+    );
+}
+
+#[tokio::test]
+async fn accounts_are_added_tested_paused_and_removed() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.sim.openai("a")).await;
+    let dir = h.dir.path().join("data");
+    let base = format!("{}/v1", a.url());
+    let add = [
+        "account",
+        "add",
+        "mine",
+        "--kind",
+        "openai",
+        "--key-stdin",
+        "--base-url",
+        &base,
+    ];
+    let output = run(&dir, &add, &a.api_key()).await;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    fails(
+        &dir,
+        &[
+            "account",
+            "add",
+            "mine",
+            "--kind",
+            "openai",
+            "--key-env",
+            "K",
+        ],
+        "already",
+    )
+    .await;
+    fails(
+        &dir,
+        &["account", "add", "x", "--kind", "codex"],
+        "auth_file",
+    )
+    .await;
+    let listed = json(&dir, &["account", "list"]).await;
+    assert_eq!(
+        (&listed[0]["name"], &listed[0]["credential"]),
+        (&"mine".into(), &"stored".into())
+    );
+    let tested = json(&dir, &["account", "test", "mine"]).await;
+    assert_eq!(tested["works"], true, "{tested}");
+
+    let until = async |wanted: u16| {
+        let reached = async {
+            while h.post("/v1/responses", &responses("hi", true)).await.status != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached)
+            .await
+            .expect("the running gateway noticed");
+    };
+    until(200).await;
+    json(&dir, &["account", "pause", "mine"]).await;
+    until(503).await;
+    json(&dir, &["account", "resume", "mine"]).await;
+    until(200).await;
+    json(&dir, &["account", "remove", "mine"]).await;
+    until(404).await;
+    fails(&dir, &["account", "remove", "mine"], "no account named").await;
+
+    let database = std::fs::read(dir.join("poolgate.db")).unwrap();
+    let wal = std::fs::read(dir.join("poolgate.db-wal")).unwrap_or_default();
+    let key = a.api_key();
+    let holds = |bytes: &[u8]| {
+        bytes
+            .windows(key.len())
+            .any(|window| window == key.as_bytes())
+    };
+    assert!(
+        !holds(&database) && !holds(&wal),
+        "the key is sealed at rest"
+    );
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn keys_are_made_shown_once_and_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = json(dir.path(), &["key", "create", "laptop"]).await;
+    let key = made["key"].as_str().unwrap();
+    assert!(key.starts_with("pg-") && key.len() > 40);
+    fails(dir.path(), &["key", "create", "laptop"], "already").await;
+    fails(
+        dir.path(),
+        &["key", "create", "other", "--pool", "nowhere"],
+        "no pool named",
+    )
+    .await;
+    let listed = json(dir.path(), &["key", "list"]).await;
+    assert_eq!(
+        (&listed[0]["name"], &listed[0]["valid"]),
+        (&"laptop".into(), &true.into())
+    );
+    assert!(!listed.to_string().contains(key), "it is shown once");
+    json(dir.path(), &["key", "revoke", "laptop"]).await;
+    assert_eq!(json(dir.path(), &["key", "list"]).await[0]["valid"], false);
+    fails(dir.path(), &["key", "revoke", "laptop"], "no valid key").await;
+}
+
+#[tokio::test]
+async fn status_shows_a_running_gateway() {
+    let (h, _) = Harness::start(|s: &mut Setup| (s.codex("alice"), s.openai("key"))).await;
+    h.post("/v1/responses", &responses("hi", true)).await;
+    let data = h.app.config.data_dir.clone();
+    let status = json(&data, &["status", "--url", &h.url]).await;
+    assert_eq!(status["accounts"][0]["name"], "alice");
+    assert_eq!(status["accounts"][0]["windows"][0]["name"], "5h");
+    let text = run(&data, &["status", "--url", &h.url], "").await;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("alice") && text.contains("ready"), "{text}");
+    fails(
+        &data,
+        &["status", "--url", "http://127.0.0.1:1"],
+        "is it running?",
+    )
+    .await;
+    let refused = h.get("/api/admin/status", &[]).await;
+    assert_eq!(refused.status, 401, "a client key is no operator's token");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn mistakes_in_the_configuration_come_in_one_list() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("poolgate.toml"),
+        "listen = 'x'\n[[account]]\nname = 'a'\nkind = 'b'\n",
+    )
+    .unwrap();
+    let output = run(dir.path(), &["config", "check"], "").await;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        error.contains("2 mistake(s)") && error.contains("listen"),
+        "{error}"
+    );
+    fails(dir.path(), &["serve"], "mistake").await;
+}

@@ -1,0 +1,122 @@
+//! Tokens are renewed when they must be, once, and never lost.
+
+use futures_util::future::join_all;
+use poolgate_sim::Fault;
+use serde_json::Value;
+
+use crate::harness::{Harness, PATIENCE, Setup};
+use crate::requests::{CODEX, messages, responses};
+
+fn token_calls(h: &Harness) -> usize {
+    h.sim
+        .journal()
+        .iter()
+        .filter(|e| e.path.ends_with("/token"))
+        .count()
+}
+
+#[tokio::test]
+async fn a_hundred_requests_that_meet_an_expired_token_make_one_token_call() {
+    let (h, (a, c)) = Harness::start(|s: &mut Setup| (s.codex("a"), s.claude("c"))).await;
+    a.expire_access_token();
+    c.expire_access_token();
+    let all = join_all((0..100).map(async |i| match i % 2 {
+        0 => h.post(CODEX, &responses("hi", true)).await.status,
+        _ => h.post("/v1/messages", &messages("hi", true)).await.status,
+    }));
+    assert!(all.await.into_iter().all(|status| status == 200));
+    assert_eq!(token_calls(&h), 2, "one for each account");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_renewed_token_is_in_the_file_before_it_is_used_and_the_rest_of_the_file_is_kept() {
+    let mut setup = Setup::new().await;
+    let a = setup.codex("a");
+    let path = setup.dir.path().join("a.json");
+    let mut document: Value = serde_json::from_str(&a.auth_json()).unwrap();
+    document["theirs"] = "kept".into();
+    std::fs::write(&path, document.to_string()).unwrap();
+    let h = setup.start().await;
+    a.expire_access_token();
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    let written: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(written["tokens"]["access_token"], a.credential());
+    assert_eq!(written["tokens"]["refresh_token"], a.refresh_token());
+    assert_eq!(written["theirs"], "kept");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_token_about_to_expire_is_renewed_before_the_request() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    h.clock.advance(std::time::Duration::from_secs(3500));
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    assert_eq!(token_calls(&h), 1);
+    assert_eq!(h.asked(), ["a"], "no request was refused on the way");
+    drop(a);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn an_account_whose_sign_in_is_gone_needs_a_login_and_the_others_serve() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    a.expire_access_token();
+    a.revoke();
+    for _ in 0..3 {
+        assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    }
+    assert_eq!(
+        token_calls(&h),
+        1,
+        "a refused refresh token is not tried again"
+    );
+    let now = poolgate::clock::Clock::now(&*h.clock);
+    assert_eq!(h.app.pool.view(now).accounts[0].state, "needs_login");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_token_endpoint_in_trouble_leaves_the_others_alone() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    a.expire_access_token();
+    a.fault(Fault::server_error(503))
+        .on("/oauth/token")
+        .forever();
+    for _ in 0..3 {
+        assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    }
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_file_that_breaks_and_comes_back_takes_its_account_along() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let path = h.dir.path().join("a.json");
+    let good = std::fs::read(&path).unwrap();
+    let until = async |wanted: u16| {
+        let reached = async {
+            while h.post(CODEX, &responses("hi", true)).await.status != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached)
+            .await
+            .expect("the file was noticed");
+    };
+    until(200).await;
+    std::fs::write(&path, b"{").unwrap();
+    until(503).await;
+    std::fs::write(&path, good).unwrap();
+    until(200).await;
+    drop(a);
+    h.finish().await;
+}

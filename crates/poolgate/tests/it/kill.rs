@@ -1,0 +1,187 @@
+//! The process is killed, again and again, under load: every completed request has exactly one row,
+//! the interrupted ones are marked, and the database stays sound.
+//!
+//! 50 times here, 500 with `make soak`.
+
+use std::collections::HashSet;
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use poolgate::keys::generate;
+use poolgate::store::Store;
+use sqlx::Row;
+use tokio::process::{Child, Command};
+
+use crate::harness::{PATIENCE, Setup};
+use crate::requests::{CODEX, responses};
+
+struct Gateway {
+    child: Child,
+    url: String,
+}
+
+async fn start(dir: &std::path::Path, port: u16) -> Gateway {
+    let child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
+        .args(["serve", "--config"])
+        .arg(dir.join("poolgate.toml"))
+        .env("RUST_LOG", "warn")
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    let ready = async {
+        while tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .is_err()
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready)
+        .await
+        .expect("it starts");
+    Gateway { child, url }
+}
+
+/// Sends until the gateway dies; the ids of requests whose last event arrived.
+async fn load(url: String, key: String) -> Vec<String> {
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let mut complete = Vec::new();
+    loop {
+        let body = responses("hi [[events=6]] [[gap_ms=3]]", true).to_string();
+        let request = Request::post(format!("{url}{CODEX}"))
+            .header("x-api-key", &key)
+            .body(Full::new(Bytes::from(body)))
+            .unwrap();
+        let Ok(response) = client.request(request).await else {
+            return complete;
+        };
+        let id = response.headers()["x-poolgate-request-id"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let (mut body, mut seen) = (response.into_body(), Vec::new());
+        while let Some(Ok(frame)) = body.frame().await {
+            seen.extend(frame.into_data().unwrap_or_default());
+        }
+        if String::from_utf8_lossy(&seen).contains("response.completed") {
+            complete.push(id);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_under_load_it_loses_and_doubles_nothing() {
+    let rounds = if std::env::var_os("POOLGATE_SOAK").is_some() {
+        500
+    } else {
+        50
+    };
+    let mut setup = Setup::new().await;
+    let accounts = [setup.codex("a"), setup.codex("b")];
+    let dir = setup.dir.path().to_owned();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut file = format!(
+        "listen = \"127.0.0.1:{port}\"\ndata_dir = {:?}\n",
+        dir.join("data")
+    );
+    for account in &setup.raw.account {
+        file += "[[account]]\n";
+        file += &toml::to_string(account).unwrap();
+    }
+    std::fs::write(dir.join("poolgate.toml"), file).unwrap();
+    let (key, new) = generate("load".into(), vec![], vec![], None).unwrap();
+    let store = Store::open(&dir.join("data")).await.unwrap();
+    store
+        .add_client_key(&new, poolgate_core::units::Timestamp(0))
+        .await
+        .unwrap();
+    store.close().await;
+
+    let mut complete: Vec<String> = Vec::new();
+    for round in 0..rounds {
+        let mut gateway = start(&dir, port).await;
+        let clients: FuturesUnordered<_> = (0..8)
+            .map(|_| load(gateway.url.clone(), key.clone()))
+            .collect();
+        let clients = clients.collect::<Vec<_>>();
+        let kill = async {
+            // Anywhere between start-up and steady load.
+            let asked = 3 + round % 40;
+            let many = move |all: &[poolgate_sim::Entry]| all.len() >= asked;
+            assert!(
+                setup.sim.wait_for(many, PATIENCE).await,
+                "no load in round {round}"
+            );
+            gateway.child.start_kill().unwrap();
+            gateway.child.wait().await.unwrap();
+        };
+        let (ids, ()) = tokio::join!(clients, kill);
+        complete.extend(ids.into_iter().flatten());
+        setup.sim.clear_journal();
+    }
+    // One clean start and stop moves what the last kill left.
+    let mut last = start(&dir, port).await;
+    let pid = last.child.id().unwrap().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .await
+            .unwrap()
+            .success()
+    );
+    let ended = tokio::time::timeout(Duration::from_secs(20), last.child.wait()).await;
+    assert!(ended.expect("it drains").unwrap().success());
+    check(&dir, &complete, rounds).await;
+    drop(accounts);
+}
+
+async fn check(dir: &std::path::Path, complete: &[String], rounds: usize) {
+    let store = Store::open(&dir.join("data")).await.unwrap();
+    assert_eq!(store.integrity().await.unwrap(), "ok");
+    store.close().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.join("data/poolgate.db"));
+    let db = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let rows = sqlx::query("SELECT id, outcome FROM requests")
+        .fetch_all(&db)
+        .await
+        .unwrap();
+    let mut recorded = HashSet::new();
+    let (mut interrupted, mut running) = (0, 0);
+    for row in &rows {
+        match row.get::<Option<&str>, _>("outcome") {
+            Some("complete") => assert!(recorded.insert(row.get::<String, _>("id")), "doubled"),
+            Some("interrupted") => interrupted += 1,
+            None => running += 1,
+            Some(_) => {}
+        }
+    }
+    assert_eq!(running, 0, "every row has an end");
+    let unique: HashSet<&String> = complete.iter().collect();
+    assert_eq!(unique.len(), complete.len(), "ids are unique");
+    let lost = complete.iter().filter(|id| !recorded.contains(*id)).count();
+    assert_eq!(
+        lost,
+        0,
+        "of {} completed requests over {rounds} kills",
+        complete.len()
+    );
+    assert!(interrupted > 0, "a kill under load interrupts something");
+    println!(
+        "{} completed, {interrupted} interrupted, 0 lost over {rounds} kills",
+        complete.len()
+    );
+}

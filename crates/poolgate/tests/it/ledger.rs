@@ -1,0 +1,80 @@
+//! The ledger: one row per request, whatever the database does meanwhile.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::harness::{Harness, Setup};
+use crate::requests::{CODEX, responses};
+
+/// Another process holds the database's write lock, as a backup or a careless shell would.
+#[tokio::test]
+async fn no_request_waits_for_a_locked_database_and_no_row_is_lost() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(h.app.config.data_dir.join("poolgate.db"));
+    let other = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let mut lock = other.acquire().await.unwrap();
+    sqlx::query("BEGIN EXCLUSIVE")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let (until, mut served, mut slowest) =
+        (Instant::now() + Duration::from_secs(5), 0, Duration::ZERO);
+    while Instant::now() < until {
+        let began = Instant::now();
+        assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+        slowest = slowest.max(began.elapsed());
+        served += 1;
+    }
+    assert!(served > 50, "only {served} requests in 5 s");
+    assert!(slowest < Duration::from_secs(2), "one waited {slowest:?}");
+    assert!(
+        h.app.spool.waiting() > 0,
+        "the records are waiting in the spool"
+    );
+    sqlx::query("ROLLBACK").execute(&mut *lock).await.unwrap();
+    drop(lock);
+    other.close().await;
+    assert_eq!(h.outcomes().await, [("complete".to_owned(), served)]);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn attempts_and_refusals_have_their_rows() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    a.fault(poolgate_sim::Fault::usage_limit_reached()).times(1);
+    h.post(CODEX, &responses("hi", true)).await;
+    h.post(CODEX, &serde_json::json!({"model": ""})).await;
+    let rows = h.rows("SELECT n, outcome, status FROM attempts").await;
+    assert_eq!(rows, [["1", "quota_spent", "429"], ["2", "served", "200"]]);
+    let rows = h.rows("SELECT outcome, status, code FROM requests").await;
+    assert_eq!(
+        rows,
+        [
+            ["complete", "200", "NULL"],
+            ["refused", "400", "missing_model"]
+        ]
+    );
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_full_spool_refuses_instead_of_dropping() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    setup.raw.limits.spool_max_bytes = Some(0);
+    let h = setup.start().await;
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!(
+        (got.status.as_u16(), got.code()),
+        (503, "proxy_unavailable")
+    );
+    assert!(got.headers.contains_key("retry-after"));
+    assert!(h.sim.journal().is_empty());
+    h.finish().await;
+}

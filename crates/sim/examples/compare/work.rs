@@ -1,0 +1,106 @@
+//! The work: three shapes of requests, as a client of the Responses API sends them.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub struct Shape {
+    pub name: &'static str,
+    /// Each with one request after the other.
+    pub connections: usize,
+    /// Of one round.
+    pub time: Duration,
+    pub streams: bool,
+    body_bytes: usize,
+    /// What the simulator is asked for; see its `directives`.
+    wish: &'static str,
+}
+
+/// A shape's requests to one target, one per connection.
+pub struct Work {
+    pub address: SocketAddr,
+    pub requests: Vec<Arc<[u8]>>,
+    pub streams: bool,
+}
+
+pub fn shapes() -> [Shape; 3] {
+    [
+        Shape {
+            name: "1 kB JSON, 1 kB answer",
+            connections: 16,
+            time: Duration::from_secs(3),
+            streams: false,
+            body_bytes: 1000,
+            wish: "[[bytes=350]]", // The answer's other fields are 650 bytes.
+        },
+        Shape {
+            name: "1 MB JSON, 1 kB answer",
+            connections: 4,
+            time: Duration::from_secs(3),
+            streams: false,
+            body_bytes: 1_000_000,
+            wish: "[[bytes=350]]",
+        },
+        Shape {
+            name: "SSE, 20 texts 5 ms apart",
+            connections: 50,
+            time: Duration::from_millis(4500),
+            streams: true,
+            body_bytes: 1000,
+            wish: "[[events=20]] [[gap_ms=5]]",
+        },
+    ]
+}
+
+impl Shape {
+    pub fn work(&self, address: SocketAddr, key: &str) -> Work {
+        let requests = (0..self.connections).map(|number| {
+            let body = self.body(number);
+            let accept = if self.streams {
+                "text/event-stream"
+            } else {
+                "application/json"
+            };
+            let request = format!(
+                "POST /v1/responses HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\n\
+                 content-type: application/json\r\naccept: {accept}\r\nuser-agent: compare/1\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            Arc::from(request.into_bytes())
+        });
+        Work {
+            address,
+            requests: requests.collect(),
+            streams: self.streams,
+        }
+    }
+
+    /// A conversation of as many earlier messages as fit, each connection's being one session.
+    fn body(&self, session: usize) -> String {
+        let message = |role: &str, kind: &str, text: &str| {
+            format!(
+                r#"{{"type":"message","role":"{role}","content":[{{"type":"{kind}","text":"{text}"}}]}}"#
+            )
+        };
+        let start = format!(
+            r#"{{"model":"gpt-5.5","stream":{},"store":false,"prompt_cache_key":"session-{session}","input":["#,
+            self.streams
+        );
+        let end = [&message("user", "input_text", self.wish), "]}"].concat();
+        let mut body = start;
+        // Code has about one escape in thirty characters.
+        let line = r#"    let answer = table.get(\"question\").copied();\n"#;
+        let long: Rc<str> = line.repeat(60).into();
+        let mut missing = self.body_bytes.saturating_sub(body.len() + end.len());
+        while missing > 200 {
+            let lines = (missing - 120).min(long.len()) / line.len();
+            let earlier = message("user", "input_text", &long[..lines * line.len()]);
+            missing = missing.saturating_sub(earlier.len() + 1);
+            let _ = write!(body, "{earlier},");
+        }
+        body + &end
+    }
+}
