@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::account::AccountId;
 use crate::units::Timestamp;
 
-pub const SOFT_FOR: Duration = Duration::from_secs(3600);
+pub const SOFT_FOR: Duration = Duration::from_hours(1);
 
 #[derive(Debug)]
 pub struct Affinity<K> {
@@ -87,7 +87,7 @@ mod tests {
     fn slides_and_expires() {
         let mut map = Affinity::new(10, SOFT_FOR);
         map.settle("s", AccountId(1), NOW);
-        let almost = NOW.plus(SOFT_FOR - Duration::from_secs(1));
+        let almost = NOW.plus(SOFT_FOR.checked_sub(Duration::from_secs(1)).unwrap());
         assert_eq!(map.home(&"s", almost), Some(AccountId(1)));
         map.settle("s", AccountId(1), almost);
         assert_eq!(

@@ -285,7 +285,7 @@ pub(crate) mod tests {
                 "cooled",
                 with(|a| {
                     a.health
-                        .block(Cause::Rate, NOW, NOW.minus(Duration::from_secs(5)))
+                        .block(Cause::Rate, NOW, NOW.minus(Duration::from_secs(5)));
                 }),
                 Ok(()),
             ),

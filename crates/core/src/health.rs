@@ -11,10 +11,10 @@ use std::time::Duration;
 use crate::units::Timestamp;
 
 /// Strikes older than this are forgotten.
-const STRIKES_WITHIN: Duration = Duration::from_secs(180 * 60);
+const STRIKES_WITHIN: Duration = Duration::from_hours(3);
 /// How long a model that an upstream does not know is not asked for there.
-const MODEL_MISSING_FOR: Duration = Duration::from_secs(30 * 60);
-const STRIKE_COOLDOWN: Duration = Duration::from_secs(10 * 60);
+const MODEL_MISSING_FOR: Duration = Duration::from_mins(30);
+const STRIKE_COOLDOWN: Duration = Duration::from_mins(10);
 pub const STRIKES_ALLOWED: u32 = 3;
 
 /// Why an account takes no work until a person acts.
@@ -50,8 +50,6 @@ pub enum Cause {
     Strike(u32),
     /// 401 that a refresh did not cure.
     Credential,
-    /// The upstream cannot be reached at all.
-    Unreachable,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +99,7 @@ impl Health {
                     cause,
                     since: now,
                     until,
-                })
+                });
             }
         }
     }

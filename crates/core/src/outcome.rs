@@ -95,7 +95,7 @@ const FOREIGN: [&str; 2] = ["invalid_encrypted_content", "invalid_signature"];
 
 /// At most this long for a 429 that names no window: the larger reset would park an account with
 /// plenty left for days.
-const RATE_AT_MOST: Duration = Duration::from_secs(600);
+const RATE_AT_MOST: Duration = Duration::from_mins(10);
 const RATE_UNKNOWN: Duration = Duration::from_secs(5);
 
 impl Evidence<'_> {
@@ -130,7 +130,8 @@ impl Evidence<'_> {
     }
 }
 
-/// First match wins; the order is `spec` §6's.
+/// First match wins: what belongs to the request is told apart before anything that belongs to the
+/// account.
 pub fn classify(e: &Evidence<'_>) -> Outcome {
     if e.says(&POLICY) {
         return Outcome::PolicyBlock;
@@ -220,8 +221,8 @@ pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
 }
 
 /// When an answer to a 429 without any date is asked again.
-const QUOTA_UNKNOWN: Duration = Duration::from_secs(300);
-const CREDENTIAL_COOLDOWN: Duration = Duration::from_secs(600);
+const QUOTA_UNKNOWN: Duration = Duration::from_mins(5);
+const CREDENTIAL_COOLDOWN: Duration = Duration::from_mins(10);
 
 impl Outcome {
     /// Stable word for the ledger, logs and tests.
@@ -254,14 +255,18 @@ impl Outcome {
                 health.success(at.sent_at);
                 health.model_served(at.model);
             }
-            Self::RequestFault | Self::PolicyBlock | Self::ForeignState | Self::EdgeBlock => {}
             Self::Stopped(stop) => health.stop = Some(stop),
             Self::ModelMissing => health.model_missing(at.model, now),
             Self::TokenRefused { permanent: true } => health.stop = Some(Stop::NeedsLogin),
             Self::TokenRefused { permanent: false } if at.refreshed => {
                 health.block(Cause::Credential, now.plus(CREDENTIAL_COOLDOWN), now);
             }
-            Self::TokenRefused { permanent: false } => {}
+            // The first 401 is answered by a refresh; the others say nothing about the account.
+            Self::TokenRefused { .. }
+            | Self::RequestFault
+            | Self::PolicyBlock
+            | Self::ForeignState
+            | Self::EdgeBlock => {}
             Self::QuotaSpent { until } => {
                 let until = until.unwrap_or(now.plus(QUOTA_UNKNOWN));
                 health.block(Cause::Quota, until, now);

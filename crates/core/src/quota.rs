@@ -15,15 +15,15 @@ use std::time::Duration;
 use crate::account::Caps;
 use crate::units::{Fraction, Timestamp};
 
-pub const FIVE_HOURS: Duration = Duration::from_secs(5 * 3600);
-pub const WEEK: Duration = Duration::from_secs(168 * 3600);
+pub const FIVE_HOURS: Duration = Duration::from_hours(5);
+pub const WEEK: Duration = Duration::from_hours(168);
 
 /// A reset has moved only if it differs by more than this; providers round it differently from
 /// answer to answer.
-const RESET_MOVED: Duration = Duration::from_secs(60);
+const RESET_MOVED: Duration = Duration::from_mins(1);
 
 /// A 5-hour window and anything like it, as opposed to the weekly one.
-const SHORT: Duration = Duration::from_secs(360 * 60);
+const SHORT: Duration = Duration::from_hours(6);
 
 /// Which of a provider's limits a window belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -188,6 +188,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_000_000_000);
 
+    #[expect(clippy::unnecessary_wraps, reason = "resets are optional wherever it is used")]
     fn at(minutes: i64) -> Option<Timestamp> {
         Some(Timestamp(NOW.0 + minutes * 60_000))
     }

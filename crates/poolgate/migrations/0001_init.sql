@@ -18,6 +18,8 @@ CREATE TABLE accounts (
     -- Why it takes no work until a person acts; NULL: it may.
     stop TEXT,
     created_at INTEGER NOT NULL,
+    -- An operator vouched for it: what was learnt before no longer counts.
+    resumed_at INTEGER,
     -- Set when it was removed; the row stays for the ledger.
     removed_at INTEGER
 ) STRICT;

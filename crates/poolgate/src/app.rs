@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -24,6 +25,8 @@ pub struct App {
     pub config: Config,
     pub clock: Arc<dyn Clock>,
     pub tasks: Tasks,
+    /// Cancelled when no new request is to be taken on; the running ones go on.
+    pub draining: CancellationToken,
     pub store: Store,
     pub spool: Arc<Spool>,
     pub master_key: Arc<MasterKey>,
@@ -87,6 +90,7 @@ impl App {
             catalogue: Catalogue::default(),
             config,
             clock,
+            draining: CancellationToken::new(),
             tasks,
             store,
             spool,

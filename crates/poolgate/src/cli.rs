@@ -38,7 +38,7 @@ struct Global {
     /// Data directory, whatever the configuration says
     #[arg(long, global = true)]
     data: Option<PathBuf>,
-    /// Print JSON
+    /// Print JSON; `serve` then logs in JSON
     #[arg(long, global = true)]
     json: bool,
 }
@@ -53,6 +53,7 @@ enum Command {
     },
     /// Show everything at work: gateway, simulated providers and traffic; needs no account
     Demo {
+        /// Address to listen on [default: 127.0.0.1:8080, or a free port]
         #[arg(long)]
         listen: Option<String>,
         /// End by itself after so many seconds
@@ -130,6 +131,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Where a running gateway listens, for `poolgate status`.
+const ADDRESS_FILE: &str = "address";
+
 /// Exit status of a second gateway on the same data.
 const IN_USE: u8 = 75;
 
@@ -149,6 +153,10 @@ async fn serve(global: &Global, listen: Option<String>) -> anyhow::Result<ExitCo
     let app = App::start(config, Arc::new(SystemClock)).await?;
     let server = Server::bind(Arc::clone(&app)).await?;
     let address = server.address;
+    if let Err(error) = std::fs::write(app.config.data_dir.join(ADDRESS_FILE), address.to_string())
+    {
+        tracing::warn!(%error, "poolgate status will need --url");
+    }
     if !address.ip().is_loopback() {
         tracing::warn!(%address, "listening beyond this machine without TLS: put a TLS proxy in front");
     }

@@ -158,7 +158,10 @@ impl Config {
             .parse()
             .map_err(|e| wrong.push(format!("listen = {listen:?}: {e}")))
             .ok();
-        let data_dir = raw.data_dir.or_else(default_data_dir);
+        let data_dir = raw
+            .data_dir
+            .map(|dir| account::at_home(&dir))
+            .or_else(default_data_dir);
         if data_dir.is_none() {
             wrong.push("data_dir: not set, and neither POOLGATE_DATA nor HOME is".into());
         }
@@ -182,6 +185,7 @@ impl Config {
                 listen,
                 master_key_file: raw
                     .master_key_file
+                    .map(|file| account::at_home(&file))
                     .unwrap_or_else(|| data_dir.join("master.key")),
                 data_dir,
                 limits: Limits::from_raw(&raw.limits),

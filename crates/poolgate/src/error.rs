@@ -1,8 +1,8 @@
 //! Everything that can be said to a client instead of an upstream's answer, and the one place that
 //! turns it into a status, a stable code and a body its SDK can parse.
 //!
-//! Shapes and reactions are those of `wire.md` §7: exhausted quota is a 429 that Codex stops at
-//! once for and shows with its time; anything that asks an Anthropic SDK to wait longer than a
+//! Shapes and reactions were seen with the real clients: exhausted quota is a 429 that Codex stops
+//! for at once and shows with its time; anything that asks an Anthropic SDK to wait longer than a
 //! minute carries `x-should-retry: false`, since that SDK would sleep for as long as it is told.
 //! Upstream 401s and 403s have no variant here: they never reach a client as such.
 

@@ -103,7 +103,7 @@ async fn proxy(
     contract: Contract,
 ) -> Result<Response<Outgoing>, Error> {
     let caller = authenticate::authenticate(&app.keys, request.headers(), app.clock.now())?;
-    if app.tasks.stop.is_cancelled() {
+    if app.draining.is_cancelled() {
         return Err(Error::Draining);
     }
     let id = uuid::Uuid::now_v7().simple().to_string();
@@ -273,7 +273,7 @@ fn remember_turn(app: &App, caller: &Caller, lease: &crate::pool::Lease, headers
 }
 
 fn ready(app: &App) -> Result<Response<Outgoing>, Error> {
-    if app.tasks.stop.is_cancelled() {
+    if app.draining.is_cancelled() {
         return Err(Error::Draining);
     }
     Ok(whole(StatusCode::OK, "text/plain", "ready\n".into()))

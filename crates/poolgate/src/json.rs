@@ -282,9 +282,8 @@ fn value_end(bytes: &[u8], start: usize) -> usize {
         match byte {
             b'"' => at = string_end(bytes, at),
             b'{' | b'[' => depth += 1,
-            b'}' | b']' if depth == 0 => return at,
+            b'}' | b']' | b',' if depth == 0 => return at,
             b'}' | b']' => depth -= 1,
-            b',' if depth == 0 => return at,
             b if depth == 0 && b.is_ascii_whitespace() => return at,
             _ => {}
         }
@@ -369,11 +368,11 @@ mod tests {
             ("replace",         r#"{"a":1,"stream":false}"#, |p, d| p.set(d, "stream", "true"), r#"{"a":1,"stream":true}"#),
             ("the same",        r#"{"stream":true }"#,       |p, d| p.set(d, "stream", "true"), r#"{"stream":true }"#),
             ("insert",          r#"{ "a":1}"#,               |p, d| p.set(d, "b", "2"),         r#"{"b":2, "a":1}"#),
-            ("insert alone",    r#"{ }"#,                    |p, d| p.set(d, "b", "2"),         r#"{"b":2 }"#),
+            ("insert alone",    "{ }",                    |p, d| p.set(d, "b", "2"),         r#"{"b":2 }"#),
             ("insert twice",    r#"{"a":1}"#,                |p, d| { p.set(d, "b", "2"); p.set(d, "c", "3"); }, r#"{"b":2,"c":3,"a":1}"#),
             ("cut the first",   r#"{"a":1, "b":2}"#,         |p, d| p.remove(d, "a"),           r#"{"b":2}"#),
             ("cut the last",    r#"{"a":1, "b":2 }"#,        |p, d| p.remove(d, "b"),           r#"{"a":1 }"#),
-            ("cut the only",    r#"{"a":1}"#,                |p, d| p.remove(d, "a"),           r#"{}"#),
+            ("cut the only",    r#"{"a":1}"#,                |p, d| p.remove(d, "a"),           "{}"),
             ("cut neighbours",  r#"{"a":1,"b":2,"c":3}"#,    |p, d| { p.remove(d, "b"); p.remove(d, "c"); }, r#"{"a":1}"#),
             ("cut all, insert", r#"{"a":1}"#,                |p, d| { p.remove(d, "a"); p.set(d, "z", "0"); }, r#"{"z":0}"#),
             ("cut the absent",  r#"{"a":1}"#,                |p, d| p.remove(d, "x"),           r#"{"a":1}"#),

@@ -46,7 +46,7 @@ pub struct End {
     pub begin: Begin,
     /// What the client was answered; 0: it left before.
     pub status: u16,
-    /// `complete`, `refused`, `failed`, `client_left`, `upstream_broke`.
+    /// `complete`, `refused`, `client_left`, `upstream_broke`.
     pub outcome: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use http::Uri;
 use parking_lot::Mutex;
-use poolgate_core::account::{AccountId, Kind};
+use poolgate_core::account::{AccountId, Kind, Speaks};
 use poolgate_core::affinity::{Affinity, SOFT_FOR};
 use poolgate_core::availability::Account as Facts;
 use poolgate_core::choose::{Choice, Refusal, Strategy, choose};
@@ -49,6 +49,9 @@ pub struct Account {
     pub id: AccountId,
     pub name: String,
     pub kind: Kind,
+    pub speaks: Speaks,
+    /// Patterns of the models it may serve; empty: all.
+    pub models: Vec<String>,
     pub upstream: Upstream,
     pub token_url: Option<Uri>,
     pub credential: Arc<Credential>,
@@ -75,6 +78,7 @@ struct Live {
     account: Arc<Account>,
     facts: Facts,
     counters: Counters,
+    resumed_at: Option<Timestamp>,
     /// The quota differs from what the store has.
     unsaved: bool,
     /// The stop differs from what the store has.
@@ -101,6 +105,8 @@ struct Members {
 pub struct Loaded {
     pub account: Account,
     pub facts: Facts,
+    /// When an operator last vouched for it.
+    pub resumed_at: Option<Timestamp>,
 }
 
 impl Default for Pool {
@@ -121,7 +127,7 @@ impl Default for Pool {
 
 impl Pool {
     /// Takes over accounts and pools as they are now configured. What was learnt about an account
-    /// that stays is kept; an operator's resume shows as a stop that is gone.
+    /// that stays is kept, unless an operator has resumed it since.
     pub fn replace(&self, loaded: Vec<Loaded>, pools: &[PoolSpec]) {
         let mut state = self.state.lock();
         let mut old: HashMap<AccountId, Live> = state
@@ -129,20 +135,23 @@ impl Pool {
             .drain(..)
             .map(|live| (live.facts.id, live))
             .collect();
-        for Loaded { account, mut facts } in loaded {
+        for Loaded {
+            account,
+            mut facts,
+            resumed_at,
+        } in loaded
+        {
             let mut counters = Counters::default();
             let mut unsaved = false;
             if let Some(live) = old.remove(&facts.id) {
-                let resumed = (live.facts.paused && !facts.paused)
-                    || (live.facts.health.stop.is_some()
-                        && !live.unsaved_stop
-                        && facts.health.stop.is_none());
-                let stop = facts.health.stop;
                 facts.quota = live.facts.quota;
                 facts.in_flight = live.facts.in_flight;
-                if !resumed {
+                if live.resumed_at == resumed_at {
+                    let stored = facts.health.stop;
                     facts.health = live.facts.health;
-                    facts.health.stop = stop.or(facts.health.stop.filter(|_| live.unsaved_stop));
+                    if !live.unsaved_stop {
+                        facts.health.stop = stored;
+                    }
                 }
                 (counters, unsaved) = (live.counters, live.unsaved);
             }
@@ -151,6 +160,7 @@ impl Pool {
                 account,
                 facts,
                 counters,
+                resumed_at,
                 unsaved,
                 unsaved_stop: false,
             });
@@ -243,7 +253,7 @@ impl Pool {
 
     fn give_back(&self, id: AccountId) {
         self.with(id, |live| {
-            live.facts.in_flight = live.facts.in_flight.saturating_sub(1)
+            live.facts.in_flight = live.facts.in_flight.saturating_sub(1);
         });
         self.freed.notify_waiters();
     }
@@ -261,7 +271,7 @@ impl Pool {
     pub fn observe(&self, id: AccountId, readings: &[Reading], source: Source, now: Timestamp) {
         if !readings.is_empty() {
             self.with(id, |live| {
-                live.unsaved |= live.facts.quota.merge(readings, source, now)
+                live.unsaved |= live.facts.quota.merge(readings, source, now);
             });
         }
     }

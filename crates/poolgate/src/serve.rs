@@ -64,6 +64,7 @@ impl Server {
                 }
             }
         }
+        app.draining.cancel();
         drop(listener);
         let finish =
             tokio::time::timeout(app.config.limits.drain_timeout, graceful.shutdown()).await;

@@ -16,6 +16,10 @@ pub struct Event<'a> {
 }
 
 #[derive(Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each remembers one byte or line seen before"
+)]
 pub struct Scanner {
     /// The unfinished line.
     line: Vec<u8>,

@@ -2,7 +2,7 @@
 //!
 //! One writer connection, a few readers, WAL. Request records do not come here directly but through
 //! the spool ([`crate::ledger`]), so that a locked or slow database delays nobody. SQL is written as
-//! SQL, by noun; the text is kept to what PostgreSQL understands as well, where that costs nothing.
+//! SQL, by noun; the text is kept to what `PostgreSQL` understands as well, where that costs nothing.
 
 mod accounts;
 mod client_keys;

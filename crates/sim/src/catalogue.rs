@@ -1,7 +1,7 @@
 //! The models on offer, in the three shapes in which they are listed.
 //!
-//! Every model but [`NO_SUCH_MODEL`] is answered, listed or not. Fields of codex's list from
-//! fixture `codex-usage-and-models`; its texts are our own.
+//! Every model but [`NO_SUCH_MODEL`] is answered, listed or not. Fields of codex's list as
+//! Codex CLI 0.169.0 reads them; its texts are our own.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,4 @@
-//! Refusals, each in the dialect of its endpoint; shapes from `wire.md` 4, 5 and 7.
+//! Refusals, each in the dialect of its endpoint; shapes as the real clients read them (2026-11).
 
 mod limit;
 

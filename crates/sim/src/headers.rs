@@ -1,8 +1,7 @@
 //! Response headers: ids, quota, and the marks of the provider and its edge which a gateway must
 //! not pass on.
 //!
-//! Names and forms from fixtures `codex-chatgpt-http-zstd`, `codex-429-usage-limit-http`,
-//! `claude-code-auth-token`, `claude-code-429-limit-oauth` and `openai-sdk-responses`.
+//! Names and forms as the real clients accept them (captured 2026-11).
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, SERVER, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue};

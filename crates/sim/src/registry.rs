@@ -14,7 +14,7 @@ use crate::clock::{Clock, Millis, millis};
 use crate::kind::Kind;
 use crate::token::{self, Grant};
 
-/// Source: the clients' sign-in (`multiplexer.md` 4.1 of the project's notes).
+/// Source: the clients' sign-in.
 pub const CODEX_CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 pub const CLAUDE_CLIENT_ID: &str = "9d1c250a-e61b-44d9-88ed-5944d1962f5e";
 

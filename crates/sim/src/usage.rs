@@ -1,6 +1,6 @@
 //! The endpoints on which a subscription tells about itself: usage, accounts, profile.
 //!
-//! Shapes from `wire.md` 2.2 and 3, `multiplexer.md` 6.4 and fixture `codex-usage-and-models`.
+//! Shapes as Codex CLI 0.169.0 and other gateways read them (2026-11).
 
 use serde_json::{Value, json};
 

@@ -38,6 +38,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct Add {
+    /// A name of your choice
     name: String,
     /// codex, claude, openai, anthropic or compatible
     #[arg(long)]
@@ -57,8 +58,10 @@ pub struct Add {
     /// Read the API key from standard input and store it, sealed
     #[arg(long, group = "source")]
     key_stdin: bool,
+    /// Where its API is [default: the provider's]; for compatible accounts required
     #[arg(long)]
     base_url: Option<String>,
+    /// Where its sign-in is renewed [default: the provider's]
     #[arg(long)]
     token_url: Option<String>,
     /// The upstream is in a private network: plain http is allowed
@@ -76,8 +79,18 @@ pub struct Add {
     /// What a compatible upstream speaks: responses, chat, messages; repeat for more
     #[arg(long)]
     speaks: Vec<String>,
+    /// Attempts at the same time [default: any number]
     #[arg(long)]
     max_concurrency: Option<u32>,
+    /// Use the 5-hour window only up to this many percent
+    #[arg(long)]
+    limit_5h: Option<u32>,
+    /// Use the weekly window only up to this many percent
+    #[arg(long)]
+    limit_weekly: Option<u32>,
+    /// For people
+    #[arg(long)]
+    note: Option<String>,
 }
 
 pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
@@ -114,6 +127,9 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
         models: add.models,
         speaks: (!add.speaks.is_empty()).then_some(add.speaks),
         max_concurrency: add.max_concurrency,
+        limit_5h: add.limit_5h,
+        limit_weekly: add.limit_weekly,
+        note: add.note,
         ..RawAccount::default()
     };
     let resolved = if secret.is_some() {
@@ -175,10 +191,25 @@ fn read_secret(add: &Add) -> anyhow::Result<Option<Vec<u8>>> {
 }
 
 async fn find(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
-    let rows = context.store.accounts().await?;
-    rows.into_iter()
-        .find(|row| row.settings.name == name)
-        .with_context(|| format!("there is no account named {name:?}: see poolgate account list"))
+    let named = |row: &AccountRow| row.settings.name == name;
+    if let Some(row) = context.store.accounts().await?.into_iter().find(named) {
+        return Ok(row);
+    }
+    // The file's accounts come into the store when a gateway starts; this may be before the first.
+    let configured: Vec<_> = context
+        .config
+        .accounts
+        .iter()
+        .map(|spec| spec.raw.clone())
+        .collect();
+    if configured.iter().any(|raw| raw.name == name) {
+        context
+            .store
+            .sync_config_accounts(&configured, context.now())
+            .await?;
+    }
+    let row = context.store.accounts().await?.into_iter().find(named);
+    row.with_context(|| format!("there is no account named {name:?}: see poolgate account list"))
 }
 
 /// Accounts of the configuration file are changed there.
@@ -192,7 +223,11 @@ async fn find_own(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
 
 async fn set_paused(context: &Context, name: &str, paused: bool) -> anyhow::Result<()> {
     let row = find(context, name).await?;
-    context.store.set_paused(row.id, paused).await?;
+    if paused {
+        context.store.pause(row.id).await?;
+    } else {
+        context.store.resume(row.id, context.now()).await?;
+    }
     let word = if paused { "paused" } else { "resumed" };
     show(context.json, &json!({ word: name }), || {
         format!("{word} {name}")

@@ -30,7 +30,7 @@ pub enum Command {
     },
     /// List keys
     List,
-    /// Revoke a key, at once and for good
+    /// Revoke a key for good; a running gateway knows within a second
     Revoke { name: String },
 }
 

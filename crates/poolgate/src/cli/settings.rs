@@ -42,7 +42,7 @@ fn describe(config: &Config) -> serde_json::Value {
         .accounts
         .iter()
         .map(|a| {
-            json!({"name": a.name, "kind": a.kind.name(), "credential": format!("{:?}", a.source),
+            json!({"settings": a.raw, "name": a.name, "kind": a.kind.name(),
                 "upstream": format!("{}{}", a.upstream.origin, a.upstream.prefix),
                 "priority": a.priority, "cap_5h_percent": a.caps.five_hour.percent(),
                 "cap_weekly_percent": a.caps.weekly.percent(), "models": a.models,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use http::{Method, StatusCode, Uri};
 
-use super::{Global, is_terminal, say};
+use super::{ADDRESS_FILE, Global, is_terminal, say};
 use crate::admin::{self, read_token};
 use crate::egress::Egress;
 use crate::secret::Secret;
@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Status {
-    /// The gateway's address [default: as configured]
+    /// The gateway's address [default: where it was last started from this data directory]
     #[arg(long)]
     url: Option<String>,
     /// The operator's token [default: from the data directory]
@@ -27,10 +27,12 @@ pub struct Status {
 
 pub async fn run(command: &Status, global: &Global) -> anyhow::Result<ExitCode> {
     let config = global.load(None)?;
+    let last = std::fs::read_to_string(config.data_dir.join(ADDRESS_FILE)).ok();
+    let address = last.unwrap_or_else(|| config.listen.to_string());
     let base = command
         .url
         .clone()
-        .unwrap_or_else(|| format!("http://{}", config.listen));
+        .unwrap_or_else(|| format!("http://{}", address.trim()));
     let token = match &command.token {
         Some(token) => token.clone(),
         None => read_token(&config.data_dir)?,

@@ -251,7 +251,7 @@ impl RawAccount {
 }
 
 /// Fills in a leading `~/`.
-fn at_home(path: &Path) -> PathBuf {
+pub fn at_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), std::env::var_os("HOME")) {
         (Ok(rest), Some(home)) => PathBuf::from(home).join(rest),
         _ => path.to_owned(),
@@ -323,8 +323,8 @@ mod tests {
         RawAccount {
             name,
             kind,
-            key_env,
             auth_file,
+            key_env,
             base_url,
             ..Default::default()
         }

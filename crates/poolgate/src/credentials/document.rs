@@ -1,9 +1,10 @@
 //! The two vendors' sign-in documents.
 //!
 //! Codex `auth.json`: `{"OPENAI_API_KEY", "tokens": {"id_token", "access_token", "refresh_token",
-//! "account_id"}, "last_refresh"}` (wire facts §2.7, fixture codex-token-refresh; captured 2026-11).
+//! "account_id"}, "last_refresh"}` (as Codex CLI 0.169.0 writes it, 2026-11).
 //! Claude `.credentials.json`: `{"claudeAiOauth": {"accessToken", "refreshToken", "expiresAt" (ms),
-//! "scopes", "subscriptionType", "rateLimitTier"}}` (multiplexer facts §3.1).
+//! "scopes", "subscriptionType", "rateLimitTier"}}` (as other gateways
+//! read it; docs/providers.md, "Sign-ins and refresh").
 
 use std::time::Duration;
 
@@ -123,21 +124,15 @@ impl SignIn {
     }
 
     fn chatgpt_claim(&self, name: &str) -> Option<String> {
-        let claims = [self.text("id"), self.text("access")]
+        let tokens = [self.text("id"), self.text("access")];
+        tokens
             .into_iter()
             .flatten()
-            .filter_map(jwt_claims);
-        claims
-            .filter_map(|claims| {
-                Some(
-                    claims
-                        .get("https://api.openai.com/auth")?
-                        .get(name)?
-                        .as_str()?
-                        .to_owned(),
-                )
+            .filter_map(jwt_claims)
+            .find_map(|claims| {
+                let own = claims.get("https://api.openai.com/auth")?;
+                Some(own.get(name)?.as_str()?.to_owned())
             })
-            .next()
     }
 
     /// In the provider's words: `plus`, `pro`, `max` …; Claude's tier, where there is one, after a
@@ -163,17 +158,12 @@ impl SignIn {
     }
 
     fn expires_at(&self) -> Option<Timestamp> {
-        match self.kind {
-            Kind::Codex => jwt_expiry(self.text("access")?),
-            _ => {
-                let ms = self
-                    .document
-                    .get("claudeAiOauth")?
-                    .get("expiresAt")?
-                    .as_i64()?;
-                (ms > 0).then_some(Timestamp(ms))
-            }
+        if self.kind == Kind::Codex {
+            return jwt_expiry(self.text("access")?);
         }
+        let oauth = self.document.get("claudeAiOauth")?;
+        let ms = oauth.get("expiresAt")?.as_i64()?;
+        (ms > 0).then_some(Timestamp(ms))
     }
 
     pub fn is_expired(&self, now: Timestamp) -> bool {

@@ -1,8 +1,8 @@
 //! Renewing a sign-in at its issuer.
 //!
-//! Sources: wire facts §2.7 (Codex: JSON body, client id, final codes), multiplexer facts §4.1
-//! (Claude: the same with `scope`). A failure is remembered for five seconds per token, so that a
-//! burst of requests does not become a burst of token calls.
+//! Bodies, client ids and final codes, with their origins: docs/providers.md, "Sign-ins and
+//! refresh". A failure is remembered for five seconds per token, so that a burst of requests does
+//! not become a burst of token calls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ const CLAUDE_SCOPES: &str =
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const FAILURE_FOR: Duration = Duration::from_secs(5);
 
-/// Codes that mean a person must sign in again (wire facts §2.7, codex-lb facts §2.5).
+/// Codes that mean a person must sign in again (docs/providers.md, "Sign-ins and refresh").
 const FINAL: [&str; 5] = [
     "invalid_grant",
     "refresh_token_expired",

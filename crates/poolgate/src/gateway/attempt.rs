@@ -16,7 +16,7 @@ use crate::egress::SendError;
 use crate::error::Error;
 use crate::pool::Account;
 
-/// Claude sign-ins are refused without it (wire facts §5).
+/// Claude sign-ins carry it and API keys do not (Claude Code 2.1.330, 2026-11).
 const OAUTH_BETA: &str = "oauth-2025-04-20";
 /// The API has no default version; every SDK sends one.
 const ANTHROPIC_VERSION: &str = "2023-06-01";

@@ -36,11 +36,10 @@ pub fn presented(headers: &HeaderMap) -> Result<&str, Error> {
         keys.push(value.to_str().map_err(|_| Error::Unauthorized)?.trim());
     }
     match keys.as_slice() {
-        [] => Err(Error::Unauthorized),
         [first, rest @ ..] if rest.iter().any(|other| other != first) => {
             Err(Error::ConflictingKeys)
         }
-        [first, ..] if first.is_empty() => Err(Error::Unauthorized),
+        [] | ["", ..] => Err(Error::Unauthorized),
         [first, ..] => Ok(first),
     }
 }

@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(read("1.5"), Some(Duration::from_millis(1500)));
         assert_eq!(
             read("Sat, 21 Nov 2026 22:27:40 GMT"),
-            Some(Duration::from_secs(60))
+            Some(Duration::from_mins(1))
         );
         for nonsense in ["0", "-3", "soon", "NaN", "Sat, 21 Nov 2020 22:27:40 GMT"] {
             assert_eq!(read(nonsense), None, "{nonsense}");

@@ -1,6 +1,6 @@
 //! `GET …/models`: the union over the accounts a key may use, each entry as its upstream wrote it.
 //!
-//! Lists are kept for ten minutes per account, and asked for side by side. The ETag is our own, a
+//! Lists are kept for ten minutes per account, and asked for side by side. The `ETag` is our own, a
 //! digest of the answer: upstream's would change with the account, and Codex lists models again
 //! whenever it does.
 
@@ -29,7 +29,7 @@ use crate::secret::{Secret, sha256};
 
 const KEPT_FOR: Duration = Duration::from_mins(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Codex accounts are asked with the client's version; without one, with this.
+/// Codex's backend wants a client's version; this is the one our facts are from.
 const CODEX_VERSION: &str = "0.169.0";
 
 /// Lists as the upstreams gave them.
@@ -63,49 +63,63 @@ pub async fn list(
     list: ModelList,
     headers: &HeaderMap,
 ) -> Result<Response<Outgoing>, Error> {
-    let wanted = |kind: Kind| match list {
-        ModelList::Codex => kind == Kind::Codex,
-        ModelList::OpenAi => matches!(kind, Kind::Codex | Kind::OpenAi | Kind::Compatible),
-        ModelList::Anthropic => matches!(kind, Kind::Claude | Kind::Anthropic),
+    let wanted = |account: &Account| match list {
+        ModelList::Codex => account.kind == Kind::Codex,
+        ModelList::OpenAi => {
+            account.kind == Kind::Codex
+                || account.kind.serves(Surface::Responses, account.speaks)
+                || account.kind.serves(Surface::Chat, account.speaks)
+        }
+        ModelList::Anthropic => account.kind.serves(Surface::Messages, account.speaks),
     };
-    let accounts: Vec<Arc<Account>> = app
-        .pool
-        .members(&caller.key.pools)
-        .into_iter()
-        .filter(|a| wanted(a.kind))
-        .collect();
+    let mut accounts = app.pool.members(&caller.key.pools);
+    accounts.retain(|account| wanted(account));
     if accounts.is_empty() {
         return Err(Error::NoFittingAccount(match list {
             ModelList::Codex => "codex",
             ModelList::OpenAi => "codex, openai or compatible",
-            ModelList::Anthropic => "claude or anthropic",
+            ModelList::Anthropic => Surface::Messages.kinds_needed(),
         }));
     }
     let lists = join_all(accounts.iter().map(|account| models_of(app, account))).await;
-    if let Some(error) = lists
-        .iter()
-        .all(Result::is_err)
-        .then(|| lists[0].as_ref().err())
-        .flatten()
-    {
+    if let Some(Err(error)) = lists.first().filter(|_| lists.iter().all(Result::is_err)) {
         return Err(Error::Upstream(format!(
             "no account lists its models: {error}"
         )));
     }
+    let fits = |patterns: &[String], id: &str| {
+        patterns.is_empty() || patterns.iter().any(|pattern| model_matches(pattern, id))
+    };
     let mut seen = HashSet::new();
-    let allowed = &caller.key.models;
-    let entries: Vec<String> = accounts
+    let mut union = Vec::new();
+    for (account, models) in accounts.iter().zip(&lists) {
+        for model in models.iter().flat_map(|models| models.iter()) {
+            let allowed = fits(&caller.key.models, &model.id) && fits(&account.models, &model.id);
+            if allowed && seen.insert(model.id.as_str()) {
+                union.push((account.kind, model));
+            }
+        }
+    }
+    Ok(respond(render(list, &union), headers))
+}
+
+fn render(list: ModelList, union: &[(Kind, &Model)]) -> String {
+    let entries: Vec<String> = union
         .iter()
-        .zip(&lists)
-        .filter_map(|(account, list)| Some((account, list.as_ref().ok()?)))
-        .flat_map(|(account, list)| list.iter().map(move |model| (account.kind, model)))
-        .filter(|(_, model)| {
-            allowed.is_empty() || allowed.iter().any(|p| model_matches(p, &model.id))
-        })
-        .filter(|(_, model)| seen.insert(model.id.clone()))
-        .map(|(kind, model)| entry(list, kind, model))
+        .map(|(kind, model)| entry(list, *kind, model))
         .collect();
-    Ok(respond(render(list, &entries, &accounts, &lists), headers))
+    let joined = entries.join(",");
+    match list {
+        ModelList::OpenAi => format!(r#"{{"object":"list","data":[{joined}]}}"#),
+        ModelList::Codex => format!(r#"{{"models":[{joined}]}}"#),
+        ModelList::Anthropic => {
+            let id = |model: Option<&(Kind, &Model)>| {
+                model.map_or("null".to_owned(), |(_, model)| quote(&model.id))
+            };
+            let (first, last) = (id(union.first()), id(union.last()));
+            format!(r#"{{"data":[{joined}],"has_more":false,"first_id":{first},"last_id":{last}}}"#)
+        }
+    }
 }
 
 /// Codex's catalogue entries are no entries of `OpenAI`'s list; their names are.
@@ -115,30 +129,6 @@ fn entry(list: ModelList, kind: Kind, model: &Model) -> String {
         return format!(r#"{{"id":{id},"object":"model","created":0,"owned_by":"openai"}}"#);
     }
     model.entry.clone()
-}
-
-fn render(
-    list: ModelList,
-    entries: &[String],
-    _accounts: &[Arc<Account>],
-    lists: &[Result<Arc<Vec<Model>>, String>],
-) -> String {
-    let joined = entries.join(",");
-    match list {
-        ModelList::OpenAi => format!(r#"{{"object":"list","data":[{joined}]}}"#),
-        ModelList::Codex => format!(r#"{{"models":[{joined}]}}"#),
-        ModelList::Anthropic => {
-            let ids: Vec<&str> = lists
-                .iter()
-                .flatten()
-                .flat_map(|l| l.iter())
-                .map(|m| m.id.as_str())
-                .collect();
-            let id = |id: Option<&&str>| id.map_or("null".into(), |id| quote(id));
-            let (first, last) = (id(ids.first()), id(ids.last()));
-            format!(r#"{{"data":[{joined}],"has_more":false,"first_id":{first},"last_id":{last}}}"#)
-        }
-    }
 }
 
 fn respond(body: String, headers: &HeaderMap) -> Response<Outgoing> {

@@ -153,6 +153,8 @@ mod tests {
             id: AccountId(1),
             name: "a".into(),
             kind,
+            speaks: poolgate_core::account::Speaks::default(),
+            models: vec![],
             upstream,
             token_url: None,
             credential,

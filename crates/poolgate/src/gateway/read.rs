@@ -246,7 +246,7 @@ pub fn scoped(key_id: i64, name: &str) -> SessionKey {
     *digest.first_chunk().expect("32 bytes hold 16")
 }
 
-/// First hit wins (wire facts §2.1, §5, §6). None: the request stands alone.
+/// First hit wins (docs/providers.md, "Session names"). `None`: the request stands alone.
 fn session_name(surface: Surface, headers: &HeaderMap, document: &Document) -> Option<String> {
     let header = |name: &str| {
         headers

@@ -273,8 +273,10 @@ impl PollIt for Pin<&mut Sleep> {
 impl Drop for Relay {
     fn drop(&mut self) {
         if !self.record.is_finished() {
-            // The client left; the account was well.
-            self.settle(Outcome::Served);
+            // The client left. An account that had begun to answer was well.
+            if self.opening.tap.semantic {
+                self.settle(Outcome::Served);
+            }
             self.record
                 .finish(Ending::ClientLeft, self.opening.tap.usage);
         }
@@ -323,8 +325,7 @@ impl Relay {
             .opening
             .rest
             .as_ref()
-            .map(Incoming::size_hint)
-            .unwrap_or(SizeHint::with_exact(0));
+            .map_or(SizeHint::with_exact(0), Incoming::size_hint);
         match rest.exact() {
             Some(exact) => SizeHint::with_exact(held + exact),
             None => SizeHint::new(),

@@ -116,7 +116,7 @@ fn assemble(
         priority: spec.priority,
         weight,
         caps: spec.caps,
-        models: spec.models,
+        models: spec.models.clone(),
         max_in_flight: spec.max_concurrency,
         paused: row.paused,
         has_credential: credential.problem().is_none(),
@@ -128,11 +128,17 @@ fn assemble(
         id: row.id,
         name: spec.name,
         kind: spec.kind,
+        speaks: spec.speaks,
+        models: spec.models,
         token_url: spec.upstream.token_url.clone(),
         upstream: spec.upstream,
         credential,
     };
-    Loaded { account, facts }
+    Loaded {
+        account,
+        facts,
+        resumed_at: row.resumed_at,
+    }
 }
 
 /// Size of a plan relative to the smallest one. Claude plans read `plan/tier`.

@@ -1,4 +1,4 @@
-use poolgate_core::account::{Caps, Speaks, Surface};
+use poolgate_core::account::{Caps, Surface};
 use poolgate_core::availability::Ask;
 use poolgate_core::health::Health;
 
@@ -22,6 +22,8 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
         id: AccountId(id),
         name: format!("a{id}"),
         kind: Kind::OpenAi,
+        speaks: Speaks::default(),
+        models: vec![],
         upstream,
         token_url: None,
         credential: Arc::new(Credential::new(Kind::OpenAi, source)),
@@ -41,7 +43,11 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
         health: Health::default(),
         in_flight: 0,
     };
-    Loaded { account, facts }
+    Loaded {
+        account,
+        facts,
+        resumed_at: None,
+    }
 }
 
 fn pool(accounts: Vec<Loaded>) -> Arc<Pool> {
@@ -125,19 +131,33 @@ fn a_reload_keeps_what_was_learnt() {
 }
 
 #[test]
-fn an_operators_resume_clears_what_stopped_the_account() {
-    let pool = pool(vec![loaded(1, 0)]);
+fn an_operators_resume_clears_what_was_learnt() {
+    let pool = pool(vec![loaded(1, 0), loaded(2, 0)]);
     pool.stop_account(AccountId(1), Stop::Disabled);
-    assert_eq!(
-        pool.take_unsaved_stops(),
-        [(AccountId(1), Some(Stop::Disabled))]
-    );
-    pool.replace(vec![loaded(1, 0)], &[]);
-    assert_eq!(
-        pool.view(NOW).accounts[0].state,
-        "ready",
-        "the store says it no longer is"
-    );
+    let at = Attempt {
+        model: "m",
+        sent_at: NOW,
+        now: NOW,
+        refreshed: false,
+    };
+    pool.settle(AccountId(2), Outcome::Strike, at);
+    let states = || -> Vec<String> {
+        pool.view(NOW)
+            .accounts
+            .into_iter()
+            .map(|a| a.state)
+            .collect()
+    };
+    assert_eq!(states(), ["disabled", "cooling"]);
+    let resumed = |id| Loaded {
+        resumed_at: Some(NOW),
+        ..loaded(id, 0)
+    };
+    pool.replace(vec![resumed(1), resumed(2)], &[]);
+    assert_eq!(states(), ["ready", "ready"]);
+    pool.settle(AccountId(2), Outcome::Strike, at);
+    pool.replace(vec![resumed(1), resumed(2)], &[]);
+    assert_eq!(states(), ["ready", "cooling"], "one resume clears once");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The pool as people see it: one row per account, for `poolgate status` and the demo.
 
-use poolgate_core::availability::state;
+use poolgate_core::availability::{Reason, state};
 use poolgate_core::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -57,9 +57,9 @@ impl Pool {
                 kind: facts.kind.name().into(),
                 priority: facts.priority,
                 weight: facts.weight,
-                state: refusal.map_or("ready", |reason| reason.name()).into(),
+                state: refusal.map_or("ready", Reason::name).into(),
                 problem: live.account.credential.problem(),
-                until: refusal.and_then(|reason| reason.until()).map(|at| at.0),
+                until: refusal.and_then(Reason::until).map(|at| at.0),
                 windows: windows.collect(),
                 in_flight: facts.in_flight,
                 attempts: live.counters.attempts,

@@ -1,7 +1,7 @@
 //! Anthropic's unified limit headers.
 //!
 //! `anthropic-ratelimit-unified-{5h,7d,7d_oi}-{utilization,reset,status}`: utilization is a fraction
-//! 0–1, reset Unix seconds (fixture claude-code-auth-token; captured 2026-11). `7d_oi` is a limit of
+//! 0–1, reset Unix seconds (as Claude Code 2.1.330 reads them, 2026-11). `7d_oi` is a limit of
 //! one model family, never the account's own.
 
 use std::time::Duration;

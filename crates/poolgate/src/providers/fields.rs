@@ -1,7 +1,6 @@
 //! The parts of an error body that mean something, in whichever of the known envelopes it came.
 //!
-//! Sources: wire facts §4, §7 and the fixtures codex-429-usage-limit-http, claude-code-429-limit-oauth:
-//! `{"error":{…}}` (`OpenAI`, Codex), `{"type":"error","error":{…}}` (Anthropic), `{"detail":…}`
+//! As the pinned clients read them (docs/providers.md, "Errors"): `{"error":{…}}` (`OpenAI`, Codex), `{"type":"error","error":{…}}` (Anthropic), `{"detail":…}`
 //! (`ChatGPT` backend), and `response.error` inside a stream's `response.failed`.
 
 use std::time::Duration;

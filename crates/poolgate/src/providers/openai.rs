@@ -1,8 +1,8 @@
 //! Codex's limit headers.
 //!
 //! `x-codex-{primary,secondary}-{used-percent,window-minutes,reset-at}`, and the same under
-//! `x-codex-<name>-…` for additional limits (fixtures codex-chatgpt-http-zstd, codex-usage-and-models;
-//! captured 2026-11). Percent are 0–100 and mean *used*. Each header counts on its own: a malformed
+//! `x-codex-<name>-…` for additional limits (as Codex CLI 0.169.0 reads them,
+//! 2026-11). Percent are 0–100 and mean *used*. Each header counts on its own: a malformed
 //! one is as good as absent. A window with 0 percent, no length and no reset is no window.
 
 use std::time::Duration;

@@ -34,6 +34,8 @@ pub struct AccountRow {
     pub settings: RawAccount,
     pub paused: bool,
     pub stop: Option<Stop>,
+    /// When an operator last vouched for it.
+    pub resumed_at: Option<Timestamp>,
     /// The sealed credential and its version; `None` when the settings say where it is.
     pub sealed: Option<(Vec<u8>, i64)>,
 }
@@ -42,7 +44,7 @@ impl Store {
     /// Accounts that were not removed, in the order they were added.
     pub async fn accounts(&self) -> anyhow::Result<Vec<AccountRow>> {
         let rows = sqlx::query(
-            "SELECT a.id, a.origin, a.settings, a.paused, a.stop, c.sealed, c.version
+            "SELECT a.id, a.origin, a.settings, a.paused, a.stop, a.resumed_at, c.sealed, c.version
              FROM accounts a LEFT JOIN credentials c ON c.account_id = a.id
              WHERE a.removed_at IS NULL ORDER BY a.id",
         )
@@ -61,6 +63,7 @@ impl Store {
                     settings: serde_json::from_str(row.get("settings"))?,
                     paused: row.get::<i64, _>("paused") != 0,
                     stop: stop.and_then(|s| Stop::ALL.into_iter().find(|stop| stop.name() == s)),
+                    resumed_at: row.get::<Option<i64>, _>("resumed_at").map(Timestamp),
                     sealed: sealed.map(|sealed| (sealed, row.get("version"))),
                 })
             })
@@ -145,16 +148,24 @@ impl Store {
         tx.commit().await
     }
 
-    /// Pauses, or resumes; resuming also clears what stopped the account.
-    pub async fn set_paused(&self, id: AccountId, paused: bool) -> sqlx::Result<()> {
+    pub async fn pause(&self, id: AccountId) -> sqlx::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query(
-            "UPDATE accounts SET paused = $2, stop = CASE WHEN $2 THEN stop END WHERE id = $1",
-        )
-        .bind(id.0)
-        .bind(i64::from(paused))
-        .execute(&mut *tx)
-        .await?;
+        sqlx::query("UPDATE accounts SET paused = 1 WHERE id = $1")
+            .bind(id.0)
+            .execute(&mut *tx)
+            .await?;
+        Self::bump(&mut tx).await?;
+        tx.commit().await
+    }
+
+    /// Ends a pause, and everything learnt that kept the account from working.
+    pub async fn resume(&self, id: AccountId, now: Timestamp) -> sqlx::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("UPDATE accounts SET paused = 0, stop = NULL, resumed_at = $2 WHERE id = $1")
+            .bind(id.0)
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await?;
         Self::bump(&mut tx).await?;
         tx.commit().await
     }

@@ -79,7 +79,7 @@ async fn a_response_id_leads_to_the_account_that_made_it_even_after_a_restart() 
     let rows = h
         .rows("SELECT a.name FROM response_owners o JOIN accounts a ON a.id = o.account_id")
         .await;
-    assert_eq!(rows[0], [owner.clone()]);
+    assert_eq!(rows[0], std::slice::from_ref(&owner));
     let id = h
         .app
         .pool
@@ -88,7 +88,7 @@ async fn a_response_id_leads_to_the_account_that_made_it_even_after_a_restart() 
         .find(|a| a.name == owner)
         .unwrap()
         .id;
-    h.app.store.set_paused(id, true).await.unwrap();
+    h.app.store.pause(id).await.unwrap();
     h.app.reload().await.unwrap();
     let got = h.post("/v1/responses", &body).await;
     assert_eq!(

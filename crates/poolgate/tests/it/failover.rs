@@ -15,7 +15,7 @@ type Make = fn() -> Fault;
 const FAULTS: [(&str, Make); 13] = [
     ("429 usage limit", Fault::usage_limit_reached),
     ("429 rate limit", || {
-        Fault::rate_limited(Duration::from_secs(300))
+        Fault::rate_limited(Duration::from_mins(5))
     }),
     ("403", Fault::forbidden_error),
     ("401", Fault::unauthorized),

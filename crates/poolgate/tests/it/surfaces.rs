@@ -164,7 +164,7 @@ async fn codexs_own_events_stay_behind_v1() {
     let fault = || poolgate_sim::Fault::Status {
         status: 200,
         headers: vec![("content-type".into(), "text/event-stream".into())],
-        body: stream.clone().into(),
+        body: stream.clone(),
     };
     a.fault(fault()).times(1);
     assert_eq!(

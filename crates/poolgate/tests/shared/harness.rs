@@ -377,13 +377,11 @@ pub async fn collect(response: http::Response<Incoming>) -> Answer {
     let (mut bytes, mut cut) = (Vec::new(), false);
     let read = async {
         while let Some(frame) = body.frame().await {
-            match frame {
-                Ok(frame) => bytes.extend(frame.into_data().unwrap_or_default()),
-                Err(_) => {
-                    cut = true;
-                    break;
-                }
-            }
+            let Ok(frame) = frame else {
+                cut = true;
+                break;
+            };
+            bytes.extend(frame.into_data().unwrap_or_default());
         }
     };
     tokio::time::timeout(PATIENCE, read)

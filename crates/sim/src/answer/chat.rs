@@ -1,4 +1,4 @@
-//! Answers of the Chat Completions API; fixtures `openai-sdk-chat` and `openai-sdk-chat-stream`.
+//! Answers of the Chat Completions API, as openai-python 3.54.0 reads them.
 
 use std::fmt;
 

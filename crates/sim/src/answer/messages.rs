@@ -1,5 +1,4 @@
-//! Answers of the Messages API; fixtures `anthropic-sdk-messages` and
-//! `anthropic-sdk-messages-stream`.
+//! Answers of the Messages API, as anthropic-python 2.12.0 and Claude Code 2.1.330 read them.
 
 use std::fmt;
 

@@ -1,7 +1,6 @@
 //! Answers of the Responses API: the `ChatGPT` backend's and the platform's.
 //!
-//! Events and fields as in fixtures `codex-key-http-sse`, `codex-compaction-v2-http` and
-//! `openai-sdk-responses`.
+//! Events and fields as Codex CLI 0.169.0 and openai-python 3.54.0 read them (captured 2026-11).
 
 mod object;
 

@@ -10,7 +10,7 @@ use crate::registry::Caller;
 use crate::request::Credential;
 use crate::route::Route;
 
-/// Without it no OAuth token is taken (`wire.md` 5).
+/// Without it no OAuth token is taken (seen with Claude Code).
 const OAUTH_BETA: &str = "oauth-2025-04-20";
 
 /// The account, if it can be named, and the refusal, if there is to be one.

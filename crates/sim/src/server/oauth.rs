@@ -1,6 +1,6 @@
 //! The token endpoints: a refresh token in, new tokens out, once.
 //!
-//! Requests and answers from fixture `codex-token-refresh` and `multiplexer.md` 4.1.
+//! Requests and answers as the vendors' own clients exchange them (captured 2026-11).
 
 use std::sync::Arc;
 
@@ -90,7 +90,7 @@ fn granted(exchange: &Exchange<'_>, account: &Inner, grant: &Grant) -> Reply {
     errors::json_reply(200, &body)
 }
 
-/// The final failures codex knows (`wire.md` 2.7).
+/// The final failures codex knows.
 fn codex_refusal(refused: &NoGrant) -> Reply {
     let (code, message) = match refused {
         NoGrant::Reused => (

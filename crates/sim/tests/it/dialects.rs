@@ -1,4 +1,4 @@
-//! Happy paths and refusals of every dialect (`wire.md` 2, 3, 5, 6).
+//! Happy paths and refusals of every dialect.
 
 use async_compression::tokio::write::{GzipEncoder, ZstdEncoder};
 use poolgate_sim::{Account, Scenario, Sim};

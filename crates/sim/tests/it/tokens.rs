@@ -1,4 +1,4 @@
-//! Sign-ins: expiry, rotation, reuse, revocation (`wire.md` 2.7).
+//! Sign-ins: expiry, rotation, reuse, revocation.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
