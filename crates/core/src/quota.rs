@@ -188,7 +188,10 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_000_000_000);
 
-    #[expect(clippy::unnecessary_wraps, reason = "resets are optional wherever it is used")]
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "resets are optional wherever it is used"
+    )]
     fn at(minutes: i64) -> Option<Timestamp> {
         Some(Timestamp(NOW.0 + minutes * 60_000))
     }

@@ -183,10 +183,10 @@ impl Config {
         match (listen, data_dir) {
             (Some(listen), Some(data_dir)) if wrong.is_empty() => Ok(Self {
                 listen,
-                master_key_file: raw
-                    .master_key_file
-                    .map(|file| account::at_home(&file))
-                    .unwrap_or_else(|| data_dir.join("master.key")),
+                master_key_file: raw.master_key_file.map_or_else(
+                    || data_dir.join("master.key"),
+                    |file| account::at_home(&file),
+                ),
                 data_dir,
                 limits: Limits::from_raw(&raw.limits),
                 accounts,

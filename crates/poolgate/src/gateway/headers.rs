@@ -36,8 +36,9 @@ const REQUEST_SINGLES: [&str; 16] = [
 /// Inside a listed family, and all the same never forwarded: they choose an account or organisation.
 const REQUEST_NEVER: [&str; 2] = ["openai-organization", "openai-project"];
 
-const RESPONSE_SINGLES: [&str; 9] = [
+const RESPONSE_SINGLES: [&str; 10] = [
     "cache-control",
+    "content-encoding",
     "content-type",
     "content-language",
     "request-id",

@@ -95,7 +95,16 @@ async fn judge_success(
             error: Error::Upstream(text.into()),
         })
     };
-    match open(body, Tap::new(surface, is_stream, now), !is_stream).await {
+    let is_encoded = head
+        .headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|v| v != "identity");
+    let tap = if is_encoded {
+        Tap::opaque(surface, now)
+    } else {
+        Tap::new(surface, is_stream, now)
+    };
+    match open(body, tap, !is_stream && !is_encoded).await {
         Opened::Good(opening) => Judged::Good(Answer { head, opening }),
         Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
         Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout_at};
 
 use crate::providers::{ErrorFields, Tap};
@@ -43,13 +43,7 @@ pub async fn open(mut body: Incoming, mut tap: Tap, json: bool) -> Opened {
     let mut size = 0;
     loop {
         let frame = match timeout_at(until, body.frame()).await {
-            Err(_) => {
-                return Opened::Good(Opening {
-                    held,
-                    rest: Some(body),
-                    tap,
-                });
-            }
+            Err(_) => break,
             Ok(None) => return ended(held, tap, json),
             Ok(Some(Err(_))) => return Opened::Lost,
             Ok(Some(Ok(frame))) => frame,
@@ -61,16 +55,19 @@ pub async fn open(mut body: Incoming, mut tap: Tap, json: bool) -> Opened {
         size += data.len();
         held.push_back(data);
         if tap.semantic || size >= HOLD_MAX {
-            return Opened::Good(Opening {
-                held,
-                rest: Some(body),
-                tap,
-            });
+            break;
         }
         if let Some(error) = tap.error.take() {
             return Opened::Failed(error);
         }
     }
+    // With a Content-Length the last byte may be here already, and nobody asks for the end.
+    let whole = body.is_end_stream() && tap.end();
+    Opened::Good(Opening {
+        held,
+        rest: (!whole).then_some(body),
+        tap,
+    })
 }
 
 fn ended(held: VecDeque<Bytes>, mut tap: Tap, json: bool) -> Opened {

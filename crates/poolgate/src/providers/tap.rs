@@ -34,19 +34,31 @@ pub struct Tap {
 enum Format {
     Events(Scanner),
     Json(Vec<u8>),
+    /// Compressed though nobody asked for it: passed on, and not understood.
+    Opaque,
 }
 
 impl Tap {
     /// `now` dates relative resets in error events.
     pub fn new(surface: Surface, is_event_stream: bool, now: Timestamp) -> Self {
+        let format = if is_event_stream {
+            Format::Events(Scanner::default())
+        } else {
+            Format::Json(Vec::new())
+        };
+        Self::with(surface, format, now)
+    }
+
+    /// For bytes that cannot be read here.
+    pub fn opaque(surface: Surface, now: Timestamp) -> Self {
+        Self::with(surface, Format::Opaque, now)
+    }
+
+    fn with(surface: Surface, format: Format, now: Timestamp) -> Self {
         Self {
             surface,
             now,
-            format: if is_event_stream {
-                Format::Events(Scanner::default())
-            } else {
-                Format::Json(Vec::new())
-            },
+            format,
             semantic: false,
             finished: false,
             error: None,
@@ -72,6 +84,10 @@ impl Tap {
     pub fn feed_and(&mut self, bytes: &[u8], mut also: impl FnMut(&[u8], &[u8])) {
         let mut scanner = match &mut self.format {
             Format::Events(scanner) => std::mem::take(scanner),
+            Format::Opaque => {
+                self.semantic = true;
+                return;
+            }
             Format::Json(kept) => {
                 if kept.len() + bytes.len() <= JSON_MAX {
                     kept.extend_from_slice(bytes);
@@ -89,6 +105,10 @@ impl Tap {
 
     /// The body has ended tidily. Returns whether the answer is whole.
     pub fn end(&mut self) -> bool {
+        if matches!(self.format, Format::Opaque) {
+            self.semantic = true;
+            self.finished = true;
+        }
         if let Format::Json(kept) = &mut self.format {
             let kept = std::mem::take(kept);
             self.semantic = true;
@@ -102,7 +122,7 @@ impl Tap {
     pub fn is_between_events(&self) -> bool {
         match &self.format {
             Format::Events(scanner) => scanner.is_between_events(),
-            Format::Json(_) => false,
+            Format::Json(_) | Format::Opaque => false,
         }
     }
 
