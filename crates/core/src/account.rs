@@ -48,22 +48,13 @@ pub struct Speaks {
 
 impl Default for Speaks {
     fn default() -> Self {
-        Self {
-            responses: true,
-            chat: true,
-            messages: false,
-        }
+        Self { responses: true, chat: true, messages: false }
     }
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [
-        Self::Codex,
-        Self::Claude,
-        Self::OpenAi,
-        Self::Anthropic,
-        Self::Compatible,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Codex, Self::Claude, Self::OpenAi, Self::Anthropic, Self::Compatible];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -142,10 +133,7 @@ pub struct Caps {
 impl Default for Caps {
     fn default() -> Self {
         let unset = Fraction::from_ppm(990_000);
-        Self {
-            five_hour: unset,
-            weekly: unset,
-        }
+        Self { five_hour: unset, weekly: unset }
     }
 }
 
@@ -194,28 +182,15 @@ mod tests {
 
     #[test]
     fn surfaces_by_kind() {
-        let deaf = Speaks {
-            responses: false,
-            chat: false,
-            messages: false,
-        };
-        let all = Speaks {
-            responses: true,
-            chat: true,
-            messages: true,
-        };
+        let deaf = Speaks { responses: false, chat: false, messages: false };
+        let all = Speaks { responses: true, chat: true, messages: true };
         let cases = [
             (Kind::Codex, Surface::Responses, all, true),
             (Kind::Codex, Surface::Chat, all, false),
             (Kind::Claude, Surface::CountTokens, deaf, true),
             (Kind::OpenAi, Surface::Chat, deaf, true),
             (Kind::OpenAi, Surface::Messages, all, false),
-            (
-                Kind::Compatible,
-                Surface::Messages,
-                Speaks::default(),
-                false,
-            ),
+            (Kind::Compatible, Surface::Messages, Speaks::default(), false),
             (Kind::Compatible, Surface::Messages, all, true),
             (Kind::Compatible, Surface::Responses, deaf, false),
         ];

@@ -4,59 +4,18 @@
 //! the pool's; ties go to the first. Equal input and seed give an equal answer, so that a decision
 //! can be replayed.
 
-use std::cmp::Ordering;
-use std::time::Duration;
-
 use crate::account::AccountId;
-use crate::availability::{Account, Ask, Reason, availability};
-use crate::quota::Window;
+use crate::availability::{Account, Ask, Fit, Reason, availability};
+use crate::strategy::{Pick, Strategy};
 use crate::units::Timestamp;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Strategy {
-    /// In proportion to what each account can still give until its windows reset.
-    #[default]
-    Headroom,
-    /// Most weekly quota left, weighted by plan and by how soon it would be lost.
-    LeastUsed,
-    /// The next one in order, each time.
-    RoundRobin,
-    Random,
-    /// The first one in order; sessions do not stick.
-    Fallback,
-}
-
-impl Strategy {
-    pub const ALL: [Self; 5] = [
-        Self::Headroom,
-        Self::LeastUsed,
-        Self::RoundRobin,
-        Self::Random,
-        Self::Fallback,
-    ];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Headroom => "headroom",
-            Self::LeastUsed => "least-used",
-            Self::RoundRobin => "round-robin",
-            Self::Random => "random",
-            Self::Fallback => "fallback",
-        }
-    }
-
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|strategy| strategy.name() == name)
-    }
-}
 
 /// One choice to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<'a> {
     pub ask: Ask<'a>,
     pub strategy: Strategy,
+    /// In percent points of a weight-1 plan; see [`Because::Rebalanced`].
+    pub rebalance_threshold: Option<f64>,
     /// Only this account has the state the request refers to.
     pub owner: Option<AccountId>,
     /// Where the session's prompt cache is warm.
@@ -101,168 +60,110 @@ pub struct Later {
     pub quota: bool,
 }
 
+/// An account for one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    pub id: AccountId,
+    pub because: Because,
+    /// Its snapshot is stale: this one attempt finds out how it is, and the others wait for that.
+    pub probes: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// It alone has the state the request refers to.
+    Owner,
+    /// The session's prompt cache is warm there.
+    Home,
+    Strategy,
+    /// The session's home has fallen too far behind: all its sessions in this pool move.
+    Rebalanced {
+        from: AccountId,
+    },
+}
+
+impl Because {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Home => "affinity",
+            Self::Strategy => "strategy",
+            Self::Rebalanced { .. } => "rebalance",
+        }
+    }
+}
+
 /// Picks the account for one attempt.
-pub fn choose(accounts: &[&Account], choice: &Choice<'_>) -> Result<AccountId, Refusal> {
+pub fn choose(accounts: &[&Account], choice: &Choice<'_>) -> Result<Chosen, Refusal> {
     if let Some(owner) = choice.owner {
         return choose_owner(accounts, owner, choice);
     }
-    let open: Vec<&Account> = accounts
+    // `single` means the first account or nobody.
+    let accounts = match choice.strategy {
+        Strategy::Single => &accounts[..accounts.len().min(1)],
+        _ => accounts,
+    };
+    let able: Vec<(&Account, Fit)> = accounts
         .iter()
         .copied()
         .filter(|a| !choice.tried.contains(&a.id))
-        .filter(|a| availability(a, choice.ask, choice.now).is_ok())
+        .filter_map(|a| Some((a, availability(a, choice.ask, choice.now).ok()?)))
         .collect();
-    let Some(first) = open.iter().map(|a| a.priority).min() else {
+    let Some(first) = able.iter().map(|(a, _)| a.priority).min() else {
         return Err(refusal(accounts, choice));
     };
-    let sticks = choice.strategy != Strategy::Fallback;
-    if let Some(home) = choice
-        .home
-        .filter(|home| sticks && open.iter().any(|a| a.id == *home))
-    {
-        return Ok(home);
+    let probes = |id| able.iter().any(|(a, fit)| a.id == id && *fit == Fit::Probe);
+    let pick = Pick { ask: choice.ask, turn: choice.turn, seed: choice.seed, now: choice.now };
+    let home = choice.home.filter(|_| choice.strategy.sticks());
+    if let Some((home, _)) = able.iter().find(|(a, _)| Some(a.id) == home) {
+        let better = rebalance(&able, home, choice, &pick);
+        return Ok(match better {
+            Some(id) => {
+                Chosen { id, because: Because::Rebalanced { from: home.id }, probes: probes(id) }
+            }
+            None => Chosen { id: home.id, because: Because::Home, probes: probes(home.id) },
+        });
     }
-    let open: Vec<&Account> = open.into_iter().filter(|a| a.priority == first).collect();
-    Ok(by_strategy(&open, accounts, choice).id)
+    let open: Vec<&Account> =
+        able.iter().map(|(a, _)| *a).filter(|a| a.priority == first).collect();
+    let id = pick.among(choice.strategy, &open, accounts).id;
+    Ok(Chosen { id, because: Because::Strategy, probes: probes(id) })
+}
+
+/// Least-used only: the account to move to when weekly used(home) − used(best) > threshold /
+/// weight(home), in percent points.
+fn rebalance(
+    able: &[(&Account, Fit)],
+    home: &Account,
+    choice: &Choice<'_>,
+    pick: &Pick<'_>,
+) -> Option<AccountId> {
+    let threshold = choice.rebalance_threshold.filter(|t| *t > 0.0)?;
+    if choice.strategy != Strategy::LeastUsed {
+        return None;
+    }
+    let open: Vec<&Account> =
+        able.iter().map(|(a, _)| *a).filter(|a| a.priority == home.priority).collect();
+    let best = pick.among(Strategy::LeastUsed, &open, &open);
+    let weekly = |a: &Account| a.quota.weekly().map_or(0.0, |w| w.used_at(choice.now).percent());
+    let behind = weekly(home) - weekly(best);
+    (best.id != home.id && behind > threshold / home.weight).then_some(best.id)
 }
 
 fn choose_owner(
     accounts: &[&Account],
     owner: AccountId,
     choice: &Choice<'_>,
-) -> Result<AccountId, Refusal> {
+) -> Result<Chosen, Refusal> {
     let Some(account) = accounts.iter().find(|a| a.id == owner) else {
         return Err(Refusal::Owner { reason: None });
     };
     match availability(account, choice.ask, choice.now) {
-        Ok(()) if choice.tried.contains(&owner) => Err(Refusal::AllTried),
-        Ok(()) => Ok(owner),
+        Ok(_) if choice.tried.contains(&owner) => Err(Refusal::AllTried),
+        Ok(fit) => Ok(Chosen { id: owner, because: Because::Owner, probes: fit == Fit::Probe }),
         Err(Reason::Busy) => Err(Refusal::Busy),
-        Err(reason) => Err(Refusal::Owner {
-            reason: Some(reason),
-        }),
+        Err(reason) => Err(Refusal::Owner { reason: Some(reason) }),
     }
-}
-
-/// `open` is not empty.
-fn by_strategy<'a>(open: &[&'a Account], all: &[&Account], choice: &Choice<'_>) -> &'a Account {
-    let (seed, now) = (choice.seed, choice.now);
-    let count = u64::try_from(open.len()).unwrap_or(1);
-    let nth = |n: u64| open[usize::try_from(n % count).unwrap_or(0)];
-    match choice.strategy {
-        Strategy::Fallback => open[0],
-        Strategy::Random => nth(mix(seed)),
-        Strategy::RoundRobin => {
-            // Counted over the whole pool, so that an account that drops out does not shift the
-            // turn of the others.
-            let all_count = u64::try_from(all.len()).unwrap_or(1).max(1);
-            let start = usize::try_from(choice.turn % all_count).unwrap_or(0);
-            let mut order = all[start..].iter().chain(&all[..start]);
-            order
-                .find_map(|a| open.iter().find(|o| o.id == a.id))
-                .copied()
-                .unwrap_or(open[0])
-        }
-        Strategy::LeastUsed => best(open, |a| least_used_score(a, now)),
-        Strategy::Headroom => {
-            draw(open, |a| headroom_score(a, now), seed).unwrap_or_else(|| nth(mix(seed)))
-        }
-    }
-}
-
-/// (cap − used) · weight · 168 / max(hours to reset, 1), of the weekly window. An account whose
-/// weekly window is unknown counts as unused.
-pub fn least_used_score(account: &Account, now: Timestamp) -> f64 {
-    let weekly = account.quota.weekly();
-    let cap = account.caps.weekly;
-    let remaining = weekly.map_or(cap, |w| cap.less(w.used_at(now)));
-    let factor = weekly
-        .and_then(|w| w.resets_at)
-        .filter(|at| now < *at)
-        .map_or(1.0, |at| 168.0 / hours(now.until(at)).max(1.0));
-    remaining.percent() * account.weight * factor
-}
-
-/// A weekly window holds about this many 5-hour windows. A planning figure from public reports; it
-/// only has to put the two windows of one account on one scale.
-const WEEKLY_IN_FIVE_HOURS: f64 = 8.0;
-
-/// The rate, in 5-hour windows of a weight-1 plan per hour, that the account can keep up until its
-/// windows reset; lessened by what is in flight and by recent errors.
-pub fn headroom_score(account: &Account, now: Timestamp) -> f64 {
-    let rate = |w: &Window| {
-        let remaining = w.cap(account.caps).less(w.used_at(now)).share();
-        let (units, least) = if w.is_short() {
-            (1.0, 0.5)
-        } else {
-            (WEEKLY_IN_FIVE_HOURS, 1.0)
-        };
-        let left = w
-            .resets_at
-            .filter(|at| now < *at)
-            .map_or(w.length, |at| now.until(at));
-        remaining * units * account.weight / hours(left).max(least)
-    };
-    let sustainable = account.quota.ordinary().map(rate).min_by(f64::total_cmp);
-    let idle = account.weight * WEEKLY_IN_FIVE_HOURS / 168.0;
-    let busy = 1.0 + f64::from(account.in_flight) / (4.0 * account.weight);
-    let trust = 0.5_f64.powi(i32::try_from(account.health.errors.min(8)).unwrap_or(8));
-    sustainable.unwrap_or(idle) / busy * trust
-}
-
-fn hours(span: Duration) -> f64 {
-    span.as_secs_f64() / 3600.0
-}
-
-/// The first of the highest.
-fn best<'a>(open: &[&'a Account], score: impl Fn(&Account) -> f64) -> &'a Account {
-    let mut best = (open[0], score(open[0]));
-    for account in &open[1..] {
-        let score = score(account);
-        if score.total_cmp(&best.1) == Ordering::Greater {
-            best = (account, score);
-        }
-    }
-    best.0
-}
-
-/// Draws in proportion to the scores; `None` when all are zero.
-fn draw<'a>(
-    open: &[&'a Account],
-    score: impl Fn(&Account) -> f64,
-    seed: u64,
-) -> Option<&'a Account> {
-    let scores: Vec<f64> = open.iter().map(|a| score(a).max(0.0)).collect();
-    let total: f64 = scores.iter().sum();
-    if total <= 0.0 {
-        return None;
-    }
-    let mut point = unit(seed) * total;
-    for (account, score) in open.iter().zip(&scores) {
-        if point < *score {
-            return Some(account);
-        }
-        point -= score;
-    }
-    // Rounding may leave a hair: the last that has any score takes it.
-    open.iter()
-        .zip(&scores)
-        .rev()
-        .find(|(_, score)| **score > 0.0)
-        .map(|(account, _)| *account)
-}
-
-/// `SplitMix64`: one well-mixed number from a seed.
-fn mix(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "53 bits fit an f64 exactly")]
-fn unit(seed: u64) -> f64 {
-    (mix(seed) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// Why nobody: the most hopeful of the reasons.
@@ -278,25 +179,21 @@ fn refusal(accounts: &[&Account], choice: &Choice<'_>) -> Refusal {
         match availability(account, choice.ask, choice.now) {
             Err(Reason::Unfit) => continue,
             Err(Reason::NotAllowed) => not_allowed += 1,
-            Err(Reason::Busy) => busy = true,
+            // Whoever probes will be back in a moment, one way or the other.
+            Err(Reason::Busy | Reason::Probing { .. }) => busy = true,
             Err(Reason::Paused | Reason::Stopped(_) | Reason::Unavailable) => {}
             Err(Reason::Model { missing: true, .. }) => missing += 1,
             Err(reason) => {
-                let known = later.unwrap_or(Later {
-                    until: None,
-                    untried_until: None,
-                    quota: true,
-                });
-                let untried = reason
-                    .until()
-                    .filter(|_| !choice.tried.contains(&account.id));
+                let known =
+                    later.unwrap_or(Later { until: None, untried_until: None, quota: true });
+                let untried = reason.until().filter(|_| !choice.tried.contains(&account.id));
                 later = Some(Later {
                     until: sooner(known.until, reason.until()),
                     untried_until: sooner(known.untried_until, untried),
                     quota: known.quota && reason.is_quota(),
                 });
             }
-            Ok(()) => tried = true,
+            Ok(_) => tried = true,
         }
         fit += 1;
     }
@@ -320,11 +217,9 @@ mod tests {
 
     fn choice(strategy: Strategy) -> Choice<'static> {
         Choice {
-            ask: Ask {
-                surface: Surface::Responses,
-                model: "gpt-5.5",
-            },
+            ask: Ask { surface: Surface::Responses, model: "gpt-5.5", gate: None },
             strategy,
+            rebalance_threshold: None,
             owner: None,
             home: None,
             tried: &[],
@@ -335,7 +230,7 @@ mod tests {
     }
 
     fn pick(accounts: &[Account], choice: &Choice<'_>) -> Result<i64, Refusal> {
-        choose(&accounts.iter().collect::<Vec<_>>(), choice).map(|id| id.0)
+        choose(&accounts.iter().collect::<Vec<_>>(), choice).map(|chosen| chosen.id.0)
     }
 
     fn with(mut account: Account, change: impl FnOnce(&mut Account)) -> Account {
@@ -404,48 +299,37 @@ mod tests {
     }
 
     #[test]
-    fn headroom_spreads_in_proportion() {
-        // One 5-hour window of four times the rate of the other.
-        let accounts = [used(1, 80.0, 0.0), used(2, 20.0, 0.0)];
-        let scores = accounts.each_ref().map(|a| headroom_score(a, NOW));
-        assert!(scores[0] < scores[1]);
-        let first = (0..10_000)
-            .filter(|seed| {
-                pick(
-                    &accounts,
-                    &Choice {
-                        seed: *seed,
-                        ..choice(Strategy::Headroom)
-                    },
-                ) == Ok(1)
-            })
-            .count();
-        let share = scores[0] / (scores[0] + scores[1]);
-        #[expect(clippy::cast_precision_loss, reason = "a small count")]
-        let got = first as f64 / 10_000.0;
-        assert!((got - share).abs() < 0.02, "wanted {share}, got {got}");
+    fn rebalance_moves_a_session_that_fell_behind_its_plans_share() {
+        let rebalanced = |weight: f64, home_used: f64| {
+            let home = with(used(1, 5.0, home_used), |a| a.weight = weight);
+            let accounts = [home, with(used(2, 5.0, 10.0), |a| a.weight = weight)];
+            let choice = Choice {
+                home: Some(AccountId(1)),
+                rebalance_threshold: Some(20.0),
+                ..choice(Strategy::LeastUsed)
+            };
+            choose(&accounts.iter().collect::<Vec<_>>(), &choice).unwrap().because
+        };
+        let moved = Because::Rebalanced { from: AccountId(1) };
+        // 2 points at weight 10, 4 at weight 5, 20 at weight 1.
+        for (weight, points) in [(10.0, 2.0), (5.0, 4.0), (1.0, 20.0)] {
+            assert_eq!(rebalanced(weight, 10.0 + points), Because::Home, "weight {weight}");
+            assert_eq!(rebalanced(weight, 10.5 + points), moved, "weight {weight}");
+        }
+    }
+
+    #[test]
+    fn single_is_the_first_or_nobody() {
+        let accounts = [with(account(1), |a| a.paused = true), account(2)];
+        assert_eq!(pick(&accounts, &choice(Strategy::Single)), Err(Refusal::Operator));
+        assert_eq!(pick(&[account(1), account(2)], &choice(Strategy::Single)), Ok(1));
     }
 
     #[test]
     fn round_robin_takes_turns_and_skips_the_unable() {
         let accounts = [account(1), used(2, 100.0, 0.0), account(3)];
-        let turns = (0..6).map(|turn| {
-            pick(
-                &accounts,
-                &Choice {
-                    turn,
-                    ..choice(Strategy::RoundRobin)
-                },
-            )
-            .unwrap()
-        });
+        let turns = (0..6)
+            .map(|turn| pick(&accounts, &Choice { turn, ..choice(Strategy::RoundRobin) }).unwrap());
         assert_eq!(turns.collect::<Vec<_>>(), [1, 3, 3, 1, 3, 3]);
-    }
-
-    #[test]
-    fn a_failing_account_attracts_less() {
-        let well = account(1);
-        let failing = with(account(2), |a| a.health.error(NOW));
-        assert!(headroom_score(&failing, NOW) < headroom_score(&well, NOW));
     }
 }

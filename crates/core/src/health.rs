@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::outcome::Outcome;
 use crate::units::Timestamp;
 
 /// Strikes older than this are forgotten.
@@ -84,10 +85,7 @@ pub struct ModelBlock {
 impl Health {
     /// As stored: nothing is known but what stopped it.
     pub fn stored(stop: Option<Stop>) -> Self {
-        Self {
-            stop,
-            ..Self::default()
-        }
+        Self { stop, ..Self::default() }
     }
 
     /// Blocks the account until `until`; an older block that lasts longer stays.
@@ -95,11 +93,7 @@ impl Health {
         match &mut self.block {
             Some(block) if block.until >= until => {}
             block => {
-                *block = Some(Block {
-                    cause,
-                    since: now,
-                    until,
-                });
+                *block = Some(Block { cause, since: now, until });
             }
         }
     }
@@ -131,9 +125,23 @@ impl Health {
         self.last_error_at = now;
     }
 
-    /// The same request failed the same way elsewhere: the error was never the account's.
-    pub fn take_back_error(&mut self) {
-        self.errors = self.errors.saturating_sub(1);
+    /// The same request failed the same way on others: it was at fault, and what it did here at or
+    /// after `since` is undone.
+    pub fn take_back(&mut self, outcome: Outcome, since: Timestamp) {
+        let ours = |block: &Block| block.since >= since;
+        match outcome {
+            Outcome::UpstreamError | Outcome::ConnectFailed | Outcome::Lost => {
+                self.errors = self.errors.saturating_sub(1);
+            }
+            Outcome::Strike => {
+                self.strikes = self.strikes.saturating_sub(1);
+                self.block = self.block.filter(|block| !ours(block));
+            }
+            Outcome::QuotaSpent { .. } | Outcome::RateLimited { .. } => {
+                self.block = self.block.filter(|block| !ours(block));
+            }
+            _ => {}
+        }
     }
 
     /// End of the error backoff: min(300, 30·2^(n−3)) s from the third consecutive error.
@@ -164,10 +172,7 @@ impl Health {
         if self.stop == Some(Stop::NeedsLogin) {
             self.stop = None;
         }
-        if self
-            .block
-            .is_some_and(|block| block.cause == Cause::Credential)
-        {
+        if self.block.is_some_and(|block| block.cause == Cause::Credential) {
             self.block = None;
         }
     }
@@ -175,21 +180,20 @@ impl Health {
     /// The upstream says that this account has no such model.
     pub fn model_missing(&mut self, model: &str, now: Timestamp) {
         self.models.retain(|_, block| now < block.until);
-        let block = ModelBlock {
-            until: now.plus(MODEL_MISSING_FOR),
-            missing: true,
-            times: 0,
-        };
+        let block = ModelBlock { until: now.plus(MODEL_MISSING_FOR), missing: true, times: 0 };
         self.models.insert(model.to_owned(), block);
+    }
+
+    /// The model's own limit is spent here until then.
+    pub fn block_model(&mut self, model: &str, until: Timestamp) {
+        let block = ModelBlock { until, missing: false, times: 0 };
+        let known = self.models.entry(model.to_owned()).or_insert(block);
+        known.until = known.until.max(until);
     }
 
     /// Capacity is short for this model here: 5 s · 2^n, at most 60 s.
     pub fn overloaded(&mut self, model: &str, now: Timestamp) {
-        let fresh = ModelBlock {
-            until: now,
-            missing: false,
-            times: 0,
-        };
+        let fresh = ModelBlock { until: now, missing: false, times: 0 };
         let block = self.models.entry(model.to_owned()).or_insert(fresh);
         let seconds = 5_u64.saturating_mul(1 << block.times.min(6)).min(60);
         block.times += 1;
@@ -204,10 +208,7 @@ impl Health {
     }
 
     pub fn model_block(&self, model: &str, now: Timestamp) -> Option<ModelBlock> {
-        self.models
-            .get(model)
-            .copied()
-            .filter(|block| now < block.until)
+        self.models.get(model).copied().filter(|block| now < block.until)
     }
 }
 
@@ -227,10 +228,7 @@ mod tests {
         health.strike(NOW, NOW);
         assert_eq!(health.block.map(|b| b.cause), Some(Cause::Strike(1)));
         health.strike(later(700), later(700));
-        assert_eq!(
-            (health.stop, health.block.map(|b| b.cause)),
-            (None, Some(Cause::Strike(2)))
-        );
+        assert_eq!((health.stop, health.block.map(|b| b.cause)), (None, Some(Cause::Strike(2))));
         health.strike(later(1400), later(1400));
         assert_eq!(health.stop, Some(Stop::Disabled));
     }
@@ -241,10 +239,7 @@ mod tests {
         for i in 0..5 {
             health.strike(NOW.minus(Duration::from_secs(1)), later(i));
         }
-        assert_eq!(
-            (health.stop, health.block.map(|b| b.cause)),
-            (None, Some(Cause::Strike(1)))
-        );
+        assert_eq!((health.stop, health.block.map(|b| b.cause)), (None, Some(Cause::Strike(1))));
     }
 
     #[test]
@@ -267,36 +262,33 @@ mod tests {
         health.success(NOW.minus(Duration::from_secs(1)));
         assert!(health.block.is_some(), "an older answer does not end it");
         health.block(Cause::Rate, later(30), NOW);
-        assert_eq!(
-            health.block.map(|b| b.until),
-            Some(later(60)),
-            "nor does a shorter one"
-        );
+        assert_eq!(health.block.map(|b| b.until), Some(later(60)), "nor does a shorter one");
         health.success(later(1));
         assert_eq!(health.block, None);
     }
 
     #[test]
+    fn a_request_at_fault_leaves_no_trace() {
+        let mut health = Health::default();
+        health.error(NOW);
+        health.error(NOW);
+        health.take_back(Outcome::UpstreamError, NOW);
+        assert_eq!(health.errors, 1);
+        health.strike(later(5), later(5));
+        health.take_back(Outcome::Strike, later(5));
+        assert_eq!(health.block, None);
+        health.block(Cause::Rate, later(60), NOW);
+        health.take_back(Outcome::RateLimited { until: later(60) }, later(5));
+        assert!(health.block.is_some(), "an older block was not this request's");
+    }
+
+    #[test]
     fn backoff_starts_at_the_third_error() {
         let mut health = Health::default();
-        let want = [
-            None,
-            None,
-            Some(30),
-            Some(60),
-            Some(120),
-            Some(240),
-            Some(300),
-            Some(300),
-        ];
+        let want = [None, None, Some(30), Some(60), Some(120), Some(240), Some(300), Some(300)];
         for want in want {
             health.error(NOW);
-            assert_eq!(
-                health.backoff_until(),
-                want.map(later),
-                "{} errors",
-                health.errors
-            );
+            assert_eq!(health.backoff_until(), want.map(later), "{} errors", health.errors);
         }
         health.success(NOW);
         assert_eq!(health.backoff_until(), None);
@@ -307,10 +299,7 @@ mod tests {
         let mut health = Health::default();
         for want in [5, 10, 20, 40, 60, 60] {
             health.overloaded("m", NOW);
-            assert_eq!(
-                health.model_block("m", NOW).map(|b| b.until),
-                Some(later(want))
-            );
+            assert_eq!(health.model_block("m", NOW).map(|b| b.until), Some(later(want)));
         }
         assert_eq!(health.model_block("other", NOW), None);
         health.model_served("m");

@@ -13,7 +13,9 @@
 //! | [`quota`] | what upstream readings add up to: windows, their merging, their reset |
 //! | [`health`] | what past outcomes still forbid: cooldowns, strikes, errors, stops |
 //! | [`availability`] | may this account take this request now, and if not, until when |
+//! | [`gate`] | models with a limit of their own, and what that changes |
 //! | [`choose`] | of those that may, which one |
+//! | [`strategy`] | how the strategies score and pick |
 //! | [`affinity`] | which account a session belongs to, and for how long |
 //! | [`outcome`] | what an upstream answer means, what it does to the account and to the request |
 //! | [`usage`] | tokens counted in an answer |
@@ -22,8 +24,10 @@ pub mod account;
 pub mod affinity;
 pub mod availability;
 pub mod choose;
+pub mod gate;
 pub mod health;
 pub mod outcome;
 pub mod quota;
+pub mod strategy;
 pub mod units;
 pub mod usage;

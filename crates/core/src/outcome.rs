@@ -31,6 +31,8 @@ pub struct Evidence<'a> {
     pub resets_at: Option<Timestamp>,
     /// Reset of the window that is at 100 %, by this answer's headers or a snapshot under 10 min old.
     pub spent_until: Option<Timestamp>,
+    /// The same of a limit that governs one family of models.
+    pub family_spent_until: Option<Timestamp>,
     /// The smallest known reset of any window.
     pub nearest_reset: Option<Timestamp>,
     pub now: Timestamp,
@@ -57,6 +59,10 @@ pub enum Outcome {
         until: Option<Timestamp>,
     },
     Strike,
+    /// The limit of this model's family is spent; other models go on.
+    ModelLimited {
+        until: Timestamp,
+    },
     RateLimited {
         until: Timestamp,
     },
@@ -82,12 +88,8 @@ const REAUTH: [&str; 9] = [
 
 const POLICY: [&str; 3] = ["cyber_policy", "content_policy_violation", "invalid_prompt"];
 
-const QUOTA: [&str; 4] = [
-    "usage_limit_reached",
-    "insufficient_quota",
-    "usage_not_included",
-    "quota_exceeded",
-];
+const QUOTA: [&str; 4] =
+    ["usage_limit_reached", "insufficient_quota", "usage_not_included", "quota_exceeded"];
 
 const OVERLOAD: [&str; 3] = ["server_is_overloaded", "slow_down", "overloaded_error"];
 
@@ -152,9 +154,7 @@ pub fn classify(e: &Evidence<'_>) -> Outcome {
         400 if e.message_has(&["credit balance", "organization has been disabled"]) => {
             Outcome::Stopped(Stop::Disabled)
         }
-        401 => Outcome::TokenRefused {
-            permanent: e.says(&REAUTH),
-        },
+        401 => Outcome::TokenRefused { permanent: e.says(&REAUTH) },
         403 if e.message_has(&["token has been revoked"]) => {
             Outcome::TokenRefused { permanent: false }
         }
@@ -175,18 +175,18 @@ pub fn classify(e: &Evidence<'_>) -> Outcome {
 }
 
 fn too_many(e: &Evidence<'_>) -> Outcome {
-    let spent = e.spent_until.filter(|until| *until > e.now);
+    let ahead = |until: &Timestamp| *until > e.now;
+    let spent = e.spent_until.filter(ahead);
+    if let (None, Some(until)) = (spent, e.family_spent_until.filter(ahead)) {
+        return Outcome::ModelLimited { until };
+    }
     if e.says(&QUOTA) || spent.is_some() {
-        return Outcome::QuotaSpent {
-            until: spent.or(e.resets_at),
-        };
+        return Outcome::QuotaSpent { until: spent.or(e.resets_at) };
     }
     let asked = e.retry_after.map(|wait| e.now.plus(wait));
     let until = asked.unwrap_or_else(|| {
         let nearest = e.nearest_reset.filter(|at| *at > e.now);
-        nearest.map_or(e.now.plus(RATE_UNKNOWN), |at| {
-            at.min(e.now.plus(RATE_AT_MOST))
-        })
+        nearest.map_or(e.now.plus(RATE_UNKNOWN), |at| at.min(e.now.plus(RATE_AT_MOST)))
     });
     Outcome::RateLimited { until }
 }
@@ -207,11 +207,8 @@ pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
         403
     } else if says(&["model_not_found", "not_found_error"]) {
         404
-    } else if says(&[
-        "invalid_request_error",
-        "context_length_exceeded",
-        "invalid_prompt",
-    ]) || says(&POLICY)
+    } else if says(&["invalid_request_error", "context_length_exceeded", "invalid_prompt"])
+        || says(&POLICY)
         || says(&FOREIGN)
     {
         400
@@ -238,6 +235,7 @@ impl Outcome {
             Self::EdgeBlock => "edge_block",
             Self::QuotaSpent { .. } => "quota_spent",
             Self::Strike => "forbidden",
+            Self::ModelLimited { .. } => "model_limited",
             Self::RateLimited { .. } => "rate_limited",
             Self::Overloaded => "overloaded",
             Self::UpstreamError => "upstream_error",
@@ -269,8 +267,14 @@ impl Outcome {
             | Self::EdgeBlock => {}
             Self::QuotaSpent { until } => {
                 let until = until.unwrap_or(now.plus(QUOTA_UNKNOWN));
-                health.block(Cause::Quota, until, now);
+                // What a gated model has used up says nothing about ordinary work.
+                if at.gated {
+                    health.block_model(at.model, until);
+                } else {
+                    health.block(Cause::Quota, until, now);
+                }
             }
+            Self::ModelLimited { until } => health.block_model(at.model, until),
             Self::Strike => health.strike(at.sent_at, now),
             Self::RateLimited { until } => health.block(Cause::Rate, until, now),
             Self::Overloaded => health.overloaded(at.model, now),
@@ -286,6 +290,8 @@ pub struct Attempt<'a> {
     pub sent_at: Timestamp,
     pub now: Timestamp,
     pub refreshed: bool,
+    /// The model has a limit of its own, by which this account is judged.
+    pub gated: bool,
 }
 
 /// What this request has been through so far, the present attempt included.
@@ -302,6 +308,8 @@ pub struct Progress {
     pub refreshed: bool,
     /// The present account was tried again after an error.
     pub retried: bool,
+    /// Parts of the history that only another account can read were cut out.
+    pub stripped: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,6 +320,8 @@ pub enum Next {
     Refresh,
     /// The same account, after a short jittered wait.
     Again,
+    /// The same account, without the parts of the history that it cannot read.
+    Strip,
     Another,
     /// Enough tried: the last answer goes out, if it may, or 502.
     GiveUp,
@@ -325,13 +335,13 @@ pub const OVERLOAD_ACCOUNTS: u32 = 2;
 pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
     let count = |counter: &mut u32, most: u32| {
         *counter += 1;
-        if *counter < most {
-            Next::Another
-        } else {
-            Next::GiveUp
-        }
+        if *counter < most { Next::Another } else { Next::GiveUp }
     };
     match outcome {
+        Outcome::ForeignState if !progress.stripped => {
+            progress.stripped = true;
+            Next::Strip
+        }
         Outcome::Served | Outcome::RequestFault | Outcome::PolicyBlock | Outcome::ForeignState => {
             Next::Relay
         }
@@ -354,6 +364,7 @@ pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
         | Outcome::TokenRefused { .. }
         | Outcome::EdgeBlock
         | Outcome::QuotaSpent { .. }
+        | Outcome::ModelLimited { .. }
         | Outcome::Strike
         | Outcome::RateLimited { .. } => count(&mut progress.limits, LIMIT_ACCOUNTS),
     }
@@ -388,6 +399,7 @@ mod tests {
             retry_after: None,
             resets_at: None,
             spent_until: None,
+            family_spent_until: None,
             nearest_reset: None,
             now: NOW,
         }
@@ -422,6 +434,8 @@ mod tests {
             ("usage limit",               Evidence { resets_at: Some(later(60)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(60)) }),
             ("window named wins",         Evidence { resets_at: Some(later(60)), spent_until: Some(later(90)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(90)) }),
             ("429 with a full window",    Evidence { spent_until: Some(later(90)), ..status(429) }, QuotaSpent { until: Some(later(90)) }),
+            ("429 of a model family",     Evidence { family_spent_until: Some(later(90)), ..status(429) }, ModelLimited { until: later(90) }),
+            ("the account's own wins",    Evidence { family_spent_until: Some(later(90)), spent_until: Some(later(50)), ..status(429) }, QuotaSpent { until: Some(later(50)) }),
             ("429 with Retry-After",      Evidence { retry_after: Some(Duration::from_secs(20)), ..status(429) }, RateLimited { until: later(20) }),
             ("429, nearest reset",        Evidence { nearest_reset: Some(later(90)), ..status(429) }, RateLimited { until: later(90) }),
             ("429, far reset",            Evidence { nearest_reset: Some(later(90_000)), ..status(429) }, RateLimited { until: later(600) }),
@@ -449,7 +463,7 @@ mod tests {
                 match next {
                     Next::Relay | Next::GiveUp => return steps,
                     Next::Another => progress.moved(),
-                    Next::Again | Next::Refresh => {}
+                    Next::Again | Next::Refresh | Next::Strip => {}
                 }
             }
         };
@@ -460,6 +474,7 @@ mod tests {
         assert_eq!(run(Outcome::Lost), [Another, GiveUp]);
         assert_eq!(run(Outcome::Overloaded), [Another, GiveUp]);
         assert_eq!(run(Outcome::RequestFault), [Relay]);
+        assert_eq!(run(Outcome::ForeignState), [Next::Strip, Relay]);
         assert_eq!(run(Outcome::Strike).len(), 10);
         let refused = run(Outcome::TokenRefused { permanent: false });
         assert_eq!(refused[..4], [Refresh, Another, Refresh, Another]);
@@ -469,39 +484,18 @@ mod tests {
     fn effects() {
         let apply = |outcome: Outcome, refreshed| {
             let mut health = Health::default();
-            let at = Attempt {
-                model: "m",
-                sent_at: NOW,
-                now: NOW,
-                refreshed,
-            };
+            let at = Attempt { model: "m", sent_at: NOW, now: NOW, refreshed, gated: false };
             outcome.apply(&mut health, at);
             health
         };
-        let quota = apply(
-            Outcome::QuotaSpent {
-                until: Some(later(60)),
-            },
-            false,
-        );
-        assert_eq!(
-            quota.block.map(|b| (b.cause, b.until)),
-            Some((Cause::Quota, later(60)))
-        );
+        let quota = apply(Outcome::QuotaSpent { until: Some(later(60)) }, false);
+        assert_eq!(quota.block.map(|b| (b.cause, b.until)), Some((Cause::Quota, later(60))));
         let refused = Outcome::TokenRefused { permanent: false };
-        assert_eq!(
-            apply(refused, false),
-            Health::default(),
-            "first comes the refresh"
-        );
+        assert_eq!(apply(refused, false), Health::default(), "first comes the refresh");
         let cause = apply(refused, true).block.map(|b| b.cause);
         assert_eq!(cause, Some(Cause::Credential));
         assert_eq!(apply(Outcome::Lost, false).errors, 1);
-        assert!(
-            apply(Outcome::ModelMissing, false)
-                .model_block("m", NOW)
-                .is_some()
-        );
+        assert!(apply(Outcome::ModelMissing, false).model_block("m", NOW).is_some());
         assert_eq!(apply(Outcome::RequestFault, false), Health::default());
     }
 }

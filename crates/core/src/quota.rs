@@ -64,11 +64,7 @@ pub struct Window {
 impl Window {
     /// Share consumed as of `now`: nothing once the reset has passed.
     pub fn used_at(&self, now: Timestamp) -> Fraction {
-        if self.has_reset(now) {
-            Fraction::ZERO
-        } else {
-            self.used
-        }
+        if self.has_reset(now) { Fraction::ZERO } else { self.used }
     }
 
     pub fn has_reset(&self, now: Timestamp) -> bool {
@@ -81,11 +77,7 @@ impl Window {
 
     /// The account's cap for a window of this length.
     pub fn cap(&self, caps: Caps) -> Fraction {
-        if self.is_short() {
-            caps.five_hour
-        } else {
-            caps.weekly
-        }
+        if self.is_short() { caps.five_hour } else { caps.weekly }
     }
 }
 
@@ -114,9 +106,7 @@ impl Quota {
     }
 
     pub fn weekly(&self) -> Option<&Window> {
-        self.ordinary()
-            .filter(|w| !w.is_short())
-            .max_by_key(|w| w.length)
+        self.ordinary().filter(|w| !w.is_short()).max_by_key(|w| w.length)
     }
 
     /// Takes over the readings of one answer. Returns whether anything but the time of observation
@@ -153,8 +143,7 @@ impl Quota {
                 resets_at: reading.resets_at,
                 observed_at: now,
             });
-            self.windows
-                .sort_by(|a, b| (&a.limit, a.length).cmp(&(&b.limit, b.length)));
+            self.windows.sort_by(|a, b| (&a.limit, a.length).cmp(&(&b.limit, b.length)));
             return true;
         };
         let before = (window.used, window.resets_at);
@@ -169,11 +158,7 @@ impl Quota {
         // A stored window whose reset has passed is empty, whatever number it still carries.
         let may_fall = source == Source::Poll || moved || window.has_reset(now);
         if let Some(used) = reading.used {
-            window.used = if may_fall {
-                used
-            } else {
-                window.used.max(used)
-            };
+            window.used = if may_fall { used } else { window.used.max(used) };
         }
         if moved {
             window.resets_at = reading.resets_at;
@@ -188,10 +173,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_000_000_000);
 
-    #[expect(
-        clippy::unnecessary_wraps,
-        reason = "resets are optional wherever it is used"
-    )]
+    #[expect(clippy::unnecessary_wraps, reason = "resets are optional wherever it is used")]
     fn at(minutes: i64) -> Option<Timestamp> {
         Some(Timestamp(NOW.0 + minutes * 60_000))
     }
@@ -207,21 +189,14 @@ mod tests {
 
     fn quota(used: f64, resets_at: Option<Timestamp>) -> Quota {
         let mut quota = Quota::default();
-        quota.merge(
-            &[reading(Some(used), resets_at)],
-            Source::Poll,
-            NOW.minus(FIVE_HOURS),
-        );
+        quota.merge(&[reading(Some(used), resets_at)], Source::Poll, NOW.minus(FIVE_HOURS));
         quota
     }
 
     #[test]
     fn used_means_used() {
         let quota = quota(1.0, at(60));
-        assert_eq!(
-            quota.five_hour().map(|w| w.used_at(NOW).percent()),
-            Some(1.0)
-        );
+        assert_eq!(quota.five_hour().map(|w| w.used_at(NOW).percent()), Some(1.0));
     }
 
     #[test]
@@ -251,10 +226,7 @@ mod tests {
     #[test]
     fn a_passed_reset_empties_the_window_and_lets_it_fall() {
         let mut quota = quota(99.0, at(-1));
-        assert_eq!(
-            quota.five_hour().map(|w| w.used_at(NOW)),
-            Some(Fraction::ZERO)
-        );
+        assert_eq!(quota.five_hour().map(|w| w.used_at(NOW)), Some(Fraction::ZERO));
         quota.merge(&[reading(Some(3.0), at(299))], Source::Answer, NOW);
         assert_eq!(quota.five_hour().map(|w| w.used.percent()), Some(3.0));
     }
@@ -262,10 +234,7 @@ mod tests {
     #[test]
     fn windows_are_found_by_length() {
         let mut quota = Quota::default();
-        let weekly = Reading {
-            length: WEEK,
-            ..reading(Some(7.0), None)
-        };
+        let weekly = Reading { length: WEEK, ..reading(Some(7.0), None) };
         quota.merge(&[weekly, reading(Some(3.0), None)], Source::Answer, NOW);
         assert_eq!(quota.five_hour().map(|w| w.used.percent()), Some(3.0));
         assert_eq!(quota.weekly().map(|w| w.used.percent()), Some(7.0));
@@ -274,10 +243,7 @@ mod tests {
     #[test]
     fn a_named_limit_is_not_the_ordinary_one() {
         let mut quota = Quota::default();
-        let named = Reading {
-            limit: Limit::Named("codex_x".into()),
-            ..reading(Some(100.0), None)
-        };
+        let named = Reading { limit: Limit::Named("codex_x".into()), ..reading(Some(100.0), None) };
         quota.merge(&[named], Source::Answer, NOW);
         assert_eq!(quota.five_hour(), None);
     }

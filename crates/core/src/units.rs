@@ -11,9 +11,7 @@ impl Timestamp {
     /// Reads an upstream's Unix seconds. Values outside the years 1970–9999 are `None`: they are
     /// mistakes, and arithmetic on them would overflow later.
     pub fn from_unix_seconds(seconds: i64) -> Option<Self> {
-        (0..=253_402_300_799)
-            .contains(&seconds)
-            .then(|| Self(seconds * 1000))
+        (0..=253_402_300_799).contains(&seconds).then(|| Self(seconds * 1000))
     }
 
     pub fn unix_seconds(self) -> i64 {
@@ -22,18 +20,12 @@ impl Timestamp {
 
     #[must_use]
     pub fn plus(self, span: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
     #[must_use]
     pub fn minus(self, span: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// Time from `self` to `later`; zero when `later` has already been.
@@ -59,11 +51,7 @@ impl Fraction {
     }
 
     /// Reads an upstream's `0..=1`. Above 1 is "spent"; NaN and negatives are `None`.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "0..=1e6"
-    )]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0..=1e6")]
     pub fn from_share(share: f64) -> Option<Self> {
         (share.is_finite() && share >= 0.0).then(|| Self((share.min(1.0) * 1e6).round() as u32))
     }
@@ -98,22 +86,10 @@ mod tests {
     #[test]
     fn reads_percent_and_share_without_confusing_them() {
         let cases = [
-            (
-                "1 percent is 1 percent",
-                Fraction::from_percent(1.0),
-                Some(10_000),
-            ),
+            ("1 percent is 1 percent", Fraction::from_percent(1.0), Some(10_000)),
             ("2 percent", Fraction::from_percent(2.0), Some(20_000)),
-            (
-                "a share of 1 is everything",
-                Fraction::from_share(1.0),
-                Some(1_000_000),
-            ),
-            (
-                "over the top is spent",
-                Fraction::from_percent(130.0),
-                Some(1_000_000),
-            ),
+            ("a share of 1 is everything", Fraction::from_share(1.0), Some(1_000_000)),
+            ("over the top is spent", Fraction::from_percent(130.0), Some(1_000_000)),
             ("a hair of it", Fraction::from_share(0.000_001), Some(1)),
             ("negative", Fraction::from_percent(-1.0), None),
             ("not a number", Fraction::from_share(f64::NAN), None),
@@ -131,10 +107,7 @@ mod tests {
         let at = Timestamp::from_unix_seconds(1_795_312_935).expect("a plain date");
         assert_eq!(at.unix_seconds(), 1_795_312_935);
         assert_eq!(at.until(at.minus(Duration::from_secs(1))), Duration::ZERO);
-        assert_eq!(
-            at.until(at.plus(Duration::from_secs(3))),
-            Duration::from_secs(3)
-        );
+        assert_eq!(at.until(at.plus(Duration::from_secs(3))), Duration::from_secs(3));
         assert_eq!(Timestamp(i64::MAX).plus(Duration::MAX), Timestamp(i64::MAX));
     }
 }

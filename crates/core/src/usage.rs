@@ -33,15 +33,8 @@ mod tests {
 
     #[test]
     fn a_later_report_wins_and_silence_keeps() {
-        let mut usage = TokenUsage {
-            input: Some(10),
-            output: Some(1),
-            ..Default::default()
-        };
-        usage.update(TokenUsage {
-            output: Some(7),
-            ..Default::default()
-        });
+        let mut usage = TokenUsage { input: Some(10), output: Some(1), ..Default::default() };
+        usage.update(TokenUsage { output: Some(7), ..Default::default() });
         assert_eq!((usage.input, usage.output), (Some(10), Some(7)));
         assert!(usage.is_reported());
         assert!(!TokenUsage::default().is_reported());

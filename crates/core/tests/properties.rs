@@ -4,17 +4,15 @@ use std::time::Duration;
 
 use poolgate_core::account::{AccountId, Caps, Kind, Speaks, Surface};
 use poolgate_core::availability::{Account, Ask, availability};
-use poolgate_core::choose::{Choice, Strategy as Rule, choose, least_used_score};
+use poolgate_core::choose::{Choice, choose};
 use poolgate_core::health::{Cause, Health};
 use poolgate_core::quota::{FIVE_HOURS, Limit, Quota, Reading, Source, WEEK};
+use poolgate_core::strategy::{Pick, Strategy as Rule};
 use poolgate_core::units::{Fraction, Timestamp};
 use proptest::prelude::*;
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
-const ASK: Ask<'static> = Ask {
-    surface: Surface::Responses,
-    model: "m",
-};
+const ASK: Ask<'static> = Ask { surface: Surface::Responses, model: "m", gate: None };
 
 prop_compose! {
     fn readings()(
@@ -56,6 +54,7 @@ prop_compose! {
             kind: Kind::Codex,
             speaks: Speaks::default(),
             priority,
+            plan: None,
             weight,
             caps: Caps::default(),
             models: vec![],
@@ -65,6 +64,7 @@ prop_compose! {
             quota,
             health,
             in_flight,
+            probing_until: None,
         }
     }
 }
@@ -89,13 +89,17 @@ proptest! {
     ) {
         let accounts: Vec<&Account> = pool.iter().collect();
         let choice = Choice {
-            ask: ASK, strategy, owner: None, home: home.map(AccountId), tried: &tried, turn, seed,
-            now: NOW,
+            ask: ASK, strategy, rebalance_threshold: Some(5.0), owner: None,
+            home: home.map(AccountId), tried: &tried, turn, seed, now: NOW,
         };
         let chosen = choose(&accounts, &choice);
         prop_assert_eq!(chosen, choose(&accounts, &choice), "equal input, equal answer");
-        let able = |a: &&Account| !tried.contains(&a.id) && availability(a, ASK, NOW).is_ok();
-        if let Ok(id) = chosen { prop_assert!(pool.iter().filter(able).any(|a| a.id == id)) } else { prop_assert_eq!(pool.iter().filter(able).count(), 0, "someone could") }
+        let able = |a: &Account| !tried.contains(&a.id) && availability(a, ASK, NOW).is_ok();
+        match chosen {
+            Ok(chosen) => prop_assert!(pool.iter().any(|a| a.id == chosen.id && able(a))),
+            Err(_) if strategy == Rule::Single => prop_assert!(!able(&pool[0])),
+            Err(_) => prop_assert!(!pool.iter().any(able), "someone could"),
+        }
     }
 
     #[test]
@@ -112,7 +116,7 @@ proptest! {
                 resets_at: Some(NOW.plus(Duration::from_hours(24))),
             };
             account.quota.merge(&[reading], Source::Poll, NOW);
-            least_used_score(&account, NOW)
+            Pick { ask: ASK, turn: 0, seed: 0, now: NOW }.score(Rule::LeastUsed, &account)
         };
         prop_assert!(with(percent) >= with(percent + more));
     }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::egress::Egress;
+use crate::gates::Gates;
 use crate::gateway::{Catalogue, Lanes, scoped};
 use crate::keys::Keys;
 use crate::ledger::{self, Spool};
@@ -36,6 +37,7 @@ pub struct App {
     pub lanes: Lanes,
     pub waiting: Semaphore,
     pub catalogue: Catalogue,
+    pub gates: Gates,
     /// SHA-256 of the operator's token, which stands in a file only the operator can read.
     pub admin_token: [u8; 32],
 }
@@ -44,11 +46,7 @@ impl App {
     /// Opens everything, takes over what an earlier process left, and starts the background jobs.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Arc<Self>> {
         let store = Store::open(&config.data_dir).await?;
-        let configured: Vec<_> = config
-            .accounts
-            .iter()
-            .map(|spec| spec.raw.clone())
-            .collect();
+        let configured: Vec<_> = config.accounts.iter().map(|spec| spec.raw.clone()).collect();
         store.sync_config_accounts(&configured, clock.now()).await?;
         let tasks = Tasks::default();
         let dir = config.data_dir.join("spool");
@@ -88,6 +86,7 @@ impl App {
             keys: Keys::default(),
             pool: Arc::new(Pool::default()),
             catalogue: Catalogue::default(),
+            gates: Gates::builtin(),
             config,
             clock,
             draining: CancellationToken::new(),
@@ -112,11 +111,7 @@ impl App {
     async fn load_owners(&self) -> anyhow::Result<()> {
         let since = self.clock.now().minus(OWNED_FOR);
         for owner in self.store.response_owners(since, OWNERS_LOADED).await? {
-            self.pool.own(
-                scoped(owner.key_id, &owner.response),
-                owner.account,
-                owner.at,
-            );
+            self.pool.own(scoped(owner.key_id, &owner.response), owner.account, owner.at);
         }
         Ok(())
     }

@@ -85,12 +85,7 @@ impl Context {
     async fn open(global: &Global) -> anyhow::Result<Self> {
         let config = global.load(None)?;
         let store = Store::open(&config.data_dir).await?;
-        Ok(Self {
-            config,
-            store,
-            clock: SystemClock,
-            json: global.json,
-        })
+        Ok(Self { config, store, clock: SystemClock, json: global.json })
     }
 
     fn now(&self) -> poolgate_core::units::Timestamp {
@@ -100,10 +95,7 @@ impl Context {
 
 impl Global {
     fn load(&self, listen: Option<String>) -> anyhow::Result<Config> {
-        let overrides = Overrides {
-            listen,
-            data_dir: self.data.clone(),
-        };
+        let overrides = Overrides { listen, data_dir: self.data.clone() };
         Config::load(self.config.as_deref(), overrides)
     }
 }
@@ -115,13 +107,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo { listen, seconds } => {
             let stop = stop_signal()?;
             let duration = seconds.map(Duration::from_secs);
-            demo::run(demo::Options {
-                listen,
-                json: global.json,
-                duration,
-                stop,
-            })
-            .await?;
+            demo::run(demo::Options { listen, json: global.json, duration, stop }).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Account(command) => account::run(command, &Context::open(&global).await?).await,
@@ -144,10 +130,7 @@ async fn serve(global: &Global, listen: Option<String>) -> anyhow::Result<ExitCo
     crate::files::create_private_dir(&config.data_dir)?;
     let lock = std::fs::File::create(config.data_dir.join("lock"))?;
     if lock.try_lock().is_err() {
-        eprintln!(
-            "poolgate: another gateway is using {}",
-            config.data_dir.display()
-        );
+        eprintln!("poolgate: another gateway is using {}", config.data_dir.display());
         return Ok(ExitCode::from(IN_USE));
     }
     let app = App::start(config, Arc::new(SystemClock)).await?;
@@ -181,11 +164,7 @@ async fn serve(global: &Global, listen: Option<String>) -> anyhow::Result<ExitCo
     let clean = server.run(either).await;
     app.store.close().await;
     tracing::info!(clean, "stopped");
-    Ok(if clean {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Prints to standard output; a closed pipe is no reason to panic.

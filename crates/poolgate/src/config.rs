@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use poolgate_core::choose::Strategy;
+use poolgate_core::strategy::Strategy;
 use serde::Deserialize;
 
 pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
@@ -51,6 +51,7 @@ pub struct RawPool {
     #[serde(default)]
     pub members: Vec<String>,
     pub strategy: Option<String>,
+    pub rebalance_threshold: Option<f64>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,12 +108,15 @@ impl Limits {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PoolSpec {
     pub name: String,
     /// Names of accounts, in order.
     pub members: Vec<String>,
     pub strategy: Strategy,
+    /// Percent points of a weight-1 plan that a session's account may fall behind the best one
+    /// before its sessions move; least-used only.
+    pub rebalance_threshold: Option<f64>,
 }
 
 /// The pool that holds everything.
@@ -136,8 +140,7 @@ impl Config {
             Some(path) => {
                 let text = std::fs::read_to_string(&path)
                     .with_context(|| format!("reading {}", path.display()))?;
-                text.parse::<toml::Table>()
-                    .with_context(|| format!("in {}", path.display()))?
+                text.parse::<toml::Table>().with_context(|| format!("in {}", path.display()))?
             }
             None => toml::Table::new(),
         };
@@ -154,14 +157,9 @@ impl Config {
     pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
         let mut wrong = Vec::new();
         let listen = raw.listen.as_deref().unwrap_or("127.0.0.1:8080");
-        let listen = listen
-            .parse()
-            .map_err(|e| wrong.push(format!("listen = {listen:?}: {e}")))
-            .ok();
-        let data_dir = raw
-            .data_dir
-            .map(|dir| account::at_home(&dir))
-            .or_else(default_data_dir);
+        let listen =
+            listen.parse().map_err(|e| wrong.push(format!("listen = {listen:?}: {e}"))).ok();
+        let data_dir = raw.data_dir.map(|dir| account::at_home(&dir)).or_else(default_data_dir);
         if data_dir.is_none() {
             wrong.push("data_dir: not set, and neither POOLGATE_DATA nor HOME is".into());
         }
@@ -183,10 +181,9 @@ impl Config {
         match (listen, data_dir) {
             (Some(listen), Some(data_dir)) if wrong.is_empty() => Ok(Self {
                 listen,
-                master_key_file: raw.master_key_file.map_or_else(
-                    || data_dir.join("master.key"),
-                    |file| account::at_home(&file),
-                ),
+                master_key_file: raw
+                    .master_key_file
+                    .map_or_else(|| data_dir.join("master.key"), |file| account::at_home(&file)),
                 data_dir,
                 limits: Limits::from_raw(&raw.limits),
                 accounts,
@@ -207,13 +204,14 @@ fn resolve_pools(raw: Vec<RawPool>, wrong: &mut Vec<String>) -> Vec<PoolSpec> {
         if pool.members.is_empty() && name != DEFAULT_POOL {
             wrong.push(format!("pool {name:?}: members are missing"));
         }
+        if pool.rebalance_threshold.is_some_and(|t| !t.is_finite() || t < 0.0) {
+            wrong.push(format!("pool {name:?}: rebalance_threshold must not be negative"));
+        }
         let strategy = match pool.strategy.as_deref() {
             None => Strategy::default(),
             Some(text) => Strategy::from_name(text).unwrap_or_else(|| {
                 let known = Strategy::ALL.map(Strategy::name).join(", ");
-                wrong.push(format!(
-                    "pool {name:?}: strategy {text:?} is none of {known}"
-                ));
+                wrong.push(format!("pool {name:?}: strategy {text:?} is none of {known}"));
                 Strategy::default()
             }),
         };
@@ -221,6 +219,7 @@ fn resolve_pools(raw: Vec<RawPool>, wrong: &mut Vec<String>) -> Vec<PoolSpec> {
             name: pool.name,
             members: pool.members,
             strategy,
+            rebalance_threshold: pool.rebalance_threshold,
         });
     }
     pools
@@ -253,10 +252,8 @@ fn find_file() -> Option<PathBuf> {
     let home = std::env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
-    let candidates = [
-        Some(PathBuf::from("poolgate.toml")),
-        home.map(|dir| dir.join("poolgate/poolgate.toml")),
-    ];
+    let candidates =
+        [Some(PathBuf::from("poolgate.toml")), home.map(|dir| dir.join("poolgate/poolgate.toml"))];
     candidates.into_iter().flatten().find(|path| path.exists())
 }
 
@@ -322,18 +319,13 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused() {
-        assert!(
-            resolve("poll_interval = 60")
-                .unwrap_err()
-                .contains("poll_interval")
-        );
+        assert!(resolve("poll_interval = 60").unwrap_err().contains("poll_interval"));
     }
 
     #[test]
     fn the_environment_overrides_the_file() {
-        let mut table: toml::Table = "listen = '127.0.0.1:1'\n[limits]\nproxy_http = 5"
-            .parse()
-            .unwrap();
+        let mut table: toml::Table =
+            "listen = '127.0.0.1:1'\n[limits]\nproxy_http = 5".parse().unwrap();
         let variables = [
             ("POOLGATE__LISTEN", "127.0.0.1:2"),
             ("POOLGATE__LIMITS__PROXY_HTTP", "7"),

@@ -79,11 +79,7 @@ impl Credential {
     /// Reads the source again. A missing or broken source leaves the account without a credential
     /// until it is back. Returns whether the credential changed.
     pub async fn reload(&self) -> bool {
-        let read = self
-            .source
-            .read()
-            .await
-            .and_then(|bytes| self.parse(&bytes));
+        let read = self.source.read().await.and_then(|bytes| self.parse(&bytes));
         let before = self.loaded.load_full();
         match read {
             Ok(loaded) => {
@@ -138,10 +134,7 @@ impl Credential {
         let Bearer { token, account_id } = loaded.bearer();
         let own = account_id.into_iter().chain(self.claude_account_uuid());
         // A very short one would cut harmless text to pieces.
-        std::iter::once(token.expose().to_owned())
-            .chain(own)
-            .filter(|id| id.len() >= 8)
-            .collect()
+        std::iter::once(token.expose().to_owned()).chain(own).filter(|id| id.len() >= 8).collect()
     }
 
     /// A token to use now, refreshed first when it is due.
@@ -198,10 +191,7 @@ impl Credential {
 impl Loaded {
     fn bearer(&self) -> Bearer {
         match self {
-            Self::Key(key) => Bearer {
-                token: key.clone(),
-                account_id: None,
-            },
+            Self::Key(key) => Bearer { token: key.clone(), account_id: None },
             Self::SignIn(sign_in) => sign_in.bearer(),
         }
     }

@@ -101,9 +101,7 @@ impl Egress {
             let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
             anyhow::Ok((head, body.to_bytes()))
         };
-        tokio::time::timeout(timeout, answer)
-            .await
-            .context("no answer in time")?
+        tokio::time::timeout(timeout, answer).await.context("no answer in time")?
     }
 }
 

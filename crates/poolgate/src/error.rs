@@ -66,10 +66,7 @@ pub enum Error {
     #[error("no account can serve this: it takes one of kind {0}")]
     NoFittingAccount(&'static str),
     #[error("{}", exhausted_text(*.resets_at))]
-    Exhausted {
-        resets_at: Option<Timestamp>,
-        now: Timestamp,
-    },
+    Exhausted { resets_at: Option<Timestamp>, now: Timestamp },
     #[error("no account can serve this right now, try again in {}", seconds_text(*.retry_after))]
     Unavailable { retry_after: Duration },
     #[error("no account is able to serve: an operator must look after them")]
@@ -179,16 +176,10 @@ impl Error {
         let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        let json = if dialect == Dialect::Plain {
-            "application/problem+json"
-        } else {
-            "application/json"
-        };
+        let json =
+            if dialect == Dialect::Plain { "application/problem+json" } else { "application/json" };
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(json));
-        headers.insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        );
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert("x-poolgate-error", HeaderValue::from_static(code));
         self.retry_headers(dialect, headers);
         response
@@ -215,11 +206,7 @@ impl Error {
                 headers.insert("x-should-retry", HeaderValue::from_static("false"));
             }
         }
-        if let Self::Exhausted {
-            resets_at: Some(at),
-            ..
-        } = self
-        {
+        if let Self::Exhausted { resets_at: Some(at), .. } = self {
             for (name, value) in exhausted_headers(dialect, *at) {
                 headers.insert(HeaderName::from_static(name), value);
             }
@@ -260,10 +247,7 @@ fn exhausted_headers(dialect: Dialect, resets_at: Timestamp) -> Vec<(&'static st
         ],
         Dialect::Anthropic => vec![
             ("anthropic-ratelimit-unified-status", text("rejected")),
-            (
-                "anthropic-ratelimit-unified-representative-claim",
-                text("five_hour"),
-            ),
+            ("anthropic-ratelimit-unified-representative-claim", text("five_hour")),
             ("anthropic-ratelimit-unified-reset", reset.clone()),
             ("anthropic-ratelimit-unified-5h-status", text("rejected")),
             ("anthropic-ratelimit-unified-5h-utilization", text("1")),
@@ -307,21 +291,12 @@ mod tests {
 
     fn render(error: &Error, dialect: Dialect) -> (u16, HeaderMap, Value) {
         let (head, body) = error.render(dialect).into_parts();
-        let body = futures_util::FutureExt::now_or_never(body.collect())
-            .unwrap()
-            .unwrap();
-        (
-            head.status.as_u16(),
-            head.headers,
-            serde_json::from_slice(&body.to_bytes()).unwrap(),
-        )
+        let body = futures_util::FutureExt::now_or_never(body.collect()).unwrap().unwrap();
+        (head.status.as_u16(), head.headers, serde_json::from_slice(&body.to_bytes()).unwrap())
     }
 
     fn exhausted(seconds: u64) -> Error {
-        Error::Exhausted {
-            resets_at: Some(NOW.plus(Duration::from_secs(seconds))),
-            now: NOW,
-        }
+        Error::Exhausted { resets_at: Some(NOW.plus(Duration::from_secs(seconds))), now: NOW }
     }
 
     #[test]
@@ -339,18 +314,12 @@ mod tests {
     #[test]
     fn claude_is_told_not_to_sleep_for_hours() {
         let (status, headers, body) = render(&exhausted(9000), Dialect::Anthropic);
-        assert_eq!(
-            (status, &body["error"]["type"]),
-            (429, &json!("rate_limit_error"))
-        );
+        assert_eq!((status, &body["error"]["type"]), (429, &json!("rate_limit_error")));
         assert!(body["error"]["message"].as_str().unwrap().contains("UTC"));
         assert_eq!(headers["x-should-retry"], "false");
         assert_eq!(headers["anthropic-ratelimit-unified-status"], "rejected");
         let (_, headers, _) = render(&exhausted(30), Dialect::Anthropic);
-        assert!(
-            !headers.contains_key("x-should-retry"),
-            "a short wait may be slept through"
-        );
+        assert!(!headers.contains_key("x-should-retry"), "a short wait may be slept through");
     }
 
     #[test]
@@ -364,14 +333,9 @@ mod tests {
         );
         let (_, _, plain) = render(&Error::Overloaded, Dialect::Plain);
         assert!(plain["detail"].is_string());
-        let wait = Error::Unavailable {
-            retry_after: Duration::from_millis(1500),
-        };
+        let wait = Error::Unavailable { retry_after: Duration::from_millis(1500) };
         let (status, headers, _) = render(&wait, Dialect::Anthropic);
-        assert_eq!(
-            (status, &headers["retry-after"]),
-            (529, &HeaderValue::from_static("2"))
-        );
+        assert_eq!((status, &headers["retry-after"]), (529, &HeaderValue::from_static("2")));
         assert_eq!(render(&wait, Dialect::OpenAi).0, 503);
     }
 }

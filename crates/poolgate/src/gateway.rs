@@ -26,6 +26,9 @@ mod relay;
 mod route;
 mod settle;
 mod splitter;
+mod strip;
+mod trial;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -122,19 +125,11 @@ async fn proxy(
         }
     };
     let value = HeaderValue::from_str(&id).expect("hexadecimal");
-    response
-        .headers_mut()
-        .insert("x-poolgate-request-id", value);
+    response.headers_mut().insert("x-poolgate-request-id", value);
     Ok(response)
 }
 
-type RelayParts = (
-    Arc<App>,
-    crate::pool::Lease,
-    admit::Permit,
-    opening::Opening,
-    Relayed,
-);
+type RelayParts = (Arc<App>, crate::pool::Lease, admit::Permit, opening::Opening, Relayed);
 
 enum Served {
     Relay(Response<()>, Box<RelayParts>),
@@ -159,17 +154,10 @@ async fn serve(
     let peeked = read::peek(surface, &head.headers, &payload.document, caller.key.id)?;
     record.read(&peeked);
     let allowed = &caller.key.models;
-    if !allowed.is_empty()
-        && !allowed
-            .iter()
-            .any(|pattern| model_matches(pattern, &peeked.model))
-    {
+    if !allowed.is_empty() && !allowed.iter().any(|pattern| model_matches(pattern, &peeked.model)) {
         return Err(Error::ModelForbidden(peeked.model));
     }
-    let turn = head
-        .headers
-        .get("x-codex-turn-state")
-        .and_then(|value| value.to_str().ok());
+    let turn = head.headers.get("x-codex-turn-state").and_then(|value| value.to_str().ok());
     let call = Call {
         turn: turn.map(|turn| scoped(caller.key.id, turn)),
         query: head.uri.query().map(str::to_owned),
@@ -182,9 +170,7 @@ async fn serve(
     };
     let sent_at = app.clock.now();
     let dispatched = dispatch::dispatch(&app, &call, record).await?;
-    Ok(answer(
-        app, call, dispatched, contract, permit, sent_at, record,
-    ))
+    Ok(answer(app, call, dispatched, contract, permit, sent_at, record))
 }
 
 /// The body is no longer needed: nothing is sent again from here on.
@@ -197,12 +183,7 @@ fn answer(
     sent_at: poolgate_core::units::Timestamp,
     record: &mut Record,
 ) -> Served {
-    let Call {
-        caller,
-        surface,
-        head: request_head,
-        ..
-    } = call;
+    let Call { caller, surface, head: request_head, .. } = call;
     let (lease, reply, assembled) = match dispatched {
         Dispatched::Stream(lease, answer) => {
             record.headed(answer.head.status.as_u16());
@@ -233,17 +214,11 @@ fn answer(
             sent_at,
             now: app.clock.now(),
             refreshed: false,
+            gated: app.gates.of(&request_head.model).is_some(),
         };
-        app.pool.settle(
-            lease.account.id,
-            poolgate_core::outcome::Outcome::Served,
-            attempt,
-        );
+        app.pool.settle(lease.account.id, poolgate_core::outcome::Outcome::Served, attempt);
     }
-    record.finish(
-        Ending::Complete,
-        assembled.map(|a| a.usage).unwrap_or_default(),
-    );
+    record.finish(Ending::Complete, assembled.map(|a| a.usage).unwrap_or_default());
     let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));
     *response.status_mut() = status;
     *response.headers_mut() = headers::to_client(&reply.head.headers);
@@ -260,15 +235,8 @@ fn client_status(upstream: StatusCode) -> StatusCode {
 }
 
 fn remember_turn(app: &App, caller: &Caller, lease: &crate::pool::Lease, headers: &HeaderMap) {
-    if let Some(turn) = headers
-        .get("x-codex-turn-state")
-        .and_then(|value| value.to_str().ok())
-    {
-        app.pool.own(
-            scoped(caller.key.id, turn),
-            lease.account.id,
-            app.clock.now(),
-        );
+    if let Some(turn) = headers.get("x-codex-turn-state").and_then(|value| value.to_str().ok()) {
+        app.pool.own(scoped(caller.key.id, turn), lease.account.id, app.clock.now());
     }
 }
 
@@ -283,13 +251,7 @@ pub fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Res
     let mut response = Response::new(Outgoing::Whole(Full::new(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        http::header::CONTENT_TYPE,
-        HeaderValue::from_static(content_type),
-    );
-    headers.insert(
-        http::header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -14,23 +14,16 @@ const ROWS_KEPT: Duration = Duration::from_hours(30 * 24);
 
 pub fn start(app: &Arc<App>) {
     let job = Arc::clone(app);
-    app.tasks
-        .supervise("follow changes", async move { follow_changes(&job).await });
+    app.tasks.supervise("follow changes", async move { follow_changes(&job).await });
     let job = Arc::clone(app);
-    app.tasks
-        .supervise("save state", async move { save_state(&job).await });
+    app.tasks.supervise("save state", async move { save_state(&job).await });
     let job = Arc::clone(app);
-    app.tasks
-        .supervise("prune", async move { prune(&job).await });
+    app.tasks.supervise("prune", async move { prune(&job).await });
 }
 
 /// Waits; `false` when the process should end.
 async fn pause(app: &App, span: Duration) -> bool {
-    app.tasks
-        .stop
-        .run_until_cancelled(tokio::time::sleep(span))
-        .await
-        .is_some()
+    app.tasks.stop.run_until_cancelled(tokio::time::sleep(span)).await.is_some()
 }
 
 /// Accounts and keys changed in the store, and credential files changed on disk.
@@ -54,7 +47,7 @@ async fn follow_files(app: &App) {
         if account.credential.changed_on_disk() && account.credential.reload().await {
             let problem = account.credential.problem();
             tracing::info!(account = account.name, problem, "the credential changed");
-            app.pool.credential_changed(account.id, problem.is_none());
+            app.pool.credential_changed(account.id, problem.is_none(), app.clock.now());
         }
     }
 }
@@ -68,8 +61,7 @@ async fn save_state(app: &App) {
             && let Err(error) = app.store.save_quotas(&quotas).await
         {
             tracing::warn!(%error, "quotas could not be saved");
-            app.pool
-                .mark_unsaved(quotas.iter().map(|(id, _)| *id), false);
+            app.pool.mark_unsaved(quotas.iter().map(|(id, _)| *id), false);
         }
         for (id, stop) in app.pool.take_unsaved_stops() {
             if let Err(error) = app.store.set_stop(id, stop).await {
@@ -86,11 +78,7 @@ async fn save_state(app: &App) {
 async fn prune(app: &App) {
     while pause(app, PRUNE_EVERY).await {
         let now = app.clock.now();
-        match app
-            .store
-            .prune(now.minus(ROWS_KEPT), now.minus(OWNED_FOR))
-            .await
-        {
+        match app.store.prune(now.minus(ROWS_KEPT), now.minus(OWNED_FOR)).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "deleted old requests"),
             Err(error) => tracing::warn!(%error, "old requests could not be deleted"),

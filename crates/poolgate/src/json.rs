@@ -101,10 +101,7 @@ impl Document {
             None | Some("null") => Ok(None),
             Some("true") => Ok(Some(true)),
             Some("false") => Ok(Some(false)),
-            Some(_) => Err(WrongType {
-                field,
-                wanted: "true or false",
-            }),
+            Some(_) => Err(WrongType { field, wanted: "true or false" }),
         }
     }
 
@@ -156,11 +153,7 @@ impl Patch {
         out.extend_from_slice(self.inserts.join(",").as_bytes());
         let mut bare = self.inserts.is_empty();
         for (index, member) in members.iter().enumerate() {
-            let change = self
-                .changes
-                .iter()
-                .find(|(at, _)| *at == index)
-                .map(|(_, new)| new);
+            let change = self.changes.iter().find(|(at, _)| *at == index).map(|(_, new)| new);
             if matches!(change, Some(None)) {
                 continue;
             }
@@ -218,10 +211,7 @@ fn check_depth(text: &[u8]) -> Result<(), Invalid> {
 /// Position of the closing quote of the string that opens at `open`; the last byte if there is none.
 fn string_end(text: &[u8], open: usize) -> usize {
     let mut at = open + 1;
-    while let Some(found) = text
-        .get(at..)
-        .and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
-    {
+    while let Some(found) = text.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
         at += found;
         if text[at] == b'"' {
             return at;
@@ -258,11 +248,7 @@ fn members(text: &str) -> Result<Vec<Member>, Invalid> {
         if members.iter().any(|m| m.name == name) {
             return Err(Invalid::Repeated(name.chars().take(64).collect()));
         }
-        members.push(Member {
-            name,
-            whole: start..value.end,
-            value,
-        });
+        members.push(Member { name, whole: start..value.end, value });
         if bytes.get(at) == Some(&b',') {
             at = skip(at + 1);
         }
@@ -308,10 +294,7 @@ mod tests {
             r#" {"a\"b": 1, "model" : "gpt-5.5","stream":true , "t":[{"x":"}"}], "e":"\u00e9", "n":null}"#,
         )
         .unwrap();
-        assert_eq!(
-            document.string("model").unwrap().as_deref(),
-            Some("gpt-5.5")
-        );
+        assert_eq!(document.string("model").unwrap().as_deref(), Some("gpt-5.5"));
         assert_eq!(document.string("e").unwrap().as_deref(), Some("é"));
         assert_eq!(document.string("n"), Ok(None));
         assert_eq!(document.boolean("stream"), Ok(Some(true)));
@@ -331,11 +314,7 @@ mod tests {
             ("list", "[1]".into(), Invalid::NotAnObject),
             ("too deep", format!("{{\"a\":{deep}}}"), Invalid::TooDeep),
             ("unclosed and deep", "[".repeat(10_000), Invalid::TooDeep),
-            (
-                "twice",
-                r#"{"model":"a","model":"b"}"#.into(),
-                Invalid::Repeated("model".into()),
-            ),
+            ("twice", r#"{"model":"a","model":"b"}"#.into(), Invalid::Repeated("model".into())),
             (
                 "twice, in disguise",
                 r#"{"model":"a","mod\u0065l":"b"}"#.into(),
@@ -345,15 +324,7 @@ mod tests {
         for (name, text, want) in cases {
             assert_eq!(parse(&text).err(), Some(want), "{name}");
         }
-        for text in [
-            "{",
-            "{\"a\":}",
-            "{\"a\":1}x",
-            "nul",
-            "{\"a\":\"",
-            "{'a':1}",
-            "{\"a\":1,}",
-        ] {
+        for text in ["{", "{\"a\":}", "{\"a\":1}x", "nul", "{\"a\":\"", "{'a':1}", "{\"a\":1,}"] {
             assert!(matches!(parse(text), Err(Invalid::Syntax(_))), "{text}");
         }
         let bytes = Bytes::from_static(b"{\"a\":\"\xff\"}");

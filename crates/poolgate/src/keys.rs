@@ -19,10 +19,7 @@ pub struct Keys(ArcSwap<HashMap<[u8; 32], Arc<ClientKeyRow>>>);
 
 impl Keys {
     pub fn replace(&self, rows: Vec<ClientKeyRow>) {
-        let map = rows
-            .into_iter()
-            .map(|row| (row.digest, Arc::new(row)))
-            .collect();
+        let map = rows.into_iter().map(|row| (row.digest, Arc::new(row))).collect();
         self.0.store(Arc::new(map));
     }
 
@@ -47,15 +44,5 @@ pub fn generate(
 ) -> anyhow::Result<(String, NewClientKey)> {
     let key = format!("{PREFIX}{}", random_token()?);
     let (digest, hint) = (sha256(key.as_bytes()), key[..HINT].to_owned());
-    Ok((
-        key,
-        NewClientKey {
-            name,
-            digest,
-            hint,
-            pools,
-            models,
-            expires_at,
-        },
-    ))
+    Ok((key, NewClientKey { name, digest, hint, pools, models, expires_at }))
 }

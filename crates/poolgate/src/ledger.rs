@@ -104,10 +104,7 @@ pub async fn start(
     tasks: &Tasks,
     now: Timestamp,
 ) -> anyhow::Result<Arc<Spool>> {
-    let position = store
-        .spool_position()
-        .await
-        .context("reading the spool's position")?;
+    let position = store.spool_position().await.context("reading the spool's position")?;
     let spool = Arc::new(Spool::open(dir, max_bytes, position).context("opening the spool")?);
     let mut mover = mover::Mover::new(Arc::clone(&spool), store.clone(), position);
     mover.move_all().await.context("taking over the spool")?;

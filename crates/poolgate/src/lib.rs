@@ -13,6 +13,7 @@ pub mod demo;
 pub mod egress;
 pub mod error;
 pub mod files;
+pub mod gates;
 pub mod gateway;
 pub mod jobs;
 pub mod json;

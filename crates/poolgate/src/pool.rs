@@ -5,7 +5,9 @@
 //! slot, and fifty first requests of one session land on one account. Leases exist only in memory,
 //! so a crash leaves nothing to repair.
 
+mod evidence;
 mod lease;
+mod leasing;
 mod load;
 mod view;
 
@@ -16,18 +18,19 @@ use std::time::Duration;
 use http::Uri;
 use parking_lot::Mutex;
 use poolgate_core::account::{AccountId, Kind, Speaks};
-use poolgate_core::affinity::{Affinity, SOFT_FOR};
+use poolgate_core::affinity::{Affinity, SOFT_FOR, Scope};
 use poolgate_core::availability::Account as Facts;
-use poolgate_core::choose::{Choice, Refusal, Strategy, choose};
 use poolgate_core::health::Stop;
-use poolgate_core::outcome::{Attempt, Outcome};
-use poolgate_core::quota::{Quota, Reading, Source};
-use poolgate_core::units::{Fraction, Timestamp};
+use poolgate_core::quota::Quota;
+use poolgate_core::strategy::Strategy;
+use poolgate_core::units::Timestamp;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
 use crate::credentials::Credential;
 
+pub use evidence::Resets;
 pub use lease::{Lease, Wish};
 pub use load::{load, plan_weight};
 pub use view::{AccountView, PoolView, WindowView};
@@ -37,8 +40,6 @@ const SESSIONS: usize = 100_000;
 const OWNERS: usize = 100_000;
 /// State behind a response id is kept by upstreams for at least this long.
 pub const OWNED_FOR: Duration = Duration::from_hours(24);
-/// A snapshot older than this does not say that a window is spent now.
-const FRESH: Duration = Duration::from_mins(10);
 
 /// A hash of a session's or response's name, scoped by client key.
 pub type SessionKey = [u8; 16];
@@ -70,6 +71,8 @@ struct State {
     pools: HashMap<String, Members>,
     homes: Affinity<SessionKey>,
     owners: Affinity<SessionKey>,
+    /// Cancelled when a scope's sessions move away from an account.
+    moves: HashMap<(Scope, AccountId), CancellationToken>,
     turn: u64,
 }
 
@@ -79,6 +82,9 @@ struct Live {
     facts: Facts,
     counters: Counters,
     resumed_at: Option<Timestamp>,
+    /// Cancelled when the account becomes unable to serve: requests that still wait for a head go
+    /// elsewhere, running streams finish.
+    interrupt: CancellationToken,
     /// The quota differs from what the store has.
     unsaved: bool,
     /// The stop differs from what the store has.
@@ -98,6 +104,7 @@ pub struct Counters {
 struct Members {
     ids: Vec<AccountId>,
     strategy: Strategy,
+    rebalance_threshold: Option<f64>,
 }
 
 /// An account as loaded: its shared side, and the facts it starts with.
@@ -116,12 +123,10 @@ impl Default for Pool {
             pools: HashMap::new(),
             homes: Affinity::new(SESSIONS, SOFT_FOR),
             owners: Affinity::new(OWNERS, OWNED_FOR),
+            moves: HashMap::new(),
             turn: 0,
         };
-        Self {
-            state: Mutex::new(state),
-            freed: Notify::new(),
-        }
+        Self { state: Mutex::new(state), freed: Notify::new() }
     }
 }
 
@@ -130,19 +135,12 @@ impl Pool {
     /// that stays is kept, unless an operator has resumed it since.
     pub fn replace(&self, loaded: Vec<Loaded>, pools: &[PoolSpec]) {
         let mut state = self.state.lock();
-        let mut old: HashMap<AccountId, Live> = state
-            .live
-            .drain(..)
-            .map(|live| (live.facts.id, live))
-            .collect();
-        for Loaded {
-            account,
-            mut facts,
-            resumed_at,
-        } in loaded
-        {
+        let mut old: HashMap<AccountId, Live> =
+            state.live.drain(..).map(|live| (live.facts.id, live)).collect();
+        for Loaded { account, mut facts, resumed_at } in loaded {
             let mut counters = Counters::default();
             let mut unsaved = false;
+            let mut interrupt = CancellationToken::new();
             if let Some(live) = old.remove(&facts.id) {
                 facts.quota = live.facts.quota;
                 facts.in_flight = live.facts.in_flight;
@@ -154,6 +152,12 @@ impl Pool {
                     }
                 }
                 (counters, unsaved) = (live.counters, live.unsaved);
+                facts.probing_until = live.facts.probing_until;
+                if facts.paused && !live.facts.paused {
+                    live.interrupt.cancel();
+                } else {
+                    interrupt = live.interrupt;
+                }
             }
             let account = Arc::new(account);
             state.live.push(Live {
@@ -161,34 +165,27 @@ impl Pool {
                 facts,
                 counters,
                 resumed_at,
+                interrupt,
                 unsaved,
                 unsaved_stop: false,
             });
         }
         let everyone: Vec<AccountId> = state.live.iter().map(|live| live.facts.id).collect();
-        let by_name: HashMap<&str, AccountId> = state
-            .live
-            .iter()
-            .map(|live| (live.account.name.as_str(), live.facts.id))
-            .collect();
+        let by_name: HashMap<&str, AccountId> =
+            state.live.iter().map(|live| (live.account.name.as_str(), live.facts.id)).collect();
         let mut members: HashMap<String, Members> = pools
             .iter()
             .map(|pool| {
-                let named = pool
-                    .members
-                    .iter()
-                    .filter_map(|name| by_name.get(name.as_str()).copied());
+                let named =
+                    pool.members.iter().filter_map(|name| by_name.get(name.as_str()).copied());
                 let all = pool.name == DEFAULT_POOL && pool.members.is_empty();
-                let ids = if all {
-                    everyone.clone()
-                } else {
-                    named.collect()
-                };
+                let ids = if all { everyone.clone() } else { named.collect() };
                 (
                     pool.name.clone(),
                     Members {
                         ids,
                         strategy: pool.strategy,
+                        rebalance_threshold: pool.rebalance_threshold,
                     },
                 )
             })
@@ -196,53 +193,11 @@ impl Pool {
         members.entry(DEFAULT_POOL.to_owned()).or_insert(Members {
             ids: everyone,
             strategy: Strategy::default(),
+            rebalance_threshold: None,
         });
         state.pools = members;
         drop(state);
         self.freed.notify_waiters();
-    }
-
-    /// Chooses an account and counts the attempt in, as one step.
-    pub fn lease(self: &Arc<Self>, wish: &Wish<'_>, now: Timestamp) -> Result<Lease, Refusal> {
-        let mut state = self.state.lock();
-        let owner = wish.owner.and_then(|owner| state.owners.home(&owner, now));
-        let turn = wish.turn.and_then(|turn| state.owners.home(&turn, now));
-        let home = turn.or_else(|| state.homes.home(&wish.session?, now));
-        let (ids, strategy) = state.members(wish.pools);
-        state.turn = state.turn.wrapping_add(1);
-        let candidates: Vec<&Facts> = ids
-            .iter()
-            .filter_map(|id| state.live.iter().find(|live| live.facts.id == *id))
-            .map(|live| &live.facts)
-            .collect();
-        let choice = Choice {
-            ask: wish.ask,
-            strategy,
-            owner,
-            home,
-            tried: wish.tried,
-            turn: state.turn,
-            seed: wish.seed,
-            now,
-        };
-        let id = choose(&candidates, &choice)?;
-        if let Some(session) = wish.session {
-            state.homes.settle(session, id, now);
-        }
-        let live = state
-            .live
-            .iter_mut()
-            .find(|live| live.facts.id == id)
-            .expect("chosen from it");
-        live.counters.attempts += 1;
-        let counted = wish.is_counted();
-        if counted {
-            live.facts.in_flight += 1;
-        }
-        let account = Arc::clone(&live.account);
-        // A turn nobody remembers is taken for this account's, until the account fails.
-        let moved = wish.turn.is_some() && turn.map_or(!wish.tried.is_empty(), |home| home != id);
-        Ok(Lease::new(Arc::clone(self), account, moved, counted))
     }
 
     /// Resolves when an account may have become able to serve. Made before asking for a lease, it
@@ -260,110 +215,24 @@ impl Pool {
 
     fn with<T>(&self, id: AccountId, change: impl FnOnce(&mut Live) -> T) -> Option<T> {
         let mut state = self.state.lock();
-        state
-            .live
-            .iter_mut()
-            .find(|live| live.facts.id == id)
-            .map(change)
-    }
-
-    /// What an answer's headers or events say about the account's windows.
-    pub fn observe(&self, id: AccountId, readings: &[Reading], source: Source, now: Timestamp) {
-        if !readings.is_empty() {
-            self.with(id, |live| {
-                live.unsaved |= live.facts.quota.merge(readings, source, now);
-            });
-        }
-    }
-
-    /// What an attempt came to.
-    pub fn settle(&self, id: AccountId, outcome: Outcome, attempt: Attempt<'_>) {
-        self.with(id, |live| {
-            let stop = live.facts.health.stop;
-            outcome.apply(&mut live.facts.health, attempt);
-            live.unsaved_stop |= live.facts.health.stop != stop;
-            live.counters.served += u64::from(outcome == Outcome::Served);
-        });
-        if outcome == Outcome::Served {
-            self.freed.notify_waiters();
-        }
-    }
-
-    pub fn note_failover(&self, id: AccountId) {
-        self.with(id, |live| live.counters.failovers += 1);
-    }
-
-    pub fn stop_account(&self, id: AccountId, stop: Stop) {
-        self.with(id, |live| {
-            live.unsaved_stop |= live.facts.health.stop != Some(stop);
-            live.facts.health.stop = Some(stop);
-        });
-    }
-
-    /// The credential came, went, or was replaced.
-    pub fn credential_changed(&self, id: AccountId, usable: bool) {
-        self.with(id, |live| {
-            live.facts.has_credential = usable;
-            if usable {
-                let stop = live.facts.health.stop;
-                live.facts.health.logged_in();
-                live.unsaved_stop |= live.facts.health.stop != stop;
-            }
-        });
-        self.freed.notify_waiters();
-    }
-
-    /// Remembers which account holds the state behind a response.
-    pub fn own(&self, response: SessionKey, account: AccountId, at: Timestamp) {
-        self.state.lock().owners.settle(response, account, at);
-    }
-
-    /// Reset of the account's window that is spent, by readings less than ten minutes old; the
-    /// furthest one. And the nearest reset of any of its windows.
-    pub fn resets(&self, id: AccountId, now: Timestamp) -> (Option<Timestamp>, Option<Timestamp>) {
-        self.with(id, |live| {
-            let fresh = |at: Timestamp| now <= at.plus(FRESH);
-            let quota = &live.facts.quota;
-            let spent = quota
-                .ordinary()
-                .filter(|w| fresh(w.observed_at) && w.used_at(now) == Fraction::ONE);
-            let ahead = quota
-                .ordinary()
-                .filter_map(|w| w.resets_at)
-                .filter(|at| *at > now);
-            (spent.filter_map(|w| w.resets_at).max(), ahead.min())
-        })
-        .unwrap_or_default()
+        state.live.iter_mut().find(|live| live.facts.id == id).map(change)
     }
 
     /// Accounts of the pools, for calls that are not attempts.
     pub fn members(&self, pools: &[String]) -> Vec<Arc<Account>> {
         let state = self.state.lock();
-        let (ids, _) = state.members(pools);
+        let Members { ids, .. } = state.members(pools);
         let find = |id: &AccountId| state.live.iter().find(|live| live.facts.id == *id);
-        ids.iter()
-            .filter_map(find)
-            .map(|live| Arc::clone(&live.account))
-            .collect()
+        ids.iter().filter_map(find).map(|live| Arc::clone(&live.account)).collect()
     }
 
     pub fn accounts(&self) -> Vec<Arc<Account>> {
-        self.state
-            .lock()
-            .live
-            .iter()
-            .map(|live| Arc::clone(&live.account))
-            .collect()
+        self.state.lock().live.iter().map(|live| Arc::clone(&live.account)).collect()
     }
 
     /// Attempts running now, on all accounts.
     pub fn in_flight(&self) -> u32 {
-        self.state
-            .lock()
-            .live
-            .iter()
-            .map(|live| live.facts.in_flight)
-            .sum()
+        self.state.lock().live.iter().map(|live| live.facts.in_flight).sum()
     }
 
     /// Quotas that the store does not have yet; they count as saved from here on.
@@ -402,21 +271,24 @@ impl Pool {
 
 impl State {
     /// Members of all named pools in order, each once; none named: the default pool. The first
-    /// pool's strategy decides.
-    fn members(&self, pools: &[String]) -> (Vec<AccountId>, Strategy) {
+    /// pool's rules decide.
+    fn members(&self, pools: &[String]) -> Members {
         let default = [DEFAULT_POOL.to_owned()];
         let names = if pools.is_empty() { &default } else { pools };
         let mut found = names.iter().filter_map(|name| self.pools.get(name));
-        let Some(first) = found.next() else {
-            return (Vec::new(), Strategy::default());
+        let Some(mut members) = found.next().cloned() else {
+            return Members {
+                ids: vec![],
+                strategy: Strategy::default(),
+                rebalance_threshold: None,
+            };
         };
-        let mut ids = first.ids.clone();
         for more in found.flat_map(|members| &members.ids) {
-            if !ids.contains(more) {
-                ids.push(*more);
+            if !members.ids.contains(more) {
+                members.ids.push(*more);
             }
         }
-        (ids, first.strategy)
+        members
     }
 }
 

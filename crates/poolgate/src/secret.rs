@@ -63,13 +63,9 @@ const MASTER_KEY_ENV: &str = "POOLGATE_MASTER_KEY";
 
 impl MasterKey {
     pub fn from_base64(text: &str) -> anyhow::Result<Self> {
-        let bytes = STANDARD
-            .decode(text.trim())
-            .context("the master key is not base64")?;
-        let bytes: [u8; 32] = bytes
-            .try_into()
-            .ok()
-            .context("the master key must be 32 bytes in base64")?;
+        let bytes = STANDARD.decode(text.trim()).context("the master key is not base64")?;
+        let bytes: [u8; 32] =
+            bytes.try_into().ok().context("the master key must be 32 bytes in base64")?;
         let key = UnboundKey::new(&AES_256_GCM_SIV, &bytes).expect("32 bytes fit AES-256");
         let fingerprint = sha256(&[b"poolgate master key".as_slice(), &bytes].concat());
         Ok(Self(LessSafeKey::new(key), fingerprint))
@@ -79,10 +75,7 @@ impl MasterKey {
     /// made with a fresh key when it does not exist.
     pub fn load(file: &Path) -> anyhow::Result<Self> {
         if let Some(text) = std::env::var_os(MASTER_KEY_ENV) {
-            let text = text
-                .into_string()
-                .ok()
-                .context("POOLGATE_MASTER_KEY is not text")?;
+            let text = text.into_string().ok().context("POOLGATE_MASTER_KEY is not text")?;
             return Self::from_base64(&text).context(MASTER_KEY_ENV);
         }
         let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
@@ -128,13 +121,9 @@ impl MasterKey {
         };
         let mut plain = sealed.to_vec();
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let opened = self
-            .0
-            .open_in_place(nonce, Aad::from(place.as_bytes()), &mut plain);
-        let length = opened
-            .ok()
-            .with_context(|| format!("wrong key, or value moved: {place}"))?
-            .len();
+        let opened = self.0.open_in_place(nonce, Aad::from(place.as_bytes()), &mut plain);
+        let length =
+            opened.ok().with_context(|| format!("wrong key, or value moved: {place}"))?.len();
         plain.truncate(length);
         Ok(plain)
     }

@@ -43,11 +43,7 @@ impl Server {
             .await
             .with_context(|| format!("listening on {wanted}: is something else using the port?"))?;
         let address = listener.local_addr()?;
-        Ok(Self {
-            app,
-            listener,
-            address,
-        })
+        Ok(Self { app, listener, address })
     }
 
     /// Serves until `stop`, then drains. `false`: requests were still running at the time-out.
@@ -98,11 +94,7 @@ impl Connections {
             .initial_connection_window_size(H2_WINDOW)
             .max_header_list_size(u32::try_from(HEAD_MAX_BYTES).unwrap_or(u32::MAX))
             .keep_alive_interval(Duration::from_secs(20));
-        Self {
-            app,
-            builder,
-            abort: CancellationToken::new(),
-        }
+        Self { app, builder, abort: CancellationToken::new() }
     }
 
     fn serve(&self, stream: TcpStream, graceful: &GracefulShutdown) {
@@ -114,10 +106,7 @@ impl Connections {
             let app = Arc::clone(&app);
             async move { Ok::<_, std::convert::Infallible>(gateway::handle(app, request).await) }
         });
-        let connection = self
-            .builder
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned();
+        let connection = self.builder.serve_connection(TokioIo::new(stream), service).into_owned();
         let connection = graceful.watch(connection);
         let abort = self.abort.clone();
         self.app.tasks.spawn(async move {
@@ -135,10 +124,7 @@ pub fn stop_signal() -> anyhow::Result<CancellationToken> {
     let mut int = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let stop = CancellationToken::new();
     let token = stop.clone();
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "it must outlive the drain of all tasks"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "it must outlive the drain of all tasks")]
     tokio::spawn(async move {
         let mut next = async || {
             tokio::select! {
@@ -150,10 +136,7 @@ pub fn stop_signal() -> anyhow::Result<CancellationToken> {
         token.cancel();
         next().await;
         tracing::warn!("second signal: ending at once");
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "asked to, twice; the spool survives it"
-        )]
+        #[expect(clippy::disallowed_methods, reason = "asked to, twice; the spool survives it")]
         std::process::exit(130);
     });
     Ok(stop)

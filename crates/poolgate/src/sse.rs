@@ -16,10 +16,7 @@ pub struct Event<'a> {
 }
 
 #[derive(Debug, Default)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each remembers one byte or line seen before"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each remembers one byte or line seen before")]
 pub struct Scanner {
     /// The unfinished line.
     line: Vec<u8>,
@@ -80,10 +77,7 @@ impl Scanner {
         }
         if line.is_empty() {
             if self.has_data && !self.too_large {
-                on(Event {
-                    name: &self.name,
-                    data: &self.data,
-                });
+                on(Event { name: &self.name, data: &self.data });
             }
             self.name.clear();
             self.data.clear();
@@ -143,37 +137,13 @@ mod tests {
     #[test]
     fn follows_the_grammar() {
         let cases: [(&str, &[u8], Vec<(String, String)>); 8] = [
-            (
-                "plain",
-                b"data: a\n\ndata:b\n\n",
-                vec![event("", "a"), event("", "b")],
-            ),
-            (
-                "named",
-                b"event: x\ndata: 1\n\ndata: 2\n\n",
-                vec![event("x", "1"), event("", "2")],
-            ),
+            ("plain", b"data: a\n\ndata:b\n\n", vec![event("", "a"), event("", "b")]),
+            ("named", b"event: x\ndata: 1\n\ndata: 2\n\n", vec![event("x", "1"), event("", "2")]),
             ("lines", b"data: a\ndata: b\n\n", vec![event("", "a\nb")]),
-            (
-                "CRLF",
-                b"event: x\r\ndata: a\r\n\r\n",
-                vec![event("x", "a")],
-            ),
-            (
-                "CR",
-                b"data: a\r\rdata: b\r\r",
-                vec![event("", "a"), event("", "b")],
-            ),
-            (
-                "comments",
-                b": hi\n\nid: 7\nretry: 1\ndata: a\n\n",
-                vec![event("", "a")],
-            ),
-            (
-                "byte order mark",
-                b"\xef\xbb\xbfdata: a\n\n",
-                vec![event("", "a")],
-            ),
+            ("CRLF", b"event: x\r\ndata: a\r\n\r\n", vec![event("x", "a")]),
+            ("CR", b"data: a\r\rdata: b\r\r", vec![event("", "a"), event("", "b")]),
+            ("comments", b": hi\n\nid: 7\nretry: 1\ndata: a\n\n", vec![event("", "a")]),
+            ("byte order mark", b"\xef\xbb\xbfdata: a\n\n", vec![event("", "a")]),
             ("unfinished", b"data: a\n\ndata: b\n", vec![event("", "a")]),
         ];
         for (name, bytes, want) in cases {
@@ -200,12 +170,7 @@ mod tests {
 
     #[test]
     fn passes_over_a_giant_event_and_goes_on() {
-        let giant = [
-            b"data: ".as_slice(),
-            &vec![b'x'; EVENT_MAX + 1],
-            b"\n\ndata: a\n\n",
-        ]
-        .concat();
+        let giant = [b"data: ".as_slice(), &vec![b'x'; EVENT_MAX + 1], b"\n\ndata: a\n\n"].concat();
         let chunks: Vec<&[u8]> = giant.chunks(1 << 20).collect();
         assert_eq!(scan(&chunks), [event("", "a")]);
         assert_eq!(scan(&[&giant]), [event("", "a")]);

@@ -60,16 +60,9 @@ impl Store {
             .await
             .with_context(|| format!("opening {}", path.display()))?;
         check_version(&write).await?;
-        migrations()
-            .run(&write)
-            .await
-            .context("bringing the database schema up to date")?;
-        let reader = options
-            .synchronous(SqliteSynchronous::Normal)
-            .read_only(true);
-        let read = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_lazy_with(reader);
+        migrations().run(&write).await.context("bringing the database schema up to date")?;
+        let reader = options.synchronous(SqliteSynchronous::Normal).read_only(true);
+        let read = SqlitePoolOptions::new().max_connections(4).connect_lazy_with(reader);
         Ok(Self { write, read })
     }
 
@@ -112,9 +105,7 @@ impl Store {
 
     /// `ok`, or what is wrong with the file.
     pub async fn integrity(&self) -> sqlx::Result<String> {
-        sqlx::query_scalar("PRAGMA integrity_check")
-            .fetch_one(&self.read)
-            .await
+        sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&self.read).await
     }
 
     pub async fn close(&self) {
@@ -136,12 +127,8 @@ fn migrations() -> Migrator {
 }
 
 async fn check_version(db: &SqlitePool) -> anyhow::Result<()> {
-    let version: String = sqlx::query_scalar("SELECT sqlite_version()")
-        .fetch_one(db)
-        .await?;
-    let mut parts = version
-        .split('.')
-        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(db).await?;
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let mut next = || parts.next().unwrap_or(0);
     let version_number = (next(), next(), next());
     let fixed = version_number >= SQLITE_AT_LEAST
@@ -164,9 +151,7 @@ mod tests {
         let store = Store::open(&dir.path().join("data")).await.unwrap();
         assert_eq!(store.integrity().await.unwrap(), "ok");
         store.close().await;
-        Store::open(&dir.path().join("data"))
-            .await
-            .expect("opens a second time");
+        Store::open(&dir.path().join("data")).await.expect("opens a second time");
     }
 
     #[tokio::test]

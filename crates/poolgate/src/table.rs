@@ -1,10 +1,97 @@
-//! Placeholder while the table is being written.
-pub struct Style;
+//! The accounts of a gateway as a table for people: `poolgate status`, and the demo's live picture.
+//!
+//! Bars show what *remains*, since that is what one looks for. The table never exceeds its width:
+//! of several layouts, from rich to poor, the first that fits is taken. Names and texts come from
+//! outside, so whatever could move the cursor or turn the line around is shown escaped.
+
+mod cell;
+mod column;
+mod figures;
+mod layout;
+mod span;
+pub mod terminal;
+mod text;
+mod windows;
+
+#[cfg(test)]
+mod tests;
+
+use crate::admin::Status;
+use crate::pool::AccountView;
+
+use cell::{Cell, Paint};
+use layout::Layout;
+pub use span::span;
+pub use text::{clean, cut};
+
+/// How to draw, which depends on where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    /// Columns that may be used.
+    pub width: usize,
+    pub color: bool,
+}
+
+/// Columns where nobody says how many there are, as in a pipe.
+const WIDTH_UNKNOWN: usize = 100;
+
 impl Style {
-    pub fn detect(_: bool) -> Self {
-        Self
+    /// What suits standard output.
+    pub fn detect(is_terminal: bool) -> Self {
+        let named = std::env::var("COLUMNS").ok().and_then(|columns| columns.trim().parse().ok());
+        let known = || is_terminal.then(terminal::size).flatten().map(|size| size.columns);
+        let width = named.filter(|columns| *columns > 0).or_else(known).unwrap_or(WIDTH_UNKNOWN);
+        // https://no-color.org: set and not empty, whatever the value.
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self { width, color: is_terminal && !refused && !dumb }
     }
 }
-pub fn render(_: &crate::admin::Status, _: Style) -> String {
-    String::new()
+
+/// The whole picture, each line ended.
+pub fn render(status: &Status, style: Style) -> String {
+    let mut lines = vec![header(status)];
+    let accounts = &status.pool.accounts;
+    if accounts.is_empty() {
+        lines.push(Cell::of("no accounts yet: poolgate account add --help", Paint::Plain));
+    } else {
+        lines.push(Cell::default());
+        lines.extend(Layout::fitting(status, style.width).lines(status));
+    }
+    lines.extend(accounts.iter().filter_map(problem));
+    let mut picture = String::new();
+    for line in lines {
+        line.cut(style.width).write(style.color, &mut picture);
+        picture.truncate(picture.trim_end_matches(' ').len());
+        picture.push('\n');
+    }
+    picture
+}
+
+fn header(status: &Status) -> Cell {
+    let accounts = &status.pool.accounts;
+    let ready = accounts.iter().filter(|account| account.state == "ready").count();
+    let mut line = Cell::of(&format!("poolgate {}", clean(&status.version)), Paint::Bold);
+    line.push(&format!("  {ready} of {} accounts ready", accounts.len()), Paint::Plain);
+    line.push(&format!("  {} running", status.in_flight), Paint::Plain);
+    let waiting = match status.spool_waiting_bytes {
+        0 => "  records all stored".to_owned(),
+        bytes => format!("  {} of records waiting", size(bytes)),
+    };
+    line.push(&waiting, Paint::Plain);
+    line
+}
+
+fn problem(account: &AccountView) -> Option<Cell> {
+    let problem = account.problem.as_deref()?;
+    let text = format!("! {}: {}", clean(&account.name), clean(problem));
+    Some(Cell::of(&text, Paint::Bad))
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_000 => format!("{bytes} B"),
+        10_000..10_000_000 => format!("{} kB", bytes / 1000),
+        _ => format!("{} MB", bytes / 1_000_000),
+    }
 }

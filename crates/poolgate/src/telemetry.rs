@@ -16,9 +16,5 @@ pub fn init(json: bool) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // A second call, in a test, changes nothing.
-    let _ = if json {
-        builder.json().try_init()
-    } else {
-        builder.with_target(false).try_init()
-    };
+    let _ = if json { builder.json().try_init() } else { builder.with_target(false).try_init() };
 }

@@ -22,9 +22,7 @@ fn main() -> io::Result<()> {
     match arguments.next().as_deref() {
         Some("serve") => serve(),
         requests => {
-            let requests = requests
-                .map_or(Ok(200_000), str::parse)
-                .map_err(io::Error::other)?;
+            let requests = requests.map_or(Ok(200_000), str::parse).map_err(io::Error::other)?;
             let connections = arguments.next().map_or(Ok(16), |n| n.parse());
             load(requests, connections.map_err(io::Error::other)?)
         }
@@ -33,23 +31,13 @@ fn main() -> io::Result<()> {
 
 /// The child: prints the address and the head of requests, ends when its stdin does.
 fn serve() -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let unlimited = WindowSpec {
-            length_s: 18_000,
-            capacity: 1e12,
-            used: 0.0,
-            resets_in_s: None,
-        };
+        let unlimited =
+            WindowSpec { length_s: 18_000, capacity: 1e12, used: 0.0, resets_in_s: None };
         let mut spec = AccountSpec::new(Kind::Codex, "load");
         spec.windows = Some(vec![unlimited]);
-        let scenario = Scenario {
-            journal: false,
-            accounts: vec![spec],
-            ..Scenario::default()
-        };
+        let scenario = Scenario { journal: false, accounts: vec![spec], ..Scenario::default() };
         let sim = Sim::start(scenario).await?;
         let account = sim.account("load").expect("the scenario has it");
         println!("{}", sim.url().trim_start_matches("http://"));
@@ -69,11 +57,7 @@ fn load(requests: usize, connections: usize) -> io::Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-    let mut line = || {
-        lines
-            .next()
-            .unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
-    };
+    let mut line = || lines.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
     let (address, token, workspace) = (line()?, line()?, line()?);
     let body = r#"{"model":"gpt-5.5","stream":true,"store":false,"input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"say hi"}]}]}"#;
     let request = format!(
@@ -104,14 +88,8 @@ fn load(requests: usize, connections: usize) -> io::Result<()> {
         ticks / TICKS_PER_S * 1e6 / done
     };
     println!("requests/s          {:.0}", done / took.as_secs_f64());
-    println!(
-        "sim user µs/req     {:.2}",
-        per_request(sim_after.0 - sim_before.0)
-    );
-    println!(
-        "sim system µs/req   {:.2}",
-        per_request(sim_after.1 - sim_before.1)
-    );
+    println!("sim user µs/req     {:.2}", per_request(sim_after.0 - sim_before.0));
+    println!("sim system µs/req   {:.2}", per_request(sim_after.1 - sim_before.1));
     let own = own_after.0 + own_after.1 - own_before.0 - own_before.1;
     println!("loader µs/req       {:.2}", per_request(own));
     drop(child.stdin.take());
@@ -149,14 +127,7 @@ fn run(sockets: &mut [TcpStream], request: &str, rounds: usize) -> io::Result<()
 fn cpu(pid: &str) -> io::Result<(u64, u64)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is a name in brackets which may hold spaces; the fields follow it.
-    let fields: Vec<_> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or("")
-        .split_whitespace()
-        .collect();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
     let field = |index: usize| fields.get(index).and_then(|field| field.parse().ok());
-    field(11)
-        .zip(field(12))
-        .ok_or_else(|| io::Error::other("unreadable /proc/<pid>/stat"))
+    field(11).zip(field(12)).ok_or_else(|| io::Error::other("unreadable /proc/<pid>/stat"))
 }

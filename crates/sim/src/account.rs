@@ -30,10 +30,7 @@ pub struct Account {
 
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Account")
-            .field("kind", &self.kind())
-            .field("name", &self.name())
-            .finish()
+        f.debug_struct("Account").field("kind", &self.kind()).field("name", &self.name()).finish()
     }
 }
 
@@ -64,11 +61,7 @@ impl Account {
     /// # Panics
     /// The account is not a codex one.
     pub fn auth_json(&self) -> String {
-        assert_eq!(
-            self.kind(),
-            Kind::Codex,
-            "only codex accounts have an auth.json"
-        );
+        assert_eq!(self.kind(), Kind::Codex, "only codex accounts have an auth.json");
         let (grant, issued_at) = self.inner.newest_grant();
         json!({
             "auth_mode": "chatgpt",
@@ -89,11 +82,7 @@ impl Account {
     /// # Panics
     /// The account is not a claude one.
     pub fn credentials_json(&self) -> String {
-        assert_eq!(
-            self.kind(),
-            Kind::Claude,
-            "only claude accounts have a .credentials.json"
-        );
+        assert_eq!(self.kind(), Kind::Claude, "only claude accounts have a .credentials.json");
         let (grant, _) = self.inner.newest_grant();
         let plan = self.inner.plan();
         json!({"claudeAiOauth": {
@@ -112,16 +101,12 @@ impl Account {
     /// # Panics
     /// The account is a subscription.
     pub fn api_key(&self) -> String {
-        self.inner
-            .key()
-            .expect("only openai and anthropic accounts have a key")
+        self.inner.key().expect("only openai and anthropic accounts have a key")
     }
 
     /// What to send as the credential now: the key, or the newest access token.
     pub fn credential(&self) -> String {
-        self.inner
-            .key()
-            .unwrap_or_else(|| self.inner.newest_grant().0.access)
+        self.inner.key().unwrap_or_else(|| self.inner.newest_grant().0.access)
     }
 
     /// The refresh token that works next.
@@ -152,13 +137,7 @@ impl Account {
         resets_in: Duration,
     ) -> &Self {
         let mut state = self.inner.state.lock();
-        state.quota.set(
-            &self.world.clock,
-            length,
-            capacity_units,
-            used_units,
-            resets_in,
-        );
+        state.quota.set(&self.world.clock, length, capacity_units, used_units, resets_in);
         drop(state);
         self
     }
@@ -175,12 +154,7 @@ impl Account {
     /// There is no such window.
     pub fn set_used(&self, length: Duration, fraction: f64) -> &Self {
         let now = self.world.clock.now();
-        let found = self
-            .inner
-            .state
-            .lock()
-            .quota
-            .set_used(now, length, fraction);
+        let found = self.inner.state.lock().quota.set_used(now, length, fraction);
         assert!(found, "{} has no window of {length:?}", self.name());
         self
     }
@@ -189,10 +163,7 @@ impl Account {
     pub fn used(&self, length: Duration) -> Option<f64> {
         let now = self.world.clock.now();
         let readings = self.inner.state.lock().quota.readings(now);
-        readings
-            .iter()
-            .find(|reading| reading.length == length)
-            .map(|reading| reading.used)
+        readings.iter().find(|reading| reading.length == length).map(|reading| reading.used)
     }
 
     /// Units that an answered request costs in every window (1).
@@ -253,12 +224,7 @@ impl Account {
     /// # Panics
     /// There was no [`Self::own_port`].
     pub fn refuse_connections(&self) {
-        self.inner
-            .listener
-            .lock()
-            .as_mut()
-            .expect("own_port() comes first")
-            .close();
+        self.inner.listener.lock().as_mut().expect("own_port() comes first").close();
     }
 
     /// Opens its listener again, on the same port.

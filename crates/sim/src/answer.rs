@@ -56,19 +56,13 @@ struct Mark {
 
 impl Events {
     pub fn with_capacity(bytes: usize, events: usize) -> Self {
-        Self {
-            text: String::with_capacity(bytes),
-            marks: Vec::with_capacity(events),
-        }
+        Self { text: String::with_capacity(bytes), marks: Vec::with_capacity(events) }
     }
 
     /// Appends one event, which `write` writes.
     pub fn push(&mut self, role: Role, write: impl FnOnce(&mut String)) {
         write(&mut self.text);
-        self.marks.push(Mark {
-            end: self.text.len(),
-            role,
-        });
+        self.marks.push(Mark { end: self.text.len(), role });
     }
 
     /// The events, each with its role.
@@ -84,11 +78,7 @@ impl Events {
 
     /// Keeps only the events up to the first that is not of the opening.
     pub fn keep_opening(&mut self) {
-        let opening = self
-            .marks
-            .iter()
-            .take_while(|mark| mark.role == Role::Opening)
-            .count();
+        let opening = self.marks.iter().take_while(|mark| mark.role == Role::Opening).count();
         self.keep(opening);
     }
 

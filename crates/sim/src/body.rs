@@ -60,14 +60,7 @@ impl Playback {
         ending: Arc<Ending>,
     ) -> Self {
         let steps = steps.into_iter();
-        let mut body = Self {
-            steps,
-            length,
-            pause: None,
-            flushed: false,
-            record,
-            ending,
-        };
+        let mut body = Self { steps, length, pause: None, flushed: false, record, ending };
         if body.is_over() {
             body.close(End::Complete);
         }
@@ -139,7 +132,6 @@ impl Body for Playback {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.length
-            .map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

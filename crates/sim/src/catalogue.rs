@@ -30,12 +30,7 @@ static OPENAI: LazyLock<Bytes> = LazyLock::new(|| {
 });
 
 static ANTHROPIC: LazyLock<Bytes> = LazyLock::new(|| {
-    let ids = [
-        "claude-opus-5-5",
-        "claude-sonnet-5-5",
-        "claude-sonnet-5",
-        "claude-haiku-4-5",
-    ];
+    let ids = ["claude-opus-5-5", "claude-sonnet-5-5", "claude-sonnet-5", "claude-haiku-4-5"];
     let created_at = "2025-01-01T00:00:00Z";
     let model =
         |id: &str| json!({"type": "model", "id": id, "display_name": id, "created_at": created_at});

@@ -18,15 +18,8 @@ pub struct Clock {
 impl Clock {
     /// `scale`: simulated seconds in one real second; not above 0 counts as 1.
     pub fn new(scale: f64) -> Self {
-        let scale = if scale.is_finite() && scale > 0.0 {
-            scale
-        } else {
-            1.0
-        };
-        Self {
-            scale,
-            ahead: AtomicI64::new(0),
-        }
+        let scale = if scale.is_finite() && scale > 0.0 { scale } else { 1.0 };
+        Self { scale, ahead: AtomicI64::new(0) }
     }
 
     pub fn now(&self) -> Millis {
@@ -42,11 +35,7 @@ impl Clock {
     /// The real length of a simulated duration; at least 1 ms unless it was zero.
     pub fn compress(&self, simulated: Duration) -> Millis {
         let real = simulated.div_f64(self.scale);
-        if simulated.is_zero() {
-            0
-        } else {
-            millis(real).max(1)
-        }
+        if simulated.is_zero() { 0 } else { millis(real).max(1) }
     }
 }
 
@@ -61,7 +50,5 @@ pub fn ceil_seconds(at: Millis) -> i64 {
 
 /// RFC 3339 in UTC.
 pub fn rfc3339(at: Millis) -> String {
-    jiff::Timestamp::from_millisecond(at)
-        .unwrap_or_default()
-        .to_string()
+    jiff::Timestamp::from_millisecond(at).unwrap_or_default().to_string()
 }

@@ -92,9 +92,7 @@ impl<'a> Wishes<'a> {
         if let Some(bytes) = self.bytes {
             resize(&mut text, bytes.min(TEXT_MAX_BYTES));
         } else if let (None, Some(events)) = (self.say, self.events) {
-            let missing = events
-                .min(TEXT_MAX_BYTES)
-                .saturating_sub(text.chars().count());
+            let missing = events.min(TEXT_MAX_BYTES).saturating_sub(text.chars().count());
             text.extend(std::iter::repeat_n('.', missing));
         }
         text
@@ -110,9 +108,7 @@ impl Shape {
             gap: Duration::from_millis(wishes.gap_ms),
             first: Duration::from_millis(wishes.first_ms),
             reason: wishes.reason,
-            input_tokens: wishes
-                .input_tokens
-                .unwrap_or(8 + user_text.len() as u64 / 4),
+            input_tokens: wishes.input_tokens.unwrap_or(8 + user_text.len() as u64 / 4),
             output_tokens: wishes.output_tokens.unwrap_or(1 + text.len() as u64 / 4),
             cached_tokens: wishes.cached_tokens,
             text,
@@ -128,9 +124,7 @@ impl Shape {
         let place = move |part: usize| {
             let character = part * characters / parts;
             let starts = starts.as_ref();
-            starts.map_or(character, |s| {
-                s.get(character).copied().unwrap_or(self.text.len())
-            })
+            starts.map_or(character, |s| s.get(character).copied().unwrap_or(self.text.len()))
         };
         (0..parts).map(move |part| &self.text[place(part)..place(part + 1)])
     }
@@ -175,14 +169,8 @@ mod tests {
     #[test]
     fn usage_follows_the_rule_or_the_wish() {
         let shape = Shape::of("four");
-        assert_eq!(
-            (shape.input_tokens, shape.output_tokens, shape.cached_tokens),
-            (9, 4, 0)
-        );
+        assert_eq!((shape.input_tokens, shape.output_tokens, shape.cached_tokens), (9, 4, 0));
         let shape = Shape::of("[[input_tokens=7]][[output_tokens=9]][[cached_tokens=3]]");
-        assert_eq!(
-            (shape.input_tokens, shape.output_tokens, shape.cached_tokens),
-            (7, 9, 3)
-        );
+        assert_eq!((shape.input_tokens, shape.output_tokens, shape.cached_tokens), (7, 9, 3));
     }
 }

@@ -25,12 +25,7 @@ pub fn json_reply(status: u16, body: &Value) -> Reply {
     headers::content_type(&mut headers, false);
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let content = Content::Json(Bytes::from(body.to_string()));
-    Reply {
-        status,
-        headers,
-        content,
-        pace: Pace::default(),
-    }
+    Reply { status, headers, content, pace: Pace::default() }
 }
 
 pub fn detail(status: u16, text: &str) -> Reply {
@@ -38,11 +33,7 @@ pub fn detail(status: u16, text: &str) -> Reply {
 }
 
 fn refuse(dialect: Dialect, status: u16, id: &str, words: &Words<'_>) -> Reply {
-    let Words {
-        kind,
-        code,
-        message,
-    } = *words;
+    let Words { kind, code, message } = *words;
     let body = match dialect {
         Dialect::Anthropic => {
             json!({"type": "error", "error": {"type": kind, "message": message}, "request_id": id})
@@ -62,16 +53,8 @@ fn words<'a>(
     message: &'a str,
 ) -> Words<'a> {
     match dialect {
-        Dialect::Anthropic => Words {
-            kind: anthropic,
-            code: None,
-            message,
-        },
-        _ => Words {
-            kind: openai.0,
-            code: Some(openai.1),
-            message,
-        },
+        Dialect::Anthropic => Words { kind: anthropic, code: None, message },
+        _ => Words { kind: openai.0, code: Some(openai.1), message },
     }
 }
 
@@ -93,23 +76,14 @@ pub fn unauthorized(dialect: Dialect, id: &str, stale: bool) -> Reply {
         (Dialect::Codex, false) => "invalid_token",
         _ => "invalid_api_key",
     };
-    let words = words(
-        dialect,
-        "authentication_error",
-        ("invalid_request_error", code),
-        message,
-    );
+    let words = words(dialect, "authentication_error", ("invalid_request_error", code), message);
     refuse(dialect, 401, id, &words)
 }
 
 /// 401 for an OAuth token without the beta that admits it.
 pub fn oauth_beta_missing(id: &str) -> Reply {
     let message = "OAuth authentication is currently not supported.";
-    let words = Words {
-        kind: "authentication_error",
-        code: None,
-        message,
-    };
+    let words = Words { kind: "authentication_error", code: None, message };
     refuse(Dialect::Anthropic, 401, id, &words)
 }
 
@@ -121,22 +95,14 @@ pub fn forbidden(dialect: Dialect, id: &str) -> Reply {
     if dialect == Dialect::Anthropic {
         // The code is what a gateway is to see; Anthropic's own shape has no place for one.
         let error = json!({"type": "forbidden_error", "message": message});
-        reply = json_reply(
-            403,
-            &json!({"type": "error", "error": error, "request_id": id}),
-        );
+        reply = json_reply(403, &json!({"type": "error", "error": error, "request_id": id}));
     }
     reply
 }
 
 pub fn invalid(dialect: Dialect, id: &str, code: &str, message: &str) -> Reply {
     let kind = "invalid_request_error";
-    refuse(
-        dialect,
-        400,
-        id,
-        &words(dialect, kind, (kind, code), message),
-    )
+    refuse(dialect, 400, id, &words(dialect, kind, (kind, code), message))
 }
 
 pub fn unknown_model(dialect: Dialect, id: &str, model: &str, is_chat: bool) -> Reply {
@@ -149,11 +115,7 @@ pub fn unknown_model(dialect: Dialect, id: &str, model: &str, is_chat: bool) -> 
         ),
         Dialect::Anthropic => {
             let message = &format!("model: {model}");
-            let words = Words {
-                kind: "not_found_error",
-                code: None,
-                message,
-            };
+            let words = Words { kind: "not_found_error", code: None, message };
             refuse(dialect, 404, id, &words)
         }
         Dialect::Platform => {
@@ -172,22 +134,12 @@ pub fn not_found(dialect: Dialect, id: &str) -> Reply {
         return detail(404, "Not Found");
     }
     let openai = ("invalid_request_error", "unknown_url");
-    refuse(
-        dialect,
-        404,
-        id,
-        &words(dialect, "not_found_error", openai, "Not Found"),
-    )
+    refuse(dialect, 404, id, &words(dialect, "not_found_error", openai, "Not Found"))
 }
 
 pub fn wrong_method(dialect: Dialect, id: &str) -> Reply {
     let openai = ("invalid_request_error", "method_not_supported");
-    let words = words(
-        dialect,
-        "invalid_request_error",
-        openai,
-        "Method Not Allowed",
-    );
+    let words = words(dialect, "invalid_request_error", openai, "Method Not Allowed");
     refuse(dialect, 405, id, &words)
 }
 
@@ -199,26 +151,12 @@ pub fn upgrade_required() -> Reply {
 /// 529 as Anthropic says it, 503 as the others do.
 pub fn overloaded(dialect: Dialect, id: &str) -> Reply {
     let openai = ("server_error", "server_is_overloaded");
-    let status = if dialect == Dialect::Anthropic {
-        529
-    } else {
-        503
-    };
-    refuse(
-        dialect,
-        status,
-        id,
-        &words(dialect, "overloaded_error", openai, "Overloaded"),
-    )
+    let status = if dialect == Dialect::Anthropic { 529 } else { 503 };
+    refuse(dialect, status, id, &words(dialect, "overloaded_error", openai, "Overloaded"))
 }
 
 pub fn server_error(dialect: Dialect, id: &str, status: u16) -> Reply {
     let message = "The server had an error while processing your request.";
-    let words = words(
-        dialect,
-        "api_error",
-        ("server_error", "server_error"),
-        message,
-    );
+    let words = words(dialect, "api_error", ("server_error", "server_error"), message);
     refuse(dialect, status, id, &words)
 }

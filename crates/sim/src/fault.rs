@@ -13,11 +13,7 @@ pub use queue::{Faults, Script};
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// Exactly this answer.
-    Status {
-        status: u16,
-        headers: Vec<(String, String)>,
-        body: String,
-    },
+    Status { status: u16, headers: Vec<(String, String)>, body: String },
     /// 429 with the subscription's quota spent, as the dialect says it. `None`: until the reset
     /// of the account's window.
     UsageLimit { resets_in_s: Option<u64> },
@@ -42,11 +38,7 @@ pub enum Fault {
     /// An error event after the ones that open the answer, then a tidy end.
     ErrorEventBeforeOutput { code: String, message: String },
     /// An error event after so many events with content, then a tidy end.
-    ErrorEventAfterOutput {
-        events: u32,
-        code: String,
-        message: String,
-    },
+    ErrorEventAfterOutput { events: u32, code: String, message: String },
     /// Says nothing more, until the client gives up.
     Stall { phase: Phase },
     /// Bytes that make no sense.
@@ -110,11 +102,7 @@ impl Fault {
     }
 
     pub fn status(status: u16, body: &str) -> Self {
-        Self::Status {
-            status,
-            headers: Vec::new(),
-            body: body.to_owned(),
-        }
+        Self::Status { status, headers: Vec::new(), body: body.to_owned() }
     }
 
     pub fn cut(after_bytes: usize) -> Self {
@@ -131,27 +119,17 @@ impl Fault {
 
     /// `response.failed` with `server_error`, or Anthropic's `error` with `overloaded_error`.
     pub fn error_event_before_output() -> Self {
-        Self::ErrorEventBeforeOutput {
-            code: String::new(),
-            message: String::new(),
-        }
+        Self::ErrorEventBeforeOutput { code: String::new(), message: String::new() }
     }
 
     /// As [`Self::error_event_before_output`], later.
     pub fn error_event_after_output(events: u32) -> Self {
-        Self::ErrorEventAfterOutput {
-            events,
-            code: String::new(),
-            message: String::new(),
-        }
+        Self::ErrorEventAfterOutput { events, code: String::new(), message: String::new() }
     }
 
     /// An error event of this code before output, like `rate_limit_exceeded`.
     pub fn failed_with(code: &str, message: &str) -> Self {
-        Self::ErrorEventBeforeOutput {
-            code: code.to_owned(),
-            message: message.to_owned(),
-        }
+        Self::ErrorEventBeforeOutput { code: code.to_owned(), message: message.to_owned() }
     }
 
     pub fn stall(phase: Phase) -> Self {

@@ -46,28 +46,16 @@ pub fn account(headers: &mut HeaderMap, account: &Inner, plan: &str, readings: &
             codex_limits(headers, plan, readings);
             headers.insert("x-models-etag", HeaderValue::from_static(catalogue::ETAG));
             fixed(headers, "x-reasoning-included", "true");
-            let turn_state = format!(
-                "ts-{}-{}",
-                account.name(),
-                &account.identity.account_id[..8]
-            );
+            let turn_state = format!("ts-{}-{}", account.name(), &account.identity.account_id[..8]);
             put(headers, "x-codex-turn-state", &turn_state);
         }
         Kind::Claude => {
             unified(headers, readings);
-            put(
-                headers,
-                "anthropic-organization-id",
-                &account.identity.organization_id,
-            );
+            put(headers, "anthropic-organization-id", &account.identity.organization_id);
         }
         Kind::Anthropic => {
             key_limits(headers);
-            put(
-                headers,
-                "anthropic-organization-id",
-                &account.identity.organization_id,
-            );
+            put(headers, "anthropic-organization-id", &account.identity.organization_id);
         }
         Kind::Openai => platform(headers, account),
     }
@@ -92,11 +80,7 @@ pub fn codex_limits(headers: &mut HeaderMap, plan: &str, readings: &[Reading]) {
     ];
     for ([used, minutes, at, after], reading) in names.into_iter().zip(readings) {
         put(headers, used, &reading.percent().to_string());
-        number(
-            headers,
-            minutes,
-            (reading.length.as_secs() / 60).cast_signed(),
-        );
+        number(headers, minutes, (reading.length.as_secs() / 60).cast_signed());
         number(headers, at, reading.resets_at);
         number(headers, after, reading.resets_in_seconds);
     }
@@ -127,43 +111,16 @@ pub fn unified(headers: &mut HeaderMap, readings: &[Reading]) {
         number(headers, at, reading.resets_at);
         put(headers, utilization, &used.to_string());
     }
-    let fullest = readings
-        .iter()
-        .max_by(|a, b| a.used.total_cmp(&b.used))
-        .copied();
+    let fullest = readings.iter().max_by(|a, b| a.used.total_cmp(&b.used)).copied();
     let spent = readings.iter().any(Reading::is_spent);
     if let Some(claim) = if spent { blocking(readings) } else { fullest } {
-        fixed(
-            headers,
-            "anthropic-ratelimit-unified-status",
-            status(&claim),
-        );
-        number(
-            headers,
-            "anthropic-ratelimit-unified-reset",
-            claim.resets_at,
-        );
-        let name = if is_short(&claim) {
-            "five_hour"
-        } else {
-            "seven_day"
-        };
-        fixed(
-            headers,
-            "anthropic-ratelimit-unified-representative-claim",
-            name,
-        );
+        fixed(headers, "anthropic-ratelimit-unified-status", status(&claim));
+        number(headers, "anthropic-ratelimit-unified-reset", claim.resets_at);
+        let name = if is_short(&claim) { "five_hour" } else { "seven_day" };
+        fixed(headers, "anthropic-ratelimit-unified-representative-claim", name);
     }
-    fixed(
-        headers,
-        "anthropic-ratelimit-unified-fallback-percentage",
-        "0.5",
-    );
-    fixed(
-        headers,
-        "anthropic-ratelimit-unified-overage-status",
-        "rejected",
-    );
+    fixed(headers, "anthropic-ratelimit-unified-fallback-percentage", "0.5");
+    fixed(headers, "anthropic-ratelimit-unified-overage-status", "rejected");
     let disabled = "anthropic-ratelimit-unified-overage-disabled-reason";
     fixed(headers, disabled, "org_level_disabled");
 }
@@ -193,11 +150,7 @@ fn key_limits(headers: &mut HeaderMap) {
 
 fn platform(headers: &mut HeaderMap, account: &Inner) {
     fixed(headers, "openai-version", "2020-10-01");
-    put(
-        headers,
-        "openai-organization",
-        &format!("org-{}", account.name()),
-    );
+    put(headers, "openai-organization", &format!("org-{}", account.name()));
     fixed(headers, "openai-processing-ms", "12");
     fixed(headers, "x-ratelimit-limit-requests", "10000");
     fixed(headers, "x-ratelimit-remaining-requests", "9999");
@@ -208,10 +161,7 @@ fn platform(headers: &mut HeaderMap, account: &Inner) {
 }
 
 pub fn fixed(headers: &mut HeaderMap, name: &'static str, value: &'static str) {
-    headers.insert(
-        HeaderName::from_static(name),
-        HeaderValue::from_static(value),
-    );
+    headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
 }
 
 pub fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {

@@ -90,11 +90,7 @@ pub struct Journal {
 
 impl Journal {
     pub fn new(on: bool) -> Arc<Self> {
-        Arc::new(Self {
-            on,
-            pages: Mutex::default(),
-            changed: Notify::new(),
-        })
+        Arc::new(Self { on, pages: Mutex::default(), changed: Notify::new() })
     }
 
     /// Opens an entry; `None`: switched off.
@@ -108,9 +104,7 @@ impl Journal {
         };
         let headers = asked.head.headers.clone();
         let encoding = headers.get(http::header::CONTENT_ENCODING);
-        let content_encoding = encoding
-            .and_then(|e| e.to_str().ok())
-            .map(ToOwned::to_owned);
+        let content_encoding = encoding.and_then(|e| e.to_str().ok()).map(ToOwned::to_owned);
         let mut pages = self.pages.lock();
         let sequence = pages.next;
         pages.next += 1;
@@ -134,11 +128,7 @@ impl Journal {
         pages.trim();
         drop(pages);
         self.changed.notify_waiters();
-        Some(Record {
-            journal: Arc::clone(self),
-            sequence,
-            end: End::ClientGone,
-        })
+        Some(Record { journal: Arc::clone(self), sequence, end: End::ClientGone })
     }
 
     pub fn entries(&self) -> Vec<Entry> {
@@ -209,8 +199,7 @@ pub struct Record {
 
 impl Record {
     pub fn status(&self, status: u16) {
-        self.journal
-            .change(self.sequence, |entry| entry.status = Some(status));
+        self.journal.change(self.sequence, |entry| entry.status = Some(status));
     }
 
     /// Notes a piece of the body; `end`: what it means if nothing follows.

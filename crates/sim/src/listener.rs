@@ -38,14 +38,8 @@ impl Listener {
         let address = socket.local_addr()?;
         let socket = Arc::new(Mutex::new(Some(socket)));
         let stop = world.tasks.stop.child_token();
-        world
-            .tasks
-            .spawn(accept(Arc::clone(world), Arc::clone(&socket), stop.clone()));
-        Ok(Self {
-            address,
-            socket,
-            stop,
-        })
+        world.tasks.spawn(accept(Arc::clone(world), Arc::clone(&socket), stop.clone()));
+        Ok(Self { address, socket, stop })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -97,10 +91,7 @@ async fn connection(world: Arc<World>, stream: TcpStream) {
     let ending = Arc::new(Ending::default());
     let io = TokioIo::new(Wire::new(stream, Arc::clone(&ending)));
     let mut builder = Builder::new(world.tasks.clone());
-    builder
-        .http1()
-        .max_buf_size(WRITE_BUFFER_BYTES)
-        .header_read_timeout(None);
+    builder.http1().max_buf_size(WRITE_BUFFER_BYTES).header_read_timeout(None);
     let service =
         service_fn(move |request| server::serve(Arc::clone(&world), Arc::clone(&ending), request));
     // How a connection ended is in the journal.

@@ -39,10 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         0 | 1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    let runtime = runtime
-        .worker_threads(arguments.threads.max(1))
-        .enable_all()
-        .build()?;
+    let runtime = runtime.worker_threads(arguments.threads.max(1)).enable_all().build()?;
     runtime.block_on(run(scenario))?;
     Ok(())
 }

@@ -75,18 +75,12 @@ impl<'a> Peek<'a> {
 
     /// Whether a chat stream is to end with the usage.
     pub fn includes_usage(&self) -> bool {
-        self.stream_options
-            .as_ref()
-            .is_some_and(|options| options.include_usage == Some(true))
+        self.stream_options.as_ref().is_some_and(|options| options.include_usage == Some(true))
     }
 
     /// The last text a user said; empty if none did.
     pub fn user_text(&self) -> &str {
-        let text = self
-            .input
-            .user_text
-            .as_ref()
-            .or(self.messages.user_text.as_ref());
+        let text = self.input.user_text.as_ref().or(self.messages.user_text.as_ref());
         text.map_or("", |text| &text.0)
     }
 

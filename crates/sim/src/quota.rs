@@ -50,10 +50,7 @@ pub struct Quota {
 
 impl Quota {
     pub fn none() -> Self {
-        Self {
-            windows: Vec::new(),
-            cost: 1.0,
-        }
+        Self { windows: Vec::new(), cost: 1.0 }
     }
 
     pub fn clear(&mut self) {
@@ -76,26 +73,15 @@ impl Quota {
         self.windows.retain(|window| window.length != length);
         let period = clock.compress(length).max(1);
         let resets_at = clock.now() + clock.compress(resets_in);
-        self.windows.push(Window {
-            length,
-            capacity,
-            used,
-            period,
-            resets_at,
-        });
+        self.windows.push(Window { length, capacity, used, period, resets_at });
         self.windows.sort_by_key(|window| window.length);
     }
 
     /// Sets the used share of the window of this length; `false` if there is none.
     pub fn set_used(&mut self, now: Millis, length: Duration, fraction: f64) -> bool {
         self.roll(now);
-        let window = self
-            .windows
-            .iter_mut()
-            .find(|window| window.length == length);
-        window
-            .map(|window| window.used = fraction * window.capacity)
-            .is_some()
+        let window = self.windows.iter_mut().find(|window| window.length == length);
+        window.map(|window| window.used = fraction * window.capacity).is_some()
     }
 
     /// Charges one request and gives the readings after it.
@@ -104,11 +90,7 @@ impl Quota {
     /// A window is spent, nothing was charged: the readings as they are.
     pub fn charge(&mut self, now: Millis) -> Result<Vec<Reading>, Vec<Reading>> {
         self.roll(now);
-        if self
-            .windows
-            .iter()
-            .any(|window| window.used >= window.capacity)
-        {
+        if self.windows.iter().any(|window| window.used >= window.capacity) {
             return Err(self.readings(now));
         }
         for window in &mut self.windows {
@@ -144,10 +126,7 @@ impl Quota {
 /// the shortest.
 pub fn blocking(readings: &[Reading]) -> Option<Reading> {
     let spent = readings.iter().filter(|reading| reading.is_spent());
-    spent
-        .max_by_key(|reading| reading.resets_at)
-        .or(readings.first())
-        .copied()
+    spent.max_by_key(|reading| reading.resets_at).or(readings.first()).copied()
 }
 
 #[cfg(test)]
@@ -165,10 +144,7 @@ mod tests {
         assert!(!quota.charge(start).unwrap()[0].is_spent());
         assert!(quota.charge(start).unwrap()[0].is_spent());
         let spent = quota.charge(start).unwrap_err()[0];
-        assert!(
-            (1..=2).contains(&spent.resets_in_seconds),
-            "an hour is one second"
-        );
+        assert!((1..=2).contains(&spent.resets_in_seconds), "an hour is one second");
         let after = quota.readings(start + 1_000)[0];
         assert!(after.used.abs() < 1e-9);
         assert!((start + 5_000..start + 7_100).contains(&(after.resets_at * 1000)));

@@ -72,11 +72,7 @@ impl Registry {
         let mut maps = self.maps.write();
         maps.accounts.push(Arc::clone(account));
         if let Some(key) = account.key() {
-            let issued = Issued {
-                account: Arc::clone(account),
-                serial,
-                expires_at: None,
-            };
+            let issued = Issued { account: Arc::clone(account), serial, expires_at: None };
             maps.access.insert(key, issued);
         } else {
             maps.issue(account, serial, clock);
@@ -85,10 +81,7 @@ impl Registry {
 
     pub fn find(&self, name: &str) -> Option<Arc<Inner>> {
         let maps = self.maps.read();
-        maps.accounts
-            .iter()
-            .find(|account| account.identity.name == name)
-            .cloned()
+        maps.accounts.iter().find(|account| account.identity.name == name).cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<Inner>> {
@@ -134,21 +127,14 @@ impl Registry {
         clock: &Clock,
     ) -> Result<(Arc<Inner>, Grant), NoGrant> {
         let mut maps = self.maps.write();
-        let account = maps
-            .refresh
-            .get(token)
-            .filter(|account| account.kind == kind);
+        let account = maps.refresh.get(token).filter(|account| account.kind == kind);
         let account = Arc::clone(account.ok_or(NoGrant::Unknown)?);
         {
             let login = account.login.lock();
             if login.revoked {
                 return Err(NoGrant::Revoked);
             }
-            if login
-                .grant
-                .as_ref()
-                .is_none_or(|grant| grant.refresh != token)
-            {
+            if login.grant.as_ref().is_none_or(|grant| grant.refresh != token) {
                 return Err(NoGrant::Reused);
             }
         }
@@ -173,14 +159,9 @@ impl Maps {
         };
         login.grant = Some(grant.clone());
         login.issued_at = now;
-        let issued = Issued {
-            account: Arc::clone(account),
-            serial,
-            expires_at: Some(expires_at),
-        };
+        let issued = Issued { account: Arc::clone(account), serial, expires_at: Some(expires_at) };
         self.access.insert(grant.access.clone(), issued);
-        self.refresh
-            .insert(grant.refresh.clone(), Arc::clone(account));
+        self.refresh.insert(grant.refresh.clone(), Arc::clone(account));
         grant
     }
 }

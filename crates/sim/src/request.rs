@@ -13,10 +13,7 @@ const BODY_MAX_BYTES: u64 = 256 << 20;
 pub struct Undecodable;
 
 pub async fn decode(headers: &HeaderMap, body: Bytes) -> Result<Bytes, Undecodable> {
-    match headers
-        .get(CONTENT_ENCODING)
-        .map(http::HeaderValue::as_bytes)
-    {
+    match headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes) {
         None | Some(b"" | b"identity") => Ok(body),
         Some(b"zstd") => drain(ZstdDecoder::new(&*body)).await,
         Some(b"gzip" | b"x-gzip") => drain(GzipDecoder::new(&*body)).await,
@@ -27,10 +24,7 @@ pub async fn decode(headers: &HeaderMap, body: Bytes) -> Result<Bytes, Undecodab
 async fn drain(decoder: impl AsyncRead + Unpin) -> Result<Bytes, Undecodable> {
     let mut plain = Vec::new();
     let mut bounded = decoder.take(BODY_MAX_BYTES);
-    bounded
-        .read_to_end(&mut plain)
-        .await
-        .map_err(|_| Undecodable)?;
+    bounded.read_to_end(&mut plain).await.map_err(|_| Undecodable)?;
     Ok(Bytes::from(plain))
 }
 
@@ -47,9 +41,7 @@ impl<'a> Credential<'a> {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         if let Some(value) = text(AUTHORIZATION.as_str()) {
             let (scheme, token) = value.split_once(' ')?;
-            return scheme
-                .eq_ignore_ascii_case("bearer")
-                .then_some(Self::Bearer(token.trim()));
+            return scheme.eq_ignore_ascii_case("bearer").then_some(Self::Bearer(token.trim()));
         }
         text("x-api-key").map(Self::Key)
     }

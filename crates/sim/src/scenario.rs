@@ -84,11 +84,7 @@ impl Scenario {
             AccountSpec::new(Kind::Openai, "openai-1"),
             AccountSpec::new(Kind::Anthropic, "anthropic-1"),
         ];
-        Self {
-            journal: false,
-            accounts,
-            ..Self::default()
-        }
+        Self { journal: false, accounts, ..Self::default() }
     }
 }
 

@@ -77,32 +77,17 @@ pub async fn serve(
     };
     let route = Route::of(&head.method, head.uri.path(), &head.headers);
     let id = world.next_request_id();
-    let exchange = Exchange {
-        world: &world,
-        head: &head,
-        body: &body,
-        is_readable,
-        route,
-        id,
-    };
+    let exchange = Exchange { world: &world, head: &head, body: &body, is_readable, route, id };
 
     let (account, refusal) = admit::admit(&exchange);
     let name = account.as_ref().map(|account| account.name());
-    let record = world.journal.open(&Asked {
-        account: name,
-        head: &head,
-        body: &body,
-    });
+    let record = world.journal.open(&Asked { account: name, head: &head, body: &body });
     let stage = Stage { ending, record };
     if let Some(refusal) = refusal {
         return Ok(stage.play(&exchange, refusal, None));
     }
     let fault = account.as_ref().and_then(|account| {
-        account
-            .state
-            .lock()
-            .faults
-            .take(head.uri.path(), route.is_model_call())
+        account.state.lock().faults.take(head.uri.path(), route.is_model_call())
     });
     if let (Some(fault), Some(account)) = (fault, &account) {
         return misbehave::misbehave(&exchange, account, fault, stage).await;

@@ -140,20 +140,12 @@ impl Sim {
 
     /// The first account of this name.
     pub fn account(&self, name: &str) -> Option<Account> {
-        self.world
-            .registry
-            .find(name)
-            .map(|account| self.handle(account))
+        self.world.registry.find(name).map(|account| self.handle(account))
     }
 
     /// All accounts, in the order in which they were added.
     pub fn accounts(&self) -> Vec<Account> {
-        self.world
-            .registry
-            .all()
-            .into_iter()
-            .map(|account| self.handle(account))
-            .collect()
+        self.world.registry.all().into_iter().map(|account| self.handle(account)).collect()
     }
 
     /// Moves the simulator's clock forward by real time: windows reset and tokens expire.

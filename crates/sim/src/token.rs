@@ -56,12 +56,7 @@ pub fn codex(who: &Identity, plan: &str, serial: u64, now: Millis, expires_at: M
         "sub": who.user_id,
     });
     let refresh = format!("rt_{}", opaque("codex-refresh", who, &serial));
-    Grant {
-        access: jwt(&access),
-        refresh,
-        id: jwt(&id),
-        expires_at,
-    }
+    Grant { access: jwt(&access), refresh, id: jwt(&id), expires_at }
 }
 
 /// Claude: opaque access and refresh tokens.

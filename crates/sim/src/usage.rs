@@ -53,10 +53,7 @@ pub fn wham(account: &Inner, plan: &str, readings: &[Reading]) -> Value {
     body
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a floored percentage, 0 to 100"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "a floored percentage, 0 to 100")]
 fn whole(percent: f64) -> Value {
     json!(percent as i64)
 }

@@ -100,9 +100,7 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
         Command::Remove { name } => {
             let row = find_own(context, &name).await?;
             context.store.remove_account(row.id, context.now()).await?;
-            show(context.json, &json!({"removed": name}), || {
-                format!("removed {name}")
-            });
+            show(context.json, &json!({"removed": name}), || format!("removed {name}"));
         }
         Command::Pause { name } => set_paused(context, &name, true).await?,
         Command::Resume { name } => set_paused(context, &name, false).await?,
@@ -132,11 +130,8 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
         note: add.note,
         ..RawAccount::default()
     };
-    let resolved = if secret.is_some() {
-        raw.clone().resolve_stored()
-    } else {
-        raw.clone().resolve()
-    };
+    let resolved =
+        if secret.is_some() { raw.clone().resolve_stored() } else { raw.clone().resolve() };
     let spec = resolved.map_err(|errors| anyhow!("{}", errors.join("; ")))?;
     if let Some(secret) = &secret
         && spec.kind.is_subscription()
@@ -152,11 +147,9 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
         let sealed = master_key.seal(&place(id), &secret)?;
         context.store.put_credential(id, &sealed, now).await?;
     }
-    show(
-        context.json,
-        &json!({"added": name, "kind": spec.kind.name()}),
-        || format!("added {name}; see whether it works: poolgate account test {name}"),
-    );
+    show(context.json, &json!({"added": name, "kind": spec.kind.name()}), || {
+        format!("added {name}; see whether it works: poolgate account test {name}")
+    });
     Ok(())
 }
 
@@ -164,10 +157,7 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
 fn read_secret(add: &Add) -> anyhow::Result<Option<Vec<u8>>> {
     if let Some(path) = &add.import {
         let wanted = Kind::from_name(&add.kind).is_some_and(Kind::is_subscription);
-        ensure!(
-            wanted,
-            "--import is for sign-ins; give an API key with --key-stdin"
-        );
+        ensure!(wanted, "--import is for sign-ins; give an API key with --key-stdin");
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         return Ok(Some(bytes));
     }
@@ -178,15 +168,9 @@ fn read_secret(add: &Add) -> anyhow::Result<Option<Vec<u8>>> {
         eprintln!("Paste the API key, then press Enter and Ctrl-D.");
     }
     let mut text = String::new();
-    std::io::stdin()
-        .take(1 << 16)
-        .read_to_string(&mut text)
-        .context("reading the API key")?;
+    std::io::stdin().take(1 << 16).read_to_string(&mut text).context("reading the API key")?;
     let key = text.trim();
-    ensure!(
-        !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic()),
-        "that is no API key"
-    );
+    ensure!(!key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic()), "that is no API key");
     Ok(Some(key.as_bytes().to_vec()))
 }
 
@@ -196,17 +180,9 @@ async fn find(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
         return Ok(row);
     }
     // The file's accounts come into the store when a gateway starts; this may be before the first.
-    let configured: Vec<_> = context
-        .config
-        .accounts
-        .iter()
-        .map(|spec| spec.raw.clone())
-        .collect();
+    let configured: Vec<_> = context.config.accounts.iter().map(|spec| spec.raw.clone()).collect();
     if configured.iter().any(|raw| raw.name == name) {
-        context
-            .store
-            .sync_config_accounts(&configured, context.now())
-            .await?;
+        context.store.sync_config_accounts(&configured, context.now()).await?;
     }
     let row = context.store.accounts().await?.into_iter().find(named);
     row.with_context(|| format!("there is no account named {name:?}: see poolgate account list"))
@@ -229,9 +205,7 @@ async fn set_paused(context: &Context, name: &str, paused: bool) -> anyhow::Resu
         context.store.resume(row.id, context.now()).await?;
     }
     let word = if paused { "paused" } else { "resumed" };
-    show(context.json, &json!({ word: name }), || {
-        format!("{word} {name}")
-    });
+    show(context.json, &json!({ word: name }), || format!("{word} {name}"));
     Ok(())
 }
 
@@ -239,18 +213,10 @@ async fn list(context: &Context) -> anyhow::Result<()> {
     let rows = context.store.accounts().await?;
     let source = |row: &AccountRow| match &row.settings {
         _ if row.sealed.is_some() => "stored".to_owned(),
-        RawAccount {
-            auth_file: Some(path),
-            ..
+        RawAccount { auth_file: Some(path), .. } | RawAccount { key_file: Some(path), .. } => {
+            path.display().to_string()
         }
-        | RawAccount {
-            key_file: Some(path),
-            ..
-        } => path.display().to_string(),
-        RawAccount {
-            key_env: Some(name),
-            ..
-        } => format!("${name}"),
+        RawAccount { key_env: Some(name), .. } => format!("${name}"),
         _ => "missing".to_owned(),
     };
     let state = |row: &AccountRow| match (row.paused, row.stop) {
@@ -259,11 +225,7 @@ async fn list(context: &Context) -> anyhow::Result<()> {
         (false, None) => "enabled",
     };
     let origin = |row: &AccountRow| {
-        if row.origin == Origin::Config {
-            "config"
-        } else {
-            "cli"
-        }
+        if row.origin == Origin::Config { "config" } else { "cli" }
     };
     let as_json: Vec<_> = rows
         .iter()
@@ -278,12 +240,7 @@ async fn list(context: &Context) -> anyhow::Result<()> {
         }
         let line = |row: &AccountRow| {
             let RawAccount { name, kind, .. } = &row.settings;
-            format!(
-                "{name:<24} {kind:<11} {:<12} {} ({})",
-                state(row),
-                source(row),
-                origin(row)
-            )
+            format!("{name:<24} {kind:<11} {:<12} {} ({})", state(row), source(row), origin(row))
         };
         rows.iter().map(line).collect::<Vec<_>>().join("\n")
     });
@@ -292,17 +249,11 @@ async fn list(context: &Context) -> anyhow::Result<()> {
 
 async fn test(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
     let id: AccountId = find(context, name).await?.id;
-    let app = App::open(
-        context.config.clone(),
-        Arc::new(SystemClock),
-        context.store.clone(),
-    )
-    .await?;
+    let app =
+        App::open(context.config.clone(), Arc::new(SystemClock), context.store.clone()).await?;
     let accounts = app.pool.accounts();
-    let account = accounts
-        .iter()
-        .find(|a| a.id == id)
-        .context("the account's settings are wrong")?;
+    let account =
+        accounts.iter().find(|a| a.id == id).context("the account's settings are wrong")?;
     let result = fetch_models(&app, account).await;
     let as_json = match &result {
         Ok(models) => json!({"account": name, "works": true, "models": models.len()}),
@@ -312,9 +263,5 @@ async fn test(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
         Ok(models) => format!("{name} works: its upstream lists {} models", models.len()),
         Err(error) => format!("{name} does not work: {error}"),
     });
-    Ok(if result.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -36,26 +36,16 @@ pub enum Command {
 
 pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Create {
-            name,
-            pools,
-            models,
-            days,
-        } => {
+        Command::Create { name, pools, models, days } => {
             create(context, name, pools, models, days).await?;
         }
         Command::List => list(context).await?,
         Command::Revoke { name } => {
             ensure!(
-                context
-                    .store
-                    .revoke_client_key(&name, context.now())
-                    .await?,
+                context.store.revoke_client_key(&name, context.now()).await?,
                 "there is no valid key named {name:?}: see poolgate key list"
             );
-            show(context.json, &json!({"revoked": name}), || {
-                format!("revoked {name}")
-            });
+            show(context.json, &json!({"revoked": name}), || format!("revoked {name}"));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -116,10 +106,6 @@ fn line(row: &ClientKeyRow, now: Timestamp) -> String {
         (None, Some(at)) => format!("valid until {}", clock_text(at)),
         (None, None) => "valid".into(),
     };
-    let pools = if row.pools.is_empty() {
-        "default".into()
-    } else {
-        row.pools.join(", ")
-    };
+    let pools = if row.pools.is_empty() { "default".into() } else { row.pools.join(", ") };
     format!("{:<24} {}…  {state}  pools: {pools}", row.name, row.hint)
 }

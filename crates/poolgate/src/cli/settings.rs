@@ -21,17 +21,13 @@ pub fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check => {
             let (accounts, pools) = (config.accounts.len(), config.pools.len());
-            show(
-                global.json,
-                &json!({"ok": true, "accounts": accounts, "pools": pools}),
-                || format!("the configuration is right: {accounts} account(s), {pools} pool(s)"),
-            );
+            show(global.json, &json!({"ok": true, "accounts": accounts, "pools": pools}), || {
+                format!("the configuration is right: {accounts} account(s), {pools} pool(s)")
+            });
         }
         Command::Print => {
             let value = describe(&config);
-            show(global.json, &value, || {
-                serde_json::to_string_pretty(&value).unwrap_or_default()
-            });
+            show(global.json, &value, || serde_json::to_string_pretty(&value).unwrap_or_default());
         }
     }
     Ok(ExitCode::SUCCESS)

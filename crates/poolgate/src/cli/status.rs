@@ -29,10 +29,7 @@ pub async fn run(command: &Status, global: &Global) -> anyhow::Result<ExitCode> 
     let config = global.load(None)?;
     let last = std::fs::read_to_string(config.data_dir.join(ADDRESS_FILE)).ok();
     let address = last.unwrap_or_else(|| config.listen.to_string());
-    let base = command
-        .url
-        .clone()
-        .unwrap_or_else(|| format!("http://{}", address.trim()));
+    let base = command.url.clone().unwrap_or_else(|| format!("http://{}", address.trim()));
     let token = match &command.token {
         Some(token) => token.clone(),
         None => read_token(&config.data_dir)?,

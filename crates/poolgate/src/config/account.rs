@@ -148,31 +148,18 @@ impl RawAccount {
     ) -> Option<CredentialSource> {
         let given: Vec<CredentialSource> = [
             stored,
-            self.auth_file
-                .as_deref()
-                .map(at_home)
-                .map(CredentialSource::AuthFile),
+            self.auth_file.as_deref().map(at_home).map(CredentialSource::AuthFile),
             self.key_env.clone().map(CredentialSource::KeyEnv),
-            self.key_file
-                .as_deref()
-                .map(at_home)
-                .map(CredentialSource::KeyFile),
+            self.key_file.as_deref().map(at_home).map(CredentialSource::KeyFile),
         ]
         .into_iter()
         .flatten()
         .collect();
-        let wanted = if kind.is_subscription() {
-            "auth_file"
-        } else {
-            "key_env or key_file"
-        };
+        let wanted = if kind.is_subscription() { "auth_file" } else { "key_env or key_file" };
         match given.as_slice() {
             [] => wrong.push(format!("{wanted} is missing")),
             [CredentialSource::AuthFile(_)] if !kind.is_subscription() => {
-                wrong.push(format!(
-                    "auth_file is for sign-ins; {} needs {wanted}",
-                    kind.name()
-                ));
+                wrong.push(format!("auth_file is for sign-ins; {} needs {wanted}", kind.name()));
             }
             [CredentialSource::KeyEnv(_) | CredentialSource::KeyFile(_)]
                 if kind.is_subscription() =>
@@ -238,9 +225,7 @@ impl RawAccount {
         }
         let host = authority.host().trim_matches(['[', ']']);
         let local = host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
+            || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
         match scheme {
             "https" => Some(uri),
             "http" if local || self.private_upstream => Some(uri),
@@ -269,9 +254,7 @@ fn cap(
         (Some(reserve @ 1..=99), None) => 100 - reserve,
         (None, Some(limit @ 1..=100)) => limit,
         (Some(_), Some(_)) => {
-            wrong.push(format!(
-                "reserve_{window} and limit_{window} exclude each other"
-            ));
+            wrong.push(format!("reserve_{window} and limit_{window} exclude each other"));
             99
         }
         (Some(_), None) => {
@@ -293,19 +276,13 @@ fn speaks(kind: Kind, given: Option<&[String]>, wrong: &mut Vec<String>) -> Spea
     if kind != Kind::Compatible {
         wrong.push("speaks is for compatible accounts".into());
     }
-    let mut speaks = Speaks {
-        responses: false,
-        chat: false,
-        messages: false,
-    };
+    let mut speaks = Speaks { responses: false, chat: false, messages: false };
     for word in given {
         match word.as_str() {
             "responses" => speaks.responses = true,
             "chat" => speaks.chat = true,
             "messages" => speaks.messages = true,
-            _ => wrong.push(format!(
-                "speaks: {word:?} is none of responses, chat, messages"
-            )),
+            _ => wrong.push(format!("speaks: {word:?} is none of responses, chat, messages")),
         }
     }
     speaks
@@ -320,14 +297,7 @@ mod tests {
         let auth_file = key_env.is_none().then(|| "auth.json".into());
         let base_url = (kind == "compatible").then(|| "https://llm.example/api/v1/".to_owned());
         let (name, kind) = ("a".to_owned(), kind.to_owned());
-        RawAccount {
-            name,
-            kind,
-            auth_file,
-            key_env,
-            base_url,
-            ..Default::default()
-        }
+        RawAccount { name, kind, auth_file, key_env, base_url, ..Default::default() }
     }
 
     #[test]
@@ -368,10 +338,7 @@ mod tests {
 
     #[test]
     fn plain_http_to_this_machine_or_a_private_network() {
-        for (base, private) in [
-            ("http://127.0.0.1:1/v1", false),
-            ("http://10.0.0.1/v1", true),
-        ] {
+        for (base, private) in [("http://127.0.0.1:1/v1", false), ("http://10.0.0.1/v1", true)] {
             let account = RawAccount {
                 base_url: Some(base.into()),
                 private_upstream: private,

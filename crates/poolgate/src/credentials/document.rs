@@ -29,9 +29,7 @@ pub struct SignIn {
 
 impl std::fmt::Debug for SignIn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SignIn")
-            .field("kind", &self.kind)
-            .finish_non_exhaustive()
+        f.debug_struct("SignIn").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
@@ -49,21 +47,13 @@ pub struct Grant {
 impl SignIn {
     pub fn parse(kind: Kind, bytes: &[u8]) -> Result<Self, String> {
         // serde's message would quote the content.
-        let document = serde_json::from_slice(bytes).map_err(|e| {
-            format!(
-                "not a JSON object (line {}, column {})",
-                e.line(),
-                e.column()
-            )
-        })?;
+        let document = serde_json::from_slice(bytes)
+            .map_err(|e| format!("not a JSON object (line {}, column {})", e.line(), e.column()))?;
         let sign_in = Self { kind, document };
         if sign_in.text("access").is_none_or(str::is_empty) {
             return Err(match kind {
                 Kind::Codex
-                    if sign_in
-                        .document
-                        .get("OPENAI_API_KEY")
-                        .is_some_and(Value::is_string) =>
+                    if sign_in.document.get("OPENAI_API_KEY").is_some_and(Value::is_string) =>
                 {
                     "the file holds an API key, not a sign-in: add it with kind = \"openai\"".into()
                 }
@@ -101,16 +91,8 @@ impl SignIn {
 
     /// The scopes to ask for again; an empty list for Codex, whose request does not vary.
     pub fn scopes(&self) -> Vec<&str> {
-        let scopes = self
-            .document
-            .get("claudeAiOauth")
-            .and_then(|oauth| oauth.get("scopes"));
-        scopes
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect()
+        let scopes = self.document.get("claudeAiOauth").and_then(|oauth| oauth.get("scopes"));
+        scopes.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
     }
 
     /// From the document, else from the token's claims.
@@ -118,21 +100,15 @@ impl SignIn {
         if self.kind != Kind::Codex {
             return None;
         }
-        self.text("account")
-            .map(str::to_owned)
-            .or_else(|| self.chatgpt_claim("chatgpt_account_id"))
+        self.text("account").map(str::to_owned).or_else(|| self.chatgpt_claim("chatgpt_account_id"))
     }
 
     fn chatgpt_claim(&self, name: &str) -> Option<String> {
         let tokens = [self.text("id"), self.text("access")];
-        tokens
-            .into_iter()
-            .flatten()
-            .filter_map(jwt_claims)
-            .find_map(|claims| {
-                let own = claims.get("https://api.openai.com/auth")?;
-                Some(own.get(name)?.as_str()?.to_owned())
-            })
+        tokens.into_iter().flatten().filter_map(jwt_claims).find_map(|claims| {
+            let own = claims.get("https://api.openai.com/auth")?;
+            Some(own.get(name)?.as_str()?.to_owned())
+        })
     }
 
     /// In the provider's words: `plus`, `pro`, `max` …; Claude's tier, where there is one, after a
@@ -148,13 +124,7 @@ impl SignIn {
     }
 
     pub fn claude_account_uuid(&self) -> Option<String> {
-        Some(
-            self.document
-                .get("oauthAccount")?
-                .get("accountUuid")?
-                .as_str()?
-                .to_owned(),
-        )
+        Some(self.document.get("oauthAccount")?.get("accountUuid")?.as_str()?.to_owned())
     }
 
     fn expires_at(&self) -> Option<Timestamp> {
@@ -177,18 +147,14 @@ impl SignIn {
         }
         match (self.expires_at(), self.kind) {
             (Some(at), _) => at <= now.plus(EARLY),
-            (None, Kind::Codex) => self
-                .last_refresh()
-                .is_none_or(|at| at.plus(CODEX_AGE) <= now),
+            (None, Kind::Codex) => self.last_refresh().is_none_or(|at| at.plus(CODEX_AGE) <= now),
             (None, _) => false,
         }
     }
 
     fn last_refresh(&self) -> Option<Timestamp> {
         let text = self.document.get("last_refresh")?.as_str()?;
-        Some(Timestamp(
-            text.parse::<jiff::Timestamp>().ok()?.as_millisecond(),
-        ))
+        Some(Timestamp(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()))
     }
 
     /// The document after a refresh at `now`.
@@ -206,10 +172,7 @@ impl SignIn {
                     tokens.insert(name.to_owned(), value.expose().into());
                 }
             };
-            names
-                .iter()
-                .zip(values)
-                .for_each(|(name, value)| put(name, value));
+            names.iter().zip(values).for_each(|(name, value)| put(name, value));
             if self.kind == Kind::Codex {
                 put("id_token", &grant.id_token);
             } else {
@@ -227,10 +190,7 @@ impl SignIn {
             let at = jiff::Timestamp::from_millisecond(now.0).unwrap_or_default();
             document.insert("last_refresh".into(), at.to_string().into());
         }
-        Self {
-            kind: self.kind,
-            document,
-        }
+        Self { kind: self.kind, document }
     }
 
     /// As its vendor's client writes it.
@@ -281,11 +241,7 @@ mod tests {
             ("no date", claude(0), false, false),
         ];
         for (name, sign_in, due, expired) in cases {
-            assert_eq!(
-                (sign_in.is_due(NOW), sign_in.is_expired(NOW)),
-                (due, expired),
-                "{name}"
-            );
+            assert_eq!((sign_in.is_due(NOW), sign_in.is_expired(NOW)), (due, expired), "{name}");
         }
     }
 
@@ -298,35 +254,22 @@ mod tests {
             ..Grant::default()
         };
         let codex = codex(0).renewed(&grant, NOW);
-        assert_eq!(
-            (codex.bearer().token.expose(), codex.refresh_token()),
-            ("a2", Some("r2"))
-        );
+        assert_eq!((codex.bearer().token.expose(), codex.refresh_token()), ("a2", Some("r2")));
         let written: Value = serde_json::from_slice(&codex.to_bytes()).unwrap();
-        assert_eq!(
-            (&written["mine"], &written["tokens"]["new"]),
-            (&true.into(), &1.into())
-        );
+        assert_eq!((&written["mine"], &written["tokens"]["new"]), (&true.into(), &1.into()));
         let claude = claude(0).renewed(&grant, NOW);
         let written: Value = serde_json::from_slice(&claude.to_bytes()).unwrap();
         assert!(written.get("mcpOAuth").is_some());
         assert_eq!(written["claudeAiOauth"]["expiresAt"], NOW.0 + 3_600_000);
         let unchanged = claude.renewed(&Grant::default(), NOW);
-        assert_eq!(
-            unchanged.refresh_token(),
-            Some("r2"),
-            "a missing refresh token is kept"
-        );
+        assert_eq!(unchanged.refresh_token(), Some("r2"), "a missing refresh token is kept");
     }
 
     #[test]
     fn reads_identity_and_plan() {
         assert_eq!(codex(1).bearer().account_id.as_deref(), Some("acc-1"));
         assert_eq!(codex(1).plan().as_deref(), Some("plus"));
-        assert_eq!(
-            claude(1).plan().as_deref(),
-            Some("max/default_claude_max_20x")
-        );
+        assert_eq!(claude(1).plan().as_deref(), Some("max/default_claude_max_20x"));
     }
 
     #[test]

@@ -88,14 +88,10 @@ impl Credential {
         }
         let loaded = self.current()?;
         let Loaded::SignIn(sign_in) = loaded.as_ref() else {
-            return Err(CredentialError::Missing(
-                "an API key cannot be refreshed".into(),
-            ));
+            return Err(CredentialError::Missing("an API key cannot be refreshed".into()));
         };
         let Some(refresh_token) = sign_in.refresh_token() else {
-            return Err(CredentialError::NeedsLogin(
-                "there is no refresh token".into(),
-            ));
+            return Err(CredentialError::NeedsLogin("there is no refresh token".into()));
         };
         let now = context.clock.now();
         let token = sha256(refresh_token.as_bytes());
@@ -105,18 +101,12 @@ impl Credential {
         {
             return Err(failure.error.clone());
         }
-        self.source
-            .check_writable()
-            .map_err(CredentialError::Temporary)?;
+        self.source.check_writable().map_err(CredentialError::Temporary)?;
         match call_issuer(self.kind, sign_in, refresh_token, context).await {
             Ok(grant) => self.adopt(sign_in.renewed(&grant, now), now).await,
             Err(error) => {
                 let until = now.plus(FAILURE_FOR);
-                *self.failure.lock() = Some(Failure {
-                    token,
-                    until,
-                    error: error.clone(),
-                });
+                *self.failure.lock() = Some(Failure { token, until, error: error.clone() });
                 Err(error)
             }
         }
@@ -149,10 +139,7 @@ async fn call_issuer(
     context: &RefreshContext,
 ) -> Result<Grant, CredentialError> {
     let temporary = |what: String| CredentialError::Temporary(what);
-    let url = context
-        .token_url
-        .clone()
-        .ok_or_else(|| temporary("no token_url".into()))?;
+    let url = context.token_url.clone().ok_or_else(|| temporary("no token_url".into()))?;
     let mut body = json!({"grant_type": "refresh_token", "refresh_token": refresh_token});
     if kind == Kind::Codex {
         body["client_id"] = CODEX_CLIENT.into();
@@ -161,11 +148,7 @@ async fn call_issuer(
         let scopes = sign_in.scopes();
         let usual = scopes.is_empty() || scopes.contains(&"user:inference");
         body["client_id"] = CLAUDE_CLIENT.into();
-        body["scope"] = if usual {
-            CLAUDE_SCOPES.into()
-        } else {
-            scopes.join(" ").into()
-        };
+        body["scope"] = if usual { CLAUDE_SCOPES.into() } else { scopes.join(" ").into() };
     }
     let (head, answer) = context
         .egress
@@ -187,9 +170,6 @@ async fn call_issuer(
         .find(|word| FINAL.contains(&word.as_str()));
     match code {
         Some(code) => Err(CredentialError::NeedsLogin(code.clone())),
-        None => Err(temporary(format!(
-            "the issuer answered {}",
-            head.status.as_u16()
-        ))),
+        None => Err(temporary(format!("the issuer answered {}", head.status.as_u16()))),
     }
 }

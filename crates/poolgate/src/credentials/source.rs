@@ -72,17 +72,14 @@ impl Source {
             Self::Stored(stored) => {
                 let sealed = stored.sealed.lock().clone();
                 let (sealed, _) = sealed.ok_or("no credential is stored")?;
-                stored
-                    .master_key
-                    .open(&place(stored.account), &sealed)
-                    .map_err(|e| e.to_string())
+                stored.master_key.open(&place(stored.account), &sealed).map_err(|e| e.to_string())
             }
             Self::KeyEnv(name) => std::env::var(name)
                 .map(String::into_bytes)
                 .map_err(|_| format!("the environment variable {name} is not set")),
-            Self::AuthFile(path) | Self::KeyFile(path) => tokio::fs::read(path)
-                .await
-                .map_err(|error| format!("{}: {error}", path.display())),
+            Self::AuthFile(path) | Self::KeyFile(path) => {
+                tokio::fs::read(path).await.map_err(|error| format!("{}: {error}", path.display()))
+            }
         }
     }
 
@@ -90,11 +87,7 @@ impl Source {
     pub async fn write(&self, content: Vec<u8>, now: Timestamp) -> Result<bool, String> {
         match self {
             Self::Stored(stored) => {
-                let version = stored
-                    .sealed
-                    .lock()
-                    .as_ref()
-                    .map_or(0, |(_, version)| *version);
+                let version = stored.sealed.lock().as_ref().map_or(0, |(_, version)| *version);
                 let sealed = stored
                     .master_key
                     .seal(&place(stored.account), &content)
@@ -127,9 +120,7 @@ impl Source {
         let Self::AuthFile(path) = self else {
             return Ok(());
         };
-        let directory = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let probe = directory
             .unwrap_or(Path::new("."))
             .join(format!(".poolgate-{}.probe", uuid::Uuid::new_v4().simple()));

@@ -28,10 +28,7 @@ pub struct Permit {
 impl Lanes {
     pub fn new(limits: &Limits) -> Self {
         let lane = |size: usize| Lane((size > 0).then(|| Arc::new(Semaphore::new(size))));
-        Self {
-            http: lane(limits.proxy_http),
-            compact: lane(limits.proxy_compact),
-        }
+        Self { http: lane(limits.proxy_http), compact: lane(limits.proxy_compact) }
     }
 
     pub fn admit(&self, surface: Surface) -> Result<Permit, Error> {
@@ -39,9 +36,7 @@ impl Lanes {
             Surface::Compact => self.compact.enter()?,
             _ => None,
         };
-        Ok(Permit {
-            _slots: [self.http.enter()?, compact],
-        })
+        Ok(Permit { _slots: [self.http.enter()?, compact] })
     }
 }
 
@@ -50,10 +45,7 @@ impl Lane {
         let Some(slots) = &self.0 else {
             return Ok(None);
         };
-        Arc::clone(slots)
-            .try_acquire_owned()
-            .map(Some)
-            .map_err(|_| Error::Overloaded)
+        Arc::clone(slots).try_acquire_owned().map(Some).map_err(|_| Error::Overloaded)
     }
 }
 
@@ -63,11 +55,7 @@ mod tests {
 
     #[test]
     fn lanes_are_isolated_and_give_back() {
-        let lanes = Lanes::new(&Limits {
-            proxy_http: 2,
-            proxy_compact: 1,
-            ..Limits::default()
-        });
+        let lanes = Lanes::new(&Limits { proxy_http: 2, proxy_compact: 1, ..Limits::default() });
         let compact = lanes.admit(Surface::Compact).unwrap();
         assert!(lanes.admit(Surface::Compact).is_err());
         let chat = lanes.admit(Surface::Chat).unwrap();
@@ -75,13 +63,8 @@ mod tests {
         drop(compact);
         assert!(lanes.admit(Surface::Messages).is_ok());
         drop(chat);
-        let unlimited = Lanes::new(&Limits {
-            proxy_http: 0,
-            ..Limits::default()
-        });
-        let many: Vec<_> = (0..500)
-            .map(|_| unlimited.admit(Surface::Chat).unwrap())
-            .collect();
+        let unlimited = Lanes::new(&Limits { proxy_http: 0, ..Limits::default() });
+        let many: Vec<_> = (0..500).map(|_| unlimited.admit(Surface::Chat).unwrap()).collect();
         assert_eq!(many.len(), 500);
     }
 }

@@ -59,8 +59,7 @@ impl Parts {
             return;
         };
         if kind == b"response.output_item.done" {
-            self.items
-                .extend(event.item.map(|item| item.get().to_owned()));
+            self.items.extend(event.item.map(|item| item.get().to_owned()));
         } else {
             self.response = event.response.map(|response| response.get().to_owned());
         }
@@ -80,14 +79,7 @@ impl Parts {
 /// Reads to the end. Output was made and perhaps charged for, so a stream that breaks is not sent
 /// again: the client is told.
 pub async fn assemble(answer: Answer, idle: Duration) -> Result<(Reply, Assembled), Bad> {
-    let Answer {
-        mut head,
-        opening: Opening {
-            held,
-            mut rest,
-            tap,
-        },
-    } = answer;
+    let Answer { mut head, opening: Opening { held, mut rest, tap } } = answer;
     let broke = || Bad {
         outcome: Outcome::RequestFault,
         status: Some(200),
@@ -119,10 +111,7 @@ pub async fn assemble(answer: Answer, idle: Duration) -> Result<(Reply, Assemble
         }
     }
     let body = parts.finish().filter(|_| tap.finished).ok_or_else(broke)?;
-    head.headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let assembled = Assembled { usage: tap.usage };
     Ok((Reply { head, body }, assembled))
 }
@@ -136,9 +125,7 @@ mod tests {
         for (kind, data) in events {
             parts.take(kind.as_bytes(), data.as_bytes());
         }
-        parts
-            .finish()
-            .map(|body| String::from_utf8(body.to_vec()).unwrap())
+        parts.finish().map(|body| String::from_utf8(body.to_vec()).unwrap())
     }
 
     #[test]
@@ -156,10 +143,7 @@ mod tests {
                 vec![(done, item), ("response.completed", empty)],
                 Some(r#"{"id":"r","output":[{"type":"message"}]}"#),
             ),
-            (
-                vec![("response.completed", empty)],
-                Some(r#"{"id":"r","output":[]}"#),
-            ),
+            (vec![("response.completed", empty)], Some(r#"{"id":"r","output":[]}"#)),
             (vec![(done, item)], None),
         ];
         for (events, want) in cases {

@@ -7,9 +7,10 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use poolgate_core::account::{Kind, Surface};
 
+use super::Call;
 use super::headers::{self, add_beta};
 use super::prepare::{self, Prepared};
-use super::{Call, dispatch::Target};
+use super::read::Payload;
 use crate::app::App;
 use crate::credentials::{Bearer, CredentialError, RefreshContext};
 use crate::egress::SendError;
@@ -20,6 +21,14 @@ use crate::pool::Account;
 const OAUTH_BETA: &str = "oauth-2025-04-20";
 /// The API has no default version; every SDK sends one.
 const ANTHROPIC_VERSION: &str = "2023-06-01";
+
+/// Where one attempt goes, and with what.
+pub struct Target<'a> {
+    pub account: &'a Account,
+    pub bearer: &'a Bearer,
+    pub payload: &'a Payload,
+    pub moved: bool,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
@@ -49,18 +58,12 @@ pub async fn refresh(
     account: &Account,
     refused: &Bearer,
 ) -> Result<Bearer, CredentialError> {
-    account
-        .credential
-        .replace(refused, &app.refresh_context(account))
-        .await
+    account.credential.replace(refused, &app.refresh_context(account)).await
 }
 
 /// A token to try with.
 pub async fn bearer(app: &App, account: &Account) -> Result<Bearer, CredentialError> {
-    account
-        .credential
-        .bearer(&app.refresh_context(account))
-        .await
+    account.credential.bearer(&app.refresh_context(account)).await
 }
 
 /// Sends, up to the head of the answer.
@@ -69,12 +72,7 @@ pub async fn send(
     call: &Call,
     target: &Target<'_>,
 ) -> Result<(Response<Incoming>, bool), AttemptError> {
-    let prepared = prepare::prepare(
-        target.account,
-        call.surface,
-        &call.payload,
-        call.head.stream,
-    );
+    let prepared = prepare::prepare(target.account, call.surface, target.payload, call.head.stream);
     let streams = prepared.streams;
     let timeout = if streams {
         app.config.limits.stream_head_timeout
@@ -93,10 +91,8 @@ fn build(
     let account = target.account;
     let path = prepare::path(account, call.surface, call.query.as_deref());
     let uri: Uri = format!("{}{path}", account.upstream.origin).parse()?;
-    let mut request = Request::builder()
-        .method(Method::POST)
-        .uri(uri)
-        .body(Full::new(prepared.body))?;
+    let mut request =
+        Request::builder().method(Method::POST).uri(uri).body(Full::new(prepared.body))?;
     let headers = request.headers_mut();
     *headers = headers::to_upstream(&call.headers);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -146,10 +142,7 @@ pub fn authorize(
         add_beta(headers, OAUTH_BETA);
     }
     if speaks_messages && !headers.contains_key("anthropic-version") {
-        headers.insert(
-            "anthropic-version",
-            HeaderValue::from_static(ANTHROPIC_VERSION),
-        );
+        headers.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
     }
     Ok(())
 }

@@ -3,36 +3,22 @@
 //! It ends with an answer whose output has begun, with an upstream's answer that is the request's
 //! own fault, or with an error that says when to come back. Until then the client has seen nothing.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use poolgate_core::account::AccountId;
-use poolgate_core::availability::Ask;
-use poolgate_core::choose::{Later, Refusal};
-use poolgate_core::outcome::{Attempt, Next, Outcome, Progress, next};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use poolgate_core::outcome::{Outcome, Progress};
+use poolgate_core::units::Timestamp;
+use tokio::time::timeout_at;
 
-use super::attempt::{self, AttemptError};
-use super::judge::{Answer, Bad, Judged, Reply, judge, judge_error};
+use super::judge::{Answer, Bad, Reply};
 use super::settle::Record;
+use super::trial::{Tried, try_account};
+use super::waiting::{explain, lease, left};
 use super::{Call, assemble};
 use crate::app::App;
-use crate::credentials::Bearer;
 use crate::error::Error;
-use crate::pool::{Account, Lease, Wish};
-
-/// Waiting for a slot, when every account that could serve is busy.
-const BUSY_WAIT: Duration = Duration::from_secs(10);
-/// Waiting for a short cooldown to end.
-const COOLDOWN_WAIT: Duration = Duration::from_mins(1);
-
-/// Where one attempt goes.
-pub struct Target<'a> {
-    pub account: &'a Account,
-    pub bearer: &'a Bearer,
-    pub moved: bool,
-}
+use crate::pool::Lease;
+use crate::secret::sha256;
 
 /// What the client will be given.
 #[derive(Debug)]
@@ -41,15 +27,6 @@ pub enum Dispatched {
     Stream(Lease, Answer),
     /// An answer in one piece: assembled from a stream, or a refusal that is the request's own.
     Whole(Lease, Reply, Option<assemble::Assembled>),
-}
-
-enum Tried {
-    Done(Dispatched),
-    Failed {
-        bad: Bad,
-        lease: Lease,
-        enough: bool,
-    },
 }
 
 pub async fn dispatch(
@@ -64,9 +41,11 @@ pub async fn dispatch(
 }
 
 async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Dispatched, Error> {
+    let began = app.clock.now();
     let mut tried: Vec<AccountId> = Vec::new();
     let mut progress = Progress::default();
-    let mut last: Option<Bad> = None;
+    let mut same = SameText::default();
+    let mut last: Option<Error> = None;
     loop {
         let lease = match lease(app, call, &tried).await {
             Ok(lease) => lease,
@@ -74,8 +53,13 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
         };
         match try_account(app, call, lease, &mut progress, record).await? {
             Tried::Done(done) => return Ok(done),
-            Tried::Failed { bad, lease, enough } => {
+            Tried::Moved(lease) => {
                 tried.push(lease.account.id);
+                app.pool.note_failover(lease.account.id);
+            }
+            Tried::Failed { mut bad, lease, enough } => {
+                let id = lease.account.id;
+                tried.push(id);
                 tracing::info!(
                     request.id = record.id(),
                     account = lease.account.name,
@@ -83,160 +67,59 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                     status = bad.status,
                     "left an account"
                 );
+                if same.third(id, &bad) {
+                    return same.relay(app, lease, bad, began);
+                }
                 if enough {
                     return give_up(app, call, lease, bad, &tried);
                 }
-                app.pool.note_failover(lease.account.id);
-                last = Some(bad);
-                progress.moved();
+                app.pool.note_failover(id);
+                last = Some(std::mem::replace(&mut bad.error, Error::Internal));
             }
         }
+        progress.moved();
     }
 }
 
-/// Waits, within bounds, while somebody is expected to become able.
-async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<Lease, Refusal> {
-    let wish = Wish {
-        pools: &call.caller.key.pools,
-        ask: Ask {
-            surface: call.surface,
-            model: &call.head.model,
-        },
-        session: call.head.session,
-        owner: call.head.owner,
-        turn: call.turn,
-        tried,
-        seed: rand::random(),
-    };
-    let started = Instant::now();
-    let mut place = None;
-    loop {
-        let mut freed = pin!(app.pool.freed());
-        freed.as_mut().enable();
-        let now = app.clock.now();
-        let (refusal, until) = match app.pool.lease(&wish, now) {
-            Ok(lease) => return Ok(lease),
-            Err(Refusal::Busy) => (Refusal::Busy, started + BUSY_WAIT),
-            Err(
-                refusal @ Refusal::Later(Later {
-                    untried_until: Some(at),
-                    ..
-                }),
-            ) => {
-                let end = Instant::now() + now.until(at) + Duration::from_millis(1);
-                if end > started + COOLDOWN_WAIT {
-                    return Err(refusal);
-                }
-                (refusal, end)
-            }
-            Err(refusal) => return Err(refusal),
-        };
-        if place.is_none() {
-            place = app.waiting.try_acquire().ok();
-        }
-        // The queue is full, or the wait is over.
-        if place.is_none() || Instant::now() >= until && refusal == Refusal::Busy {
-            return Err(refusal);
-        }
-        tokio::select! {
-            () = freed => {}
-            () = sleep_until(until) => {}
-        }
-    }
-}
+/// Accounts that refused this request with the very same words. Three of them, and the request is
+/// at fault: what it did to them is taken back, and the words are relayed.
+///
+/// Structured evidence of spent quota is exempt, and so is anything that speaks of a usage limit:
+/// accounts that have run dry say the same, each about itself.
+#[derive(Default)]
+struct SameText(Vec<([u8; 32], AccountId)>);
 
-/// One account, with the retries on it that the rules allow.
-async fn try_account(
-    app: &Arc<App>,
-    call: &Call,
-    lease: Lease,
-    progress: &mut Progress,
-    record: &mut Record,
-) -> Result<Tried, Error> {
-    let account = Arc::clone(&lease.account);
-    record.begin(account.id)?;
-    let mut bearer = attempt::bearer(app, &account).await;
-    loop {
-        let (sent_at, since) = (app.clock.now(), Instant::now());
-        let result = match &bearer {
-            Ok(bearer) => {
-                let target = Target {
-                    account: &account,
-                    bearer,
-                    moved: lease.moved,
-                };
-                attempt::send(app, call, &target).await
-            }
-            Err(error) => Err(AttemptError::from(error.clone())),
+const SAME_TEXT_ACCOUNTS: usize = 3;
+
+impl SameText {
+    fn third(&mut self, id: AccountId, bad: &Bad) -> bool {
+        let owned = matches!(
+            bad.outcome,
+            Outcome::Strike | Outcome::RateLimited { .. } | Outcome::UpstreamError
+        );
+        let Some(reply) = bad.reply.as_ref().filter(|reply| owned && !reply.body.is_empty()) else {
+            return false;
         };
-        let judged = match result {
-            Ok((response, streams)) => match judge(app, &account, call.surface, response).await {
-                Judged::Good(answer) if streams && !call.head.stream => {
-                    match assemble::assemble(answer, app.config.limits.stream_idle_timeout).await {
-                        Ok((reply, assembled)) => {
-                            record.attempt(account.id, Outcome::Served, Some(200), since);
-                            return Ok(Tried::Done(Dispatched::Whole(
-                                lease,
-                                reply,
-                                Some(assembled),
-                            )));
-                        }
-                        Err(bad) => Judged::Bad(bad),
-                    }
-                }
-                judged => judged,
-            },
-            Err(error) => Judged::Bad(judge_error(&error)),
-        };
-        let bad = match judged {
-            Judged::Good(answer) => {
-                record.attempt(
-                    account.id,
-                    Outcome::Served,
-                    Some(answer.head.status.as_u16()),
-                    since,
-                );
-                return Ok(Tried::Done(Dispatched::Stream(lease, answer)));
-            }
-            Judged::Bad(bad) => bad,
-        };
-        record.attempt(account.id, bad.outcome, bad.status, since);
-        let refreshed = progress.refreshed;
-        let now = app.clock.now();
-        let attempt = Attempt {
-            model: &call.head.model,
-            sent_at,
-            now,
-            refreshed,
-        };
-        app.pool.settle(account.id, bad.outcome, attempt);
-        match next(bad.outcome, progress) {
-            Next::Relay => {
-                let Bad { reply, error, .. } = bad;
-                let reply = reply.ok_or(error)?;
-                return Ok(Tried::Done(Dispatched::Whole(lease, reply, None)));
-            }
-            Next::Refresh => {
-                if let Ok(refused) = &bearer {
-                    bearer = attempt::refresh(app, &account, refused).await;
-                }
-            }
-            Next::Again => sleep(Duration::from_millis(rand::random_range(200..400))).await,
-            Next::Another => {
-                return Ok(Tried::Failed {
-                    bad,
-                    lease,
-                    enough: false,
-                });
-            }
-            Next::GiveUp => {
-                return Ok(Tried::Failed {
-                    bad,
-                    lease,
-                    enough: true,
-                });
-            }
+        let words = String::from_utf8_lossy(&reply.body).to_ascii_lowercase();
+        if words.contains("usage limit") {
+            return false;
         }
+        let digest = sha256(&reply.body);
+        self.0.retain(|(known, _)| *known == digest);
+        self.0.push((digest, id));
+        self.0.len() >= SAME_TEXT_ACCOUNTS
+    }
+
+    fn relay(
+        self,
+        app: &App,
+        lease: Lease,
+        bad: Bad,
+        began: Timestamp,
+    ) -> Result<Dispatched, Error> {
+        let ids: Vec<AccountId> = self.0.into_iter().map(|(_, id)| id).collect();
+        app.pool.take_back(&ids, bad.outcome, began);
+        Ok(Dispatched::Whole(lease, bad.reply.ok_or(bad.error)?, None))
     }
 }
 
@@ -249,61 +132,9 @@ fn give_up(
     bad: Bad,
     tried: &[AccountId],
 ) -> Result<Dispatched, Error> {
-    if bad.outcome == Outcome::Overloaded
-        && let Some(reply) = bad.reply
-    {
-        return Ok(Dispatched::Whole(lease, reply, None));
-    }
-    let is_limit = matches!(
-        bad.outcome,
-        Outcome::QuotaSpent { .. }
-            | Outcome::RateLimited { .. }
-            | Outcome::Strike
-            | Outcome::Stopped(_)
-    );
-    if !is_limit {
-        return Err(bad.error);
-    }
-    let wish = Wish {
-        pools: &call.caller.key.pools,
-        ask: Ask {
-            surface: call.surface,
-            model: &call.head.model,
-        },
-        session: None,
-        owner: None,
-        turn: None,
-        tried,
-        seed: 0,
-    };
-    match app.pool.lease(&wish, app.clock.now()) {
-        Ok(_) => Err(bad.error),
-        Err(refusal) => Err(explain(app, call, refusal, Some(bad))),
-    }
-}
-
-/// What to tell the client when nobody can serve.
-fn explain(app: &App, call: &Call, refusal: Refusal, last: Option<Bad>) -> Error {
-    let now = app.clock.now();
-    match refusal {
-        Refusal::Unfit => Error::NoFittingAccount(call.surface.kinds_needed()),
-        Refusal::ModelNotAllowed | Refusal::ModelMissing => {
-            Error::ModelUnknown(call.head.model.clone())
-        }
-        Refusal::Busy => Error::Unavailable {
-            retry_after: Duration::from_secs(5),
-        },
-        Refusal::Later(Later {
-            until, quota: true, ..
-        }) => Error::Exhausted {
-            resets_at: until,
-            now,
-        },
-        Refusal::Later(Later { until, .. }) => Error::Unavailable {
-            retry_after: until.map_or(COOLDOWN_WAIT, |at| now.until(at)),
-        },
-        Refusal::Operator => Error::NoAccounts,
-        Refusal::AllTried => last.map_or(Error::NoAccounts, |bad| bad.error),
-        Refusal::Owner { .. } => Error::OwnerUnavailable,
+    match (bad.outcome, bad.reply) {
+        (Outcome::Overloaded, Some(reply)) => Ok(Dispatched::Whole(lease, reply, None)),
+        (Outcome::UpstreamError | Outcome::ConnectFailed | Outcome::Lost, _) => Err(bad.error),
+        _ => Err(left(app, call, tried, bad.error)),
     }
 }

@@ -5,14 +5,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-const FAMILIES: [&str; 6] = [
-    "x-codex-",
-    "x-openai-",
-    "openai-",
-    "anthropic-",
-    "x-claude-code-",
-    "x-stainless-",
-];
+const FAMILIES: [&str; 6] =
+    ["x-codex-", "x-openai-", "openai-", "anthropic-", "x-claude-code-", "x-stainless-"];
 
 const REQUEST_SINGLES: [&str; 16] = [
     "accept",
@@ -50,11 +44,8 @@ const RESPONSE_SINGLES: [&str; 10] = [
 ];
 
 /// Names of the account or organisation that served, which clients have no business with.
-const RESPONSE_NEVER: [&str; 3] = [
-    "openai-organization",
-    "openai-project",
-    "anthropic-organization-id",
-];
+const RESPONSE_NEVER: [&str; 3] =
+    ["openai-organization", "openai-project", "anthropic-organization-id"];
 
 fn in_family(name: &str) -> bool {
     FAMILIES.iter().any(|family| name.starts_with(family))
@@ -95,10 +86,7 @@ pub fn to_client(upstream: &HeaderMap) -> HeaderMap {
             out.append(name.clone(), value.clone());
         }
     }
-    out.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    out.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     out
 }
 
@@ -121,22 +109,12 @@ fn is_limit(name: &str) -> bool {
 /// Adds `beta` to `anthropic-beta`, after what the client asked for.
 pub fn add_beta(headers: &mut HeaderMap, beta: &str) {
     const NAME: &str = "anthropic-beta";
-    let known: Vec<&str> = headers
-        .get_all(NAME)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .collect();
-    if known
-        .iter()
-        .any(|value| value.split(',').any(|item| item.trim() == beta))
-    {
+    let known: Vec<&str> =
+        headers.get_all(NAME).iter().filter_map(|value| value.to_str().ok()).collect();
+    if known.iter().any(|value| value.split(',').any(|item| item.trim() == beta)) {
         return;
     }
-    let all = known
-        .into_iter()
-        .chain([beta])
-        .collect::<Vec<_>>()
-        .join(",");
+    let all = known.into_iter().chain([beta]).collect::<Vec<_>>().join(",");
     if let Ok(value) = HeaderValue::from_str(&all) {
         headers.insert(NAME, value);
     }

@@ -88,22 +88,11 @@ async fn judge_success(
     let is_stream = has_type(&head.headers, "text/event-stream");
     let bad = |outcome, text: &str| {
         let status = Some(head.status.as_u16());
-        Judged::Bad(Bad {
-            outcome,
-            status,
-            reply: None,
-            error: Error::Upstream(text.into()),
-        })
+        Judged::Bad(Bad { outcome, status, reply: None, error: Error::Upstream(text.into()) })
     };
-    let is_encoded = head
-        .headers
-        .get(header::CONTENT_ENCODING)
-        .is_some_and(|v| v != "identity");
-    let tap = if is_encoded {
-        Tap::opaque(surface, now)
-    } else {
-        Tap::new(surface, is_stream, now)
-    };
+    let is_encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity");
+    let tap =
+        if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
     match open(body, tap, !is_stream && !is_encoded).await {
         Opened::Good(opening) => Judged::Good(Answer { head, opening }),
         Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
@@ -115,12 +104,7 @@ async fn judge_success(
                 .unwrap_or_else(|| status_of_event(family, &fields.code, &fields.kind));
             let outcome = classify_fields(app, account, family, status, &fields, None, false, now);
             let error = Error::Upstream(scrub_text(&fields.message, account));
-            Judged::Bad(Bad {
-                outcome,
-                status: Some(status),
-                reply: None,
-                error,
-            })
+            Judged::Bad(Bad { outcome, status: Some(status), reply: None, error })
         }
     }
 }
@@ -135,11 +119,8 @@ async fn judge_failure(
 ) -> Bad {
     let status = head.status.as_u16();
     let read = tokio::time::timeout(ERROR_FOR, Limited::new(body, ERROR_MAX).collect()).await;
-    let body = read
-        .ok()
-        .and_then(Result::ok)
-        .map(http_body_util::Collected::to_bytes)
-        .unwrap_or_default();
+    let body =
+        read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let html = has_type(&head.headers, "text/html");
     let fields = ErrorFields::read(&body, now);
     let wait = retry_after(&head.headers, now);
@@ -150,22 +131,11 @@ async fn judge_failure(
     } else {
         scrub_text(&fields.message, account)
     };
-    let reply = Some(Reply {
-        body: scrub(&body, account),
-        head,
-    });
-    Bad {
-        outcome,
-        status: Some(status),
-        reply,
-        error: Error::Upstream(text),
-    }
+    let reply = Some(Reply { body: scrub(&body, account), head });
+    Bad { outcome, status: Some(status), reply, error: Error::Upstream(text) }
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the evidence, gathered in one place"
-)]
+#[expect(clippy::too_many_arguments, reason = "the evidence, gathered in one place")]
 fn classify_fields(
     app: &App,
     account: &Account,
@@ -176,7 +146,7 @@ fn classify_fields(
     html: bool,
     now: Timestamp,
 ) -> Outcome {
-    let (spent_until, nearest_reset) = app.pool.resets(account.id, now);
+    let resets = app.pool.resets(account.id, now);
     classify(&Evidence {
         family,
         status,
@@ -186,8 +156,9 @@ fn classify_fields(
         html,
         retry_after,
         resets_at: fields.resets_at,
-        spent_until,
-        nearest_reset,
+        spent_until: resets.spent_until,
+        family_spent_until: resets.family_spent_until,
+        nearest_reset: resets.nearest,
         now,
     })
 }
@@ -196,9 +167,8 @@ fn classify_fields(
 pub fn judge_late(app: &App, account: &Account, surface: Surface, fields: &ErrorFields) -> Outcome {
     let now = app.clock.now();
     let family = surface.family();
-    let status = fields
-        .status
-        .unwrap_or_else(|| status_of_event(family, &fields.code, &fields.kind));
+    let status =
+        fields.status.unwrap_or_else(|| status_of_event(family, &fields.code, &fields.kind));
     classify_fields(app, account, family, status, fields, None, false, now)
 }
 
@@ -219,18 +189,11 @@ pub fn judge_error(error: &AttemptError) -> Bad {
         AttemptError::Send(SendError::Broke(_) | SendError::Timeout) => Outcome::Lost,
         AttemptError::Build(_) => Outcome::RequestFault,
     };
-    Bad {
-        outcome,
-        status: None,
-        reply: None,
-        error: Error::from(error),
-    }
+    Bad { outcome, status: None, reply: None, error: Error::from(error) }
 }
 
 fn has_type(headers: &HeaderMap, wanted: &str) -> bool {
-    let value = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(wanted))
 }
 
@@ -252,11 +215,7 @@ fn scrub(body: &Bytes, account: &Account) -> Bytes {
         return body.clone();
     }
     let text = String::from_utf8_lossy(body).into_owned();
-    Bytes::from(
-        secrets
-            .iter()
-            .fold(text, |text, secret| text.replace(secret, "[removed]")),
-    )
+    Bytes::from(secrets.iter().fold(text, |text, secret| text.replace(secret, "[removed]")))
 }
 
 /// The same for a message, shortened to what fits into ours.
@@ -279,10 +238,7 @@ mod tests {
         };
         assert_eq!(read("20"), Some(Duration::from_secs(20)));
         assert_eq!(read("1.5"), Some(Duration::from_millis(1500)));
-        assert_eq!(
-            read("Sat, 21 Nov 2026 22:27:40 GMT"),
-            Some(Duration::from_mins(1))
-        );
+        assert_eq!(read("Sat, 21 Nov 2026 22:27:40 GMT"), Some(Duration::from_mins(1)));
         for nonsense in ["0", "-3", "soon", "NaN", "Sat, 21 Nov 2020 22:27:40 GMT"] {
             assert_eq!(read(nonsense), None, "{nonsense}");
         }

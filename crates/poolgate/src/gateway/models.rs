@@ -83,9 +83,7 @@ pub async fn list(
     }
     let lists = join_all(accounts.iter().map(|account| models_of(app, account))).await;
     if let Some(Err(error)) = lists.first().filter(|_| lists.iter().all(Result::is_err)) {
-        return Err(Error::Upstream(format!(
-            "no account lists its models: {error}"
-        )));
+        return Err(Error::Upstream(format!("no account lists its models: {error}")));
     }
     let fits = |patterns: &[String], id: &str| {
         patterns.is_empty() || patterns.iter().any(|pattern| model_matches(pattern, id))
@@ -104,10 +102,8 @@ pub async fn list(
 }
 
 fn render(list: ModelList, union: &[(Kind, &Model)]) -> String {
-    let entries: Vec<String> = union
-        .iter()
-        .map(|(kind, model)| entry(list, *kind, model))
-        .collect();
+    let entries: Vec<String> =
+        union.iter().map(|(kind, model)| entry(list, *kind, model)).collect();
     let joined = entries.join(",");
     match list {
         ModelList::OpenAi => format!(r#"{{"object":"list","data":[{joined}]}}"#),
@@ -133,14 +129,10 @@ fn entry(list: ModelList, kind: Kind, model: &Model) -> String {
 
 fn respond(body: String, headers: &HeaderMap) -> Response<Outgoing> {
     let digest = sha256(body.as_bytes());
-    let etag: String = digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let etag: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     let etag = format!("\"pg-{etag}\"");
-    let known = headers
-        .get(header::IF_NONE_MATCH)
-        .is_some_and(|value| value.as_bytes() == etag.as_bytes());
+    let known =
+        headers.get(header::IF_NONE_MATCH).is_some_and(|value| value.as_bytes() == etag.as_bytes());
     let mut response = if known {
         whole(StatusCode::NOT_MODIFIED, "application/json", Bytes::new())
     } else {
@@ -162,10 +154,7 @@ async fn models_of(app: &App, account: &Account) -> Result<Arc<Vec<Model>>, Stri
     match fetch_models(app, account).await {
         Ok(models) => {
             let models = Arc::new(models);
-            app.catalogue
-                .0
-                .lock()
-                .insert(account.id, (now, Arc::clone(&models)));
+            app.catalogue.0.lock().insert(account.id, (now, Arc::clone(&models)));
             Ok(models)
         }
         // An old list is better than none.
@@ -176,38 +165,22 @@ async fn models_of(app: &App, account: &Account) -> Result<Arc<Vec<Model>>, Stri
 /// Asks the account's upstream. Also how `poolgate account test` finds out whether it works.
 pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, String> {
     let (path, surface) = match account.kind {
-        Kind::Codex => (
-            format!("/models?client_version={CODEX_VERSION}"),
-            Surface::Responses,
-        ),
+        Kind::Codex => (format!("/models?client_version={CODEX_VERSION}"), Surface::Responses),
         Kind::Claude | Kind::Anthropic => ("/v1/models?limit=1000".into(), Surface::Messages),
         Kind::OpenAi | Kind::Compatible => ("/models".into(), Surface::Responses),
     };
-    let uri: Uri = format!(
-        "{}{}{path}",
-        account.upstream.origin, account.upstream.prefix
-    )
-    .parse()
-    .map_err(|error: http::uri::InvalidUri| error.to_string())?;
-    let token = bearer(app, account)
-        .await
-        .map_err(|error| error.to_string())?;
+    let uri: Uri = format!("{}{}{path}", account.upstream.origin, account.upstream.prefix)
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| error.to_string())?;
+    let token = bearer(app, account).await.map_err(|error| error.to_string())?;
     let mut headers = HeaderMap::new();
     authorize(&mut headers, account.kind, surface, &token).map_err(|error| error.to_string())?;
-    let headers: Vec<(&'static str, Secret)> = [
-        "authorization",
-        "x-api-key",
-        "chatgpt-account-id",
-        "anthropic-beta",
-        "anthropic-version",
-    ]
-    .into_iter()
-    .filter_map(|name| Some((name, Secret::new(headers.get(name)?.to_str().ok()?))))
-    .collect();
-    let answer = app
-        .egress
-        .call(Method::GET, uri, &headers, None, CALL_TIMEOUT)
-        .await;
+    let headers: Vec<(&'static str, Secret)> =
+        ["authorization", "x-api-key", "chatgpt-account-id", "anthropic-beta", "anthropic-version"]
+            .into_iter()
+            .filter_map(|name| Some((name, Secret::new(headers.get(name)?.to_str().ok()?))))
+            .collect();
+    let answer = app.egress.call(Method::GET, uri, &headers, None, CALL_TIMEOUT).await;
     let (head, body) = answer.map_err(|error| format!("{error:#}"))?;
     if head.status != StatusCode::OK {
         return Err(format!("the upstream answered {}", head.status.as_u16()));
@@ -222,10 +195,7 @@ fn parse(body: &[u8]) -> Option<Vec<Model>> {
         entries
             .filter_map(|raw| {
                 let entry: Entry = serde_json::from_str(raw.get()).ok()?;
-                Some(Model {
-                    id: entry.slug.or(entry.id)?,
-                    entry: raw.get().to_owned(),
-                })
+                Some(Model { id: entry.slug.or(entry.id)?, entry: raw.get().to_owned() })
             })
             .collect(),
     )
@@ -238,10 +208,7 @@ mod tests {
     #[test]
     fn reads_both_shapes_and_keeps_entries_as_written() {
         let openai = br#"{"object":"list","data":[{"id":"gpt-5.5", "x":1.50},{"no":"id"}]}"#;
-        let want = Model {
-            id: "gpt-5.5".into(),
-            entry: r#"{"id":"gpt-5.5", "x":1.50}"#.into(),
-        };
+        let want = Model { id: "gpt-5.5".into(), entry: r#"{"id":"gpt-5.5", "x":1.50}"#.into() };
         assert_eq!(parse(openai), Some(vec![want]));
         let codex = parse(br#"{"models":[{"slug":"gpt-6"}]}"#).unwrap();
         assert_eq!(codex[0].id, "gpt-6");

@@ -63,11 +63,7 @@ pub async fn open(mut body: Incoming, mut tap: Tap, json: bool) -> Opened {
     }
     // With a Content-Length the last byte may be here already, and nobody asks for the end.
     let whole = body.is_end_stream() && tap.end();
-    Opened::Good(Opening {
-        held,
-        rest: (!whole).then_some(body),
-        tap,
-    })
+    Opened::Good(Opening { held, rest: (!whole).then_some(body), tap })
 }
 
 fn ended(held: VecDeque<Bytes>, mut tap: Tap, json: bool) -> Opened {
@@ -75,17 +71,10 @@ fn ended(held: VecDeque<Bytes>, mut tap: Tap, json: bool) -> Opened {
         return Opened::Lost;
     }
     if json {
-        let all: Vec<u8> = held
-            .iter()
-            .flat_map(|chunk| chunk.iter().copied())
-            .collect();
+        let all: Vec<u8> = held.iter().flat_map(|chunk| chunk.iter().copied()).collect();
         if serde_json::from_slice::<&serde_json::value::RawValue>(&all).is_err() {
             return Opened::Garbage;
         }
     }
-    Opened::Good(Opening {
-        held,
-        rest: None,
-        tap,
-    })
+    Opened::Good(Opening { held, rest: None, tap })
 }

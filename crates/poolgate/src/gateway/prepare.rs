@@ -65,17 +65,9 @@ pub fn prepare(account: &Account, surface: Surface, payload: &Payload, stream: b
     }
     let takes_encoding = matches!(account.kind, Kind::Codex);
     if patch.is_empty() && (payload.encoding.is_none() || takes_encoding) {
-        return Prepared {
-            body: payload.wire.clone(),
-            encoding: payload.encoding,
-            streams,
-        };
+        return Prepared { body: payload.wire.clone(), encoding: payload.encoding, streams };
     }
-    Prepared {
-        body: patch.apply(document),
-        encoding: None,
-        streams,
-    }
+    Prepared { body: patch.apply(document), encoding: None, streams }
 }
 
 fn patch_for_codex(patch: &mut Patch, document: &Document) {
@@ -109,11 +101,7 @@ fn patch_user_id(patch: &mut Patch, document: &Document, account: &Account) {
     let mut inner = Patch::default();
     inner.set(&metadata, "user_id", &quote(&replaced));
     let text = inner.apply(&metadata);
-    patch.set(
-        document,
-        "metadata",
-        std::str::from_utf8(&text).expect("spliced from text"),
-    );
+    patch.set(document, "metadata", std::str::from_utf8(&text).expect("spliced from text"));
 }
 
 /// `None`: it names no account, or the right one.
@@ -143,11 +131,8 @@ mod tests {
     use crate::credentials::{Credential, Source};
 
     fn account(kind: Kind, prefix: &str) -> Account {
-        let upstream = Upstream {
-            origin: "https://x".into(),
-            prefix: prefix.into(),
-            token_url: None,
-        };
+        let upstream =
+            Upstream { origin: "https://x".into(), prefix: prefix.into(), token_url: None };
         let credential = Arc::new(Credential::new(kind, Source::KeyEnv("NONE".into())));
         Account {
             id: AccountId(1),
@@ -163,11 +148,7 @@ mod tests {
 
     fn payload(text: &str) -> Payload {
         let wire = Bytes::copy_from_slice(text.as_bytes());
-        Payload {
-            wire: wire.clone(),
-            encoding: None,
-            document: Document::parse(wire).unwrap(),
-        }
+        Payload { wire: wire.clone(), encoding: None, document: Document::parse(wire).unwrap() }
     }
 
     fn prepared(kind: Kind, surface: Surface, text: &str) -> String {
@@ -200,24 +181,10 @@ mod tests {
     fn a_compressed_body_stays_compressed_where_it_may() {
         let wire = Bytes::from_static(b"zstd bytes");
         let whole = payload(r#"{"model":"m","stream":true,"store":false,"input":[]}"#);
-        let payload = Payload {
-            wire: wire.clone(),
-            encoding: Some(Encoding::Zstd),
-            ..whole
-        };
-        let codex = prepare(
-            &account(Kind::Codex, ""),
-            Surface::Responses,
-            &payload,
-            true,
-        );
+        let payload = Payload { wire: wire.clone(), encoding: Some(Encoding::Zstd), ..whole };
+        let codex = prepare(&account(Kind::Codex, ""), Surface::Responses, &payload, true);
         assert_eq!((codex.body, codex.encoding), (wire, Some(Encoding::Zstd)));
-        let key = prepare(
-            &account(Kind::OpenAi, ""),
-            Surface::Responses,
-            &payload,
-            true,
-        );
+        let key = prepare(&account(Kind::OpenAi, ""), Surface::Responses, &payload, true);
         assert_eq!((&key.body, key.encoding), (payload.document.text(), None));
     }
 
@@ -231,20 +198,8 @@ mod tests {
                 None,
                 "/backend-api/codex/responses",
             ),
-            (
-                Kind::OpenAi,
-                "/v1",
-                Surface::Chat,
-                None,
-                "/v1/chat/completions",
-            ),
-            (
-                Kind::Claude,
-                "",
-                Surface::Messages,
-                Some("beta=true"),
-                "/v1/messages?beta=true",
-            ),
+            (Kind::OpenAi, "/v1", Surface::Chat, None, "/v1/chat/completions"),
+            (Kind::Claude, "", Surface::Messages, Some("beta=true"), "/v1/messages?beta=true"),
             (
                 Kind::Compatible,
                 "/api/v1",

@@ -80,11 +80,7 @@ pub async fn read(headers: &HeaderMap, body: Incoming, limits: &Limits) -> Resul
     } else {
         Document::parse(text)?
     };
-    Ok(Payload {
-        wire,
-        encoding,
-        document,
-    })
+    Ok(Payload { wire, encoding, document })
 }
 
 /// Absent is taken for JSON; clients that send something else say so.
@@ -92,13 +88,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());
     };
-    let essence = value
-        .to_str()
-        .unwrap_or_default()
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim();
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
         Ok(())
     } else {
@@ -114,13 +104,7 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
     if values.next().is_some() {
         return Err(Error::WrongEncoding);
     }
-    match value
-        .to_str()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase()
-        .as_str()
-    {
+    match value.to_str().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "" | "identity" => Ok(None),
         "gzip" | "x-gzip" => Ok(Some(Encoding::Gzip)),
         "deflate" => Ok(Some(Encoding::Deflate)),
@@ -130,10 +114,7 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
 }
 
 async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, Error> {
-    let too_large = || Error::TooLarge {
-        limit,
-        decoded: false,
-    };
+    let too_large = || Error::TooLarge { limit, decoded: false };
     let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if declared > limit {
         return Err(too_large());
@@ -141,9 +122,8 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, Error> {
     let mut first: Option<Bytes> = None;
     let mut all = BytesMut::new();
     loop {
-        let frame = tokio::time::timeout(BODY_IDLE, body.frame())
-            .await
-            .map_err(|_| Error::BodyTimeout)?;
+        let frame =
+            tokio::time::timeout(BODY_IDLE, body.frame()).await.map_err(|_| Error::BodyTimeout)?;
         let Some(frame) = frame else { break };
         let Ok(data) = frame.map_err(|_| Error::BodyCut)?.into_data() else {
             continue;
@@ -195,10 +175,7 @@ async fn drain(
         match read {
             Ok(0) => return Ok(out.freeze()),
             Ok(_) if out.len() > limit => {
-                return Err(Error::TooLarge {
-                    limit,
-                    decoded: true,
-                });
+                return Err(Error::TooLarge { limit, decoded: true });
             }
             Ok(_) if out.len() > RATIO_FROM && out.len() / encoded.max(1) > RATIO_MAX => {
                 return Err(Error::Bomb);
@@ -216,10 +193,8 @@ pub fn peek(
     document: &Document,
     key_id: i64,
 ) -> Result<Head, Error> {
-    let model = document
-        .string("model")?
-        .filter(|model| !model.trim().is_empty())
-        .ok_or(Error::NoModel)?;
+    let model =
+        document.string("model")?.filter(|model| !model.trim().is_empty()).ok_or(Error::NoModel)?;
     let stream = match surface {
         Surface::Responses | Surface::Chat | Surface::Messages => {
             document.boolean("stream")?.unwrap_or(false)
@@ -248,21 +223,9 @@ pub fn scoped(key_id: i64, name: &str) -> SessionKey {
 
 /// First hit wins (docs/providers.md, "Session names"). `None`: the request stands alone.
 fn session_name(surface: Surface, headers: &HeaderMap, document: &Document) -> Option<String> {
-    let header = |name: &str| {
-        headers
-            .get(name)?
-            .to_str()
-            .ok()
-            .filter(|v| !v.is_empty())
-            .map(str::to_owned)
-    };
-    let field = |name| {
-        document
-            .string(name)
-            .ok()
-            .flatten()
-            .filter(|v| !v.is_empty())
-    };
+    let header =
+        |name: &str| headers.get(name)?.to_str().ok().filter(|v| !v.is_empty()).map(str::to_owned);
+    let field = |name| document.string(name).ok().flatten().filter(|v| !v.is_empty());
     match surface {
         Surface::Responses | Surface::Compact | Surface::Chat => {
             ["session-id", "session_id", "conversation_id", "thread-id"]
@@ -286,8 +249,7 @@ fn claude_session(user: &str) -> Option<String> {
     if let Ok(document) = Document::parse(Bytes::copy_from_slice(user.as_bytes())) {
         return Some(document.string("session_id").ok()??.into_owned());
     }
-    user.rsplit_once("_session_")
-        .map(|(_, session)| session.to_owned())
+    user.rsplit_once("_session_").map(|(_, session)| session.to_owned())
 }
 
 #[cfg(test)]
@@ -299,10 +261,7 @@ mod tests {
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(n, v)| (http::HeaderName::from_static(n), v.parse().unwrap()))
-            .collect()
+        pairs.iter().map(|(n, v)| (http::HeaderName::from_static(n), v.parse().unwrap())).collect()
     }
 
     #[test]
@@ -339,10 +298,7 @@ mod tests {
         let body =
             document(r#"{"model":"m","stream":true,"previous_response_id":"r","store":false}"#);
         let head = peek(Surface::Responses, &none, &body, 1).unwrap();
-        assert_eq!(
-            (head.model.as_str(), head.stream, head.stores),
-            ("m", true, false)
-        );
+        assert_eq!((head.model.as_str(), head.stream, head.stores), ("m", true, false));
         assert_eq!(head.owner, Some(scoped(1, "r")));
         for (body, code) in [
             ("{}", "missing_model"),
@@ -370,19 +326,10 @@ mod tests {
         bomb.write_all(&vec![b' '; 8 << 20]).await.unwrap();
         bomb.shutdown().await.unwrap();
         let run = |bytes: Vec<u8>, encoding| decode(bytes.into(), encoding, 64 << 20);
-        assert_eq!(
-            run(gzip.into_inner(), Encoding::Gzip).await.unwrap(),
-            text.as_slice()
-        );
-        assert_eq!(
-            run(zlib.into_inner(), Encoding::Deflate).await.unwrap(),
-            text.as_slice()
-        );
+        assert_eq!(run(gzip.into_inner(), Encoding::Gzip).await.unwrap(), text.as_slice());
+        assert_eq!(run(zlib.into_inner(), Encoding::Deflate).await.unwrap(), text.as_slice());
         let bomb = bomb.into_inner();
-        assert!(matches!(
-            run(bomb.clone(), Encoding::Zstd).await,
-            Err(Error::Bomb)
-        ));
+        assert!(matches!(run(bomb.clone(), Encoding::Zstd).await, Err(Error::Bomb)));
         let small = decode(bomb.into(), Encoding::Zstd, 1000).await;
         assert!(matches!(small, Err(Error::TooLarge { decoded: true, .. })));
         assert!(matches!(

@@ -181,10 +181,9 @@ impl Relay {
             sent_at: self.sent_at,
             now,
             refreshed: false,
+            gated: self.app.gates.of(&self.model).is_some(),
         };
-        self.app
-            .pool
-            .settle(self.lease.account.id, outcome, attempt);
+        self.app.pool.settle(self.lease.account.id, outcome, attempt);
         self.record.amend_attempt(outcome);
     }
 
@@ -192,8 +191,7 @@ impl Relay {
     /// torn event.
     fn last_words(&mut self) -> Option<Bytes> {
         self.settle(Outcome::Lost);
-        self.record
-            .finish(Ending::UpstreamBroke, self.opening.tap.usage);
+        self.record.finish(Ending::UpstreamBroke, self.opening.tap.usage);
         self.opening.rest = None;
         if !self.opening.tap.is_between_events() {
             return None;
@@ -277,8 +275,7 @@ impl Drop for Relay {
             if self.opening.tap.semantic {
                 self.settle(Outcome::Served);
             }
-            self.record
-                .finish(Ending::ClientLeft, self.opening.tap.usage);
+            self.record.finish(Ending::ClientLeft, self.opening.tap.usage);
         }
     }
 }
@@ -295,9 +292,9 @@ impl Body for Outgoing {
             Self::Whole(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|e| match e {}))),
-            Self::Relay(relay) => relay
-                .poll_next(cx)
-                .map(|next| next.map(|data| data.map(Frame::data))),
+            Self::Relay(relay) => {
+                relay.poll_next(cx).map(|next| next.map(|data| data.map(Frame::data)))
+            }
         }
     }
 
@@ -321,11 +318,7 @@ impl Relay {
     /// Exact when the upstream's is: the client then gets the same `Content-Length`.
     fn size_hint(&self) -> SizeHint {
         let held: u64 = self.opening.held.iter().map(|data| data.len() as u64).sum();
-        let rest = self
-            .opening
-            .rest
-            .as_ref()
-            .map_or(SizeHint::with_exact(0), Incoming::size_hint);
+        let rest = self.opening.rest.as_ref().map_or(SizeHint::with_exact(0), Incoming::size_hint);
         match rest.exact() {
             Some(exact) => SizeHint::with_exact(held + exact),
             None => SizeHint::new(),

@@ -25,10 +25,7 @@ pub enum ModelList {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    Proxy {
-        surface: Surface,
-        contract: Contract,
-    },
+    Proxy { surface: Surface, contract: Contract },
     Models(ModelList),
     AdminStatus,
     Healthy,
@@ -38,8 +35,7 @@ pub enum Endpoint {
 /// The envelope that callers of this path parse, known even when the path is not.
 pub fn dialect(path: &str, headers: &HeaderMap) -> Dialect {
     let under = |prefix: &str| {
-        path.strip_prefix(prefix)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     if under("/v1/messages") || (under("/v1") && headers.contains_key("anthropic-version")) {
         Dialect::Anthropic
@@ -58,15 +54,10 @@ pub fn route(
 ) -> Result<Endpoint, Error> {
     let endpoint = find(path, query, headers).ok_or(Error::UnknownPath)?;
     let upgrade = headers.get(http::header::UPGRADE).is_some_and(|value| {
-        value
-            .to_str()
-            .is_ok_and(|value| value.eq_ignore_ascii_case("websocket"))
+        value.to_str().is_ok_and(|value| value.eq_ignore_ascii_case("websocket"))
     });
     match endpoint {
-        Endpoint::Proxy {
-            surface: Surface::Responses,
-            ..
-        } if upgrade => Err(Error::NoWebSocket),
+        Endpoint::Proxy { surface: Surface::Responses, .. } if upgrade => Err(Error::NoWebSocket),
         Endpoint::Proxy { .. } if method == Method::POST => Ok(endpoint),
         Endpoint::Proxy { .. } => Err(Error::WrongMethod("POST")),
         _ if method == Method::GET => Ok(endpoint),
@@ -103,11 +94,8 @@ fn find(path: &str, query: Option<&str>, headers: &HeaderMap) -> Option<Endpoint
 
 /// Clients of three kinds ask the same path, and say by other means what they are.
 fn model_list(query: Option<&str>, headers: &HeaderMap) -> ModelList {
-    let asks_catalogue = query.is_some_and(|query| {
-        query
-            .split('&')
-            .any(|pair| pair.starts_with("client_version="))
-    });
+    let asks_catalogue =
+        query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with("client_version=")));
     if headers.contains_key("anthropic-version") {
         ModelList::Anthropic
     } else if asks_catalogue {

@@ -50,24 +50,9 @@ impl Ending {
 impl Record {
     pub fn new(app: Arc<App>, id: String, key: i64, surface: &str) -> Self {
         let at = app.clock.now().0;
-        let begin = Begin {
-            id,
-            at,
-            key,
-            surface: surface.to_owned(),
-            ..Begin::default()
-        };
-        let end = End {
-            begin,
-            ..End::default()
-        };
-        Self {
-            app,
-            end,
-            started: Instant::now(),
-            begun: false,
-            finished: false,
-        }
+        let begin = Begin { id, at, key, surface: surface.to_owned(), ..Begin::default() };
+        let end = End { begin, ..End::default() };
+        Self { app, end, started: Instant::now(), begun: false, finished: false }
     }
 
     pub fn id(&self) -> &str {
@@ -86,13 +71,10 @@ impl Record {
         self.end.begin.account = Some(account.0);
         if !self.begun {
             self.end.wait_ms = self.elapsed_ms();
-            self.app
-                .spool
-                .begin(self.end.begin.clone())
-                .map_err(|error| {
-                    tracing::error!(%error, "the spool cannot be written");
-                    Error::CannotRecord
-                })?;
+            self.app.spool.begin(self.end.begin.clone()).map_err(|error| {
+                tracing::error!(%error, "the spool cannot be written");
+                Error::CannotRecord
+            })?;
             self.begun = true;
         }
         Ok(())
@@ -101,18 +83,13 @@ impl Record {
     pub fn attempt(
         &mut self,
         account: AccountId,
-        outcome: Outcome,
+        outcome: &str,
         status: Option<u16>,
         since: Instant,
     ) {
         let ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
-        let outcome = outcome.name().to_owned();
-        self.end.attempts.push(AttemptRecord {
-            account: account.0,
-            outcome,
-            status,
-            ms,
-        });
+        let outcome = outcome.to_owned();
+        self.end.attempts.push(AttemptRecord { account: account.0, outcome, status, ms });
     }
 
     /// The last attempt turned out otherwise than its beginning promised.

@@ -31,21 +31,13 @@ struct Batch {
 
 impl Mover {
     pub fn new(spool: Arc<Spool>, store: Store, position: SpoolPosition) -> Self {
-        Self {
-            spool,
-            store,
-            position,
-        }
+        Self { spool, store, position }
     }
 
     /// Until `stop`, and then once more, so that nothing waits for the next start.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut round = 0_u32;
-        while stop
-            .run_until_cancelled(tokio::time::sleep(EVERY))
-            .await
-            .is_some()
-        {
+        while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
             round = round.wrapping_add(1);
             if round.is_multiple_of(SYNC_EVERY) {
                 self.spool.sync().await;
@@ -69,9 +61,7 @@ impl Mover {
     /// Moves everything there is.
     pub async fn move_all(&mut self) -> anyhow::Result<()> {
         while let Some(batch) = self.next_batch()? {
-            self.store
-                .record(&batch.begins, &batch.ends, batch.position)
-                .await?;
+            self.store.record(&batch.begins, &batch.ends, batch.position).await?;
             let finished = self.position.segment;
             self.position = batch.position;
             self.spool.note_moved(batch.bytes);
@@ -88,11 +78,7 @@ impl Mover {
         let Some(segment) = self.spool.first_from(self.position.segment)? else {
             return Ok(None);
         };
-        let offset = if segment == self.position.segment {
-            self.position.offset
-        } else {
-            0
-        };
+        let offset = if segment == self.position.segment { self.position.offset } else { 0 };
         let bytes = read_lines(&self.spool.path(segment), offset)?;
         if bytes.is_empty() {
             // Looked up before reading: a segment is final once a later one was begun.
@@ -100,25 +86,14 @@ impl Mover {
             return Ok((segment < current).then(|| Batch {
                 begins: vec![],
                 ends: vec![],
-                position: SpoolPosition {
-                    segment: segment + 1,
-                    offset: 0,
-                },
+                position: SpoolPosition { segment: segment + 1, offset: 0 },
                 bytes: rest,
             }));
         }
         let length = u64::try_from(bytes.len()).unwrap_or(0);
         let (begins, ends) = parse(&bytes);
-        let position = SpoolPosition {
-            segment,
-            offset: offset + length,
-        };
-        Ok(Some(Batch {
-            begins,
-            ends,
-            position,
-            bytes: length,
-        }))
+        let position = SpoolPosition { segment, offset: offset + length };
+        Ok(Some(Batch { begins, ends, position, bytes: length }))
     }
 }
 
@@ -143,10 +118,7 @@ fn read_lines(path: &std::path::Path, offset: u64) -> io::Result<Vec<u8>> {
 /// A begin whose end is in the same batch needs no row of its own.
 fn parse(bytes: &[u8]) -> (Vec<Begin>, Vec<End>) {
     let (mut begins, mut ends) = (Vec::new(), Vec::new());
-    for line in bytes
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-    {
+    for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         match serde_json::from_slice(line) {
             Ok(Line::Begin(begin)) => begins.push(begin),
             Ok(Line::End(end)) => ends.push(end),
@@ -168,43 +140,25 @@ mod tests {
     use crate::tasks::Tasks;
 
     fn begin(id: &str) -> Begin {
-        Begin {
-            id: id.into(),
-            at: 5,
-            key: 1,
-            surface: "chat".into(),
-            ..Default::default()
-        }
+        Begin { id: id.into(), at: 5, key: 1, surface: "chat".into(), ..Default::default() }
     }
 
     fn end(id: &str) -> End {
-        let attempts = vec![AttemptRecord {
-            account: 1,
-            outcome: "served".into(),
-            ..Default::default()
-        }];
-        End {
-            begin: begin(id),
-            outcome: "complete".into(),
-            attempts,
-            ..Default::default()
-        }
+        let attempts =
+            vec![AttemptRecord { account: 1, outcome: "served".into(), ..Default::default() }];
+        End { begin: begin(id), outcome: "complete".into(), attempts, ..Default::default() }
     }
 
     async fn open(dir: &std::path::Path) -> (Store, Arc<Spool>, Tasks) {
         let store = Store::open(dir).await.unwrap();
         let tasks = Tasks::default();
         let path = dir.join("spool");
-        let spool = ledger::start(&path, 1 << 20, &store, &tasks, Timestamp(9))
-            .await
-            .unwrap();
+        let spool = ledger::start(&path, 1 << 20, &store, &tasks, Timestamp(9)).await.unwrap();
         (store, spool, tasks)
     }
 
     fn outcomes(rows: &[(&str, i64)]) -> Vec<(String, i64)> {
-        rows.iter()
-            .map(|(outcome, count)| ((*outcome).to_owned(), *count))
-            .collect()
+        rows.iter().map(|(outcome, count)| ((*outcome).to_owned(), *count)).collect()
     }
 
     #[tokio::test]
@@ -218,14 +172,8 @@ mod tests {
         spool.drained().await;
         spool.end(end("b")).unwrap();
         spool.end(end("b")).unwrap();
-        assert!(
-            tasks.drain(Duration::from_secs(5)).await,
-            "the last lines are moved at the stop"
-        );
-        assert_eq!(
-            store.outcomes().await.unwrap(),
-            outcomes(&[("", 1), ("complete", 2)])
-        );
+        assert!(tasks.drain(Duration::from_secs(5)).await, "the last lines are moved at the stop");
+        assert_eq!(store.outcomes().await.unwrap(), outcomes(&[("", 1), ("complete", 2)]));
         store.close().await;
 
         let (store, _spool, _tasks) = open(dir.path()).await;

@@ -49,12 +49,8 @@ impl Spool {
             .map(|metadata| metadata.len())
             .sum();
         let taken = std::fs::metadata(path(dir, position.segment)).map_or(0, |_| position.offset);
-        let writer = Writer {
-            file: create(dir, last + 1)?,
-            segment: last + 1,
-            length: 0,
-            torn: false,
-        };
+        let writer =
+            Writer { file: create(dir, last + 1)?, segment: last + 1, length: 0, torn: false };
         Ok(Self {
             dir: dir.to_owned(),
             max_bytes,
@@ -71,12 +67,7 @@ impl Spool {
         Self {
             dir: PathBuf::new(),
             max_bytes: 0,
-            writer: Mutex::new(Writer {
-                file,
-                segment: 0,
-                length: 0,
-                torn: false,
-            }),
+            writer: Mutex::new(Writer { file, segment: 0, length: 0, torn: false }),
             appended: AtomicU64::new(0),
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
@@ -98,9 +89,7 @@ impl Spool {
 
     /// Bytes not yet in the store.
     pub fn waiting(&self) -> u64 {
-        self.appended
-            .load(Ordering::Relaxed)
-            .saturating_sub(*self.moved.borrow())
+        self.appended.load(Ordering::Relaxed).saturating_sub(*self.moved.borrow())
     }
 
     /// Waits until everything appended so far is in the store.
@@ -130,12 +119,7 @@ impl Spool {
             let segment = writer.segment + 1;
             // Failing to begin a segment is no reason to lose a line: this one goes on.
             if let Ok(file) = create(&self.dir, segment) {
-                *writer = Writer {
-                    file,
-                    segment,
-                    length: 0,
-                    torn: false,
-                };
+                *writer = Writer { file, segment, length: 0, torn: false };
             }
         }
         Ok(())
@@ -174,9 +158,7 @@ impl Spool {
 
     /// The first segment at or after `segment` that exists.
     pub(super) fn first_from(&self, segment: u64) -> io::Result<Option<u64>> {
-        Ok(segments(&self.dir)?
-            .into_iter()
-            .find(|found| *found >= segment))
+        Ok(segments(&self.dir)?.into_iter().find(|found| *found >= segment))
     }
 }
 
@@ -185,11 +167,7 @@ fn path(dir: &Path, segment: u64) -> PathBuf {
 }
 
 fn create(dir: &Path, segment: u64) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path(dir, segment))
+    OpenOptions::new().append(true).create_new(true).mode(0o600).open(path(dir, segment))
 }
 
 fn segments(dir: &Path) -> io::Result<Vec<u64>> {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use poolgate_core::account::{AccountId, Surface};
 use poolgate_core::availability::Ask;
+use poolgate_core::choose::Because;
+use tokio_util::sync::CancellationToken;
 
 use super::{Account, Pool, SessionKey};
 
@@ -31,20 +33,27 @@ impl Wish<'_> {
 /// Given back when dropped, however the attempt ended.
 #[derive(Debug)]
 pub struct Lease {
-    pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool>,
     pub account: Arc<Account>,
+    pub because: Because,
     /// The request's turn began on another account.
     pub moved: bool,
-    counted: bool,
+    pub(super) interrupts: [Option<CancellationToken>; 2],
+    pub(super) counted: bool,
 }
 
 impl Lease {
-    pub(super) fn new(pool: Arc<Pool>, account: Arc<Account>, moved: bool, counted: bool) -> Self {
-        Self {
-            pool,
-            account,
-            moved,
-            counted,
+    /// Resolves when the account has become unable to serve, or its sessions have moved away: a
+    /// request that still waits for a head should go elsewhere.
+    pub async fn interrupted(&self) {
+        let [unable, moved] = &self.interrupts;
+        let either = async |token: &Option<CancellationToken>| match token {
+            Some(token) => token.cancelled().await,
+            None => std::future::pending().await,
+        };
+        tokio::select! {
+            () = either(unable) => {}
+            () = either(moved) => {}
         }
     }
 }

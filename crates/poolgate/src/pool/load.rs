@@ -36,10 +36,7 @@ pub async fn load(
         };
         match spec {
             Ok(spec) => {
-                let quota = quotas
-                    .iter()
-                    .find(|(id, _)| *id == row.id)
-                    .map(|(_, q)| q.clone());
+                let quota = quotas.iter().find(|(id, _)| *id == row.id).map(|(_, q)| q.clone());
                 let known = known.iter().find(|account| account.id == row.id);
                 let known = known.filter(|a| a.kind == spec.kind).map(|a| &a.credential);
                 let credential = match known.filter(|c| c.source().is_at(&spec.source)) {
@@ -49,11 +46,7 @@ pub async fn load(
                 loaded.push(assemble(&row, spec, quota.unwrap_or_default(), credential));
             }
             Err(errors) => {
-                tracing::error!(
-                    account = name,
-                    errors = errors.join("; "),
-                    "left out an account"
-                );
+                tracing::error!(account = name, errors = errors.join("; "), "left out an account");
             }
         }
     }
@@ -91,11 +84,7 @@ async fn open(
     let credential = Arc::new(Credential::new(spec.kind, source));
     credential.reload().await;
     if let Some(problem) = credential.problem() {
-        tracing::warn!(
-            account = spec.name,
-            problem,
-            "the account has no usable credential"
-        );
+        tracing::warn!(account = spec.name, problem, "the account has no usable credential");
     }
     credential
 }
@@ -106,14 +95,14 @@ fn assemble(
     quota: Quota,
     credential: Arc<Credential>,
 ) -> Loaded {
-    let weight = spec
-        .plan_weight
-        .unwrap_or_else(|| plan_weight(spec.kind, credential.plan().as_deref()));
+    let plan = credential.plan();
+    let weight = spec.plan_weight.unwrap_or_else(|| plan_weight(spec.kind, plan.as_deref()));
     let facts = Facts {
         id: row.id,
         kind: spec.kind,
         speaks: spec.speaks,
         priority: spec.priority,
+        plan,
         weight,
         caps: spec.caps,
         models: spec.models.clone(),
@@ -123,6 +112,7 @@ fn assemble(
         quota,
         health: Health::stored(row.stop),
         in_flight: 0,
+        probing_until: None,
     };
     let account = Account {
         id: row.id,
@@ -134,19 +124,13 @@ fn assemble(
         upstream: spec.upstream,
         credential,
     };
-    Loaded {
-        account,
-        facts,
-        resumed_at: row.resumed_at,
-    }
+    Loaded { account, facts, resumed_at: row.resumed_at }
 }
 
 /// Size of a plan relative to the smallest one. Claude plans read `plan/tier`.
 pub fn plan_weight(kind: Kind, plan: Option<&str>) -> f64 {
-    let (plan, tier) = plan
-        .unwrap_or_default()
-        .split_once('/')
-        .unwrap_or((plan.unwrap_or_default(), ""));
+    let (plan, tier) =
+        plan.unwrap_or_default().split_once('/').unwrap_or((plan.unwrap_or_default(), ""));
     match (kind, plan, tier) {
         (Kind::Codex, "pro", _) | (Kind::Claude, "max", "default_claude_max_20x") => 10.0,
         (Kind::Claude, "max", _) | (Kind::Claude, "team", "default_claude_max_5x") => 5.0,

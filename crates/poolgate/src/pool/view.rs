@@ -67,8 +67,6 @@ impl Pool {
                 failovers: live.counters.failovers,
             }
         });
-        PoolView {
-            accounts: accounts.collect(),
-        }
+        PoolView { accounts: accounts.collect() }
     }
 }

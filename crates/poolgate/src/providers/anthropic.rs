@@ -12,11 +12,8 @@ use poolgate_core::units::{Fraction, Timestamp};
 
 use super::{number, text};
 
-const WINDOWS: [(&str, Duration, Option<&str>); 3] = [
-    ("5h", FIVE_HOURS, None),
-    ("7d", WEEK, None),
-    ("7d_oi", WEEK, Some("7d_oi")),
-];
+const WINDOWS: [(&str, Duration, Option<&str>); 3] =
+    [("5h", FIVE_HOURS, None), ("7d", WEEK, None), ("7d_oi", WEEK, Some("7d_oi"))];
 
 pub fn readings(headers: &HeaderMap) -> Vec<Reading> {
     let of = |(window, length, named): &(&str, Duration, Option<&str>)| {
@@ -48,20 +45,12 @@ mod tests {
             .iter()
             .map(|(name, value)| {
                 let name = format!("anthropic-ratelimit-unified-{name}");
-                (
-                    name.parse::<http::HeaderName>().unwrap(),
-                    value.parse().unwrap(),
-                )
+                (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap())
             })
             .collect();
         let reading = |r: Reading| {
             let reset = r.resets_at.map(Timestamp::unix_seconds);
-            (
-                r.limit,
-                r.length.as_secs() / 3600,
-                r.used.map(Fraction::percent),
-                reset,
-            )
+            (r.limit, r.length.as_secs() / 3600, r.used.map(Fraction::percent), reset)
         };
         readings(&headers).into_iter().map(reading).collect()
     }
@@ -72,11 +61,7 @@ mod tests {
         let cases: [(&str, &[(&str, &str)], Vec<_>); 5] = [
             (
                 "both windows",
-                &[
-                    ("5h-utilization", "0.12"),
-                    ("5h-reset", "1795313303"),
-                    ("7d-utilization", "1"),
-                ],
+                &[("5h-utilization", "0.12"), ("5h-reset", "1795313303"), ("7d-utilization", "1")],
                 vec![
                     (Limit::Ordinary, 5, Some(12.0), Some(at)),
                     (Limit::Ordinary, 168, Some(100.0), None),
@@ -92,11 +77,7 @@ mod tests {
                 &[("5h-status", "rejected")],
                 vec![(Limit::Ordinary, 5, Some(100.0), None)],
             ),
-            (
-                "malformed",
-                &[("5h-utilization", "x"), ("5h-reset", "-3")],
-                vec![],
-            ),
+            ("malformed", &[("5h-utilization", "x"), ("5h-reset", "-3")], vec![]),
             ("nothing", &[("status", "allowed")], vec![]),
         ];
         for (name, headers, want) in cases {

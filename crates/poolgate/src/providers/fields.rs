@@ -29,10 +29,7 @@ enum Number {
 }
 
 impl Number {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "saturates; the reader checks the range"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "saturates; the reader checks the range")]
     fn whole(&self) -> Option<i64> {
         match self {
             Self::Plain(number) => Some(*number as i64),
@@ -83,10 +80,7 @@ impl ErrorFields {
             .or(envelope.detail);
         let outer_status = envelope.bare.status.or(envelope.bare.status_code);
         let mut fields = match nested {
-            Some(Value::String(message)) => Self {
-                message,
-                ..Self::default()
-            },
+            Some(Value::String(message)) => Self { message, ..Self::default() },
             Some(value) => Self::from_inner(serde_json::from_value(value).unwrap_or_default(), now),
             None => Self::from_inner(envelope.bare, now),
         };
@@ -100,14 +94,9 @@ impl ErrorFields {
             Some(Value::Number(number)) => number.to_string(),
             _ => String::new(),
         };
-        let at = inner
-            .resets_at
-            .and_then(|n| n.whole())
-            .and_then(Timestamp::from_unix_seconds);
-        let wait = inner
-            .resets_in_seconds
-            .and_then(|n| n.whole())
-            .and_then(|s| u64::try_from(s).ok());
+        let at = inner.resets_at.and_then(|n| n.whole()).and_then(Timestamp::from_unix_seconds);
+        let wait =
+            inner.resets_in_seconds.and_then(|n| n.whole()).and_then(|s| u64::try_from(s).ok());
         Self {
             code: text(inner.code),
             kind: text(inner.r#type),

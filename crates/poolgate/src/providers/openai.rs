@@ -48,9 +48,7 @@ pub fn readings(headers: &HeaderMap, now: Timestamp) -> Vec<Reading> {
             } else {
                 Limit::Named(limit.replace('-', "_"))
             },
-            length: minutes
-                .filter(|m| *m > 0)
-                .map_or(default_length, Duration::from_mins),
+            length: minutes.filter(|m| *m > 0).map_or(default_length, Duration::from_mins),
             used,
             resets_at,
         });
@@ -75,12 +73,7 @@ mod tests {
             .into_iter()
             .map(|r| {
                 let reset = r.resets_at.map(Timestamp::unix_seconds);
-                (
-                    r.limit,
-                    r.length.as_secs() / 60,
-                    r.used.map(Fraction::percent),
-                    reset,
-                )
+                (r.limit, r.length.as_secs() / 60, r.used.map(Fraction::percent), reset)
             })
             .collect();
         readings.sort_by_key(|r| (r.0.clone(), r.1));
@@ -95,10 +88,8 @@ mod tests {
             ("x-codex-secondary-used-percent", "1"),
             ("x-codex-secondary-window-minutes", "300"),
         ];
-        let want = [
-            (Limit::Ordinary, 300, Some(1.0), None),
-            (Limit::Ordinary, 10_080, Some(2.0), None),
-        ];
+        let want =
+            [(Limit::Ordinary, 300, Some(1.0), None), (Limit::Ordinary, 10_080, Some(2.0), None)];
         assert_eq!(read(&swapped), want);
     }
 
@@ -132,16 +123,8 @@ mod tests {
                 &[("x-codex-primary-used-percent", "many"), reset],
                 vec![(Limit::Ordinary, 300, None, Some(1_795_312_935))],
             ),
-            (
-                "no window",
-                &[("x-codex-primary-used-percent", "0")],
-                vec![],
-            ),
-            (
-                "other headers",
-                &[("x-codex-turn-state", "1"), ("x-used-percent", "4")],
-                vec![],
-            ),
+            ("no window", &[("x-codex-primary-used-percent", "0")], vec![]),
+            ("other headers", &[("x-codex-turn-state", "1"), ("x-used-percent", "4")], vec![]),
         ];
         for (name, headers, want) in cases {
             let headers: Vec<(&'static str, &'static str)> = headers

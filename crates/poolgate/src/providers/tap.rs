@@ -69,11 +69,7 @@ impl Tap {
 
     /// A tap for the same kind of answer that has seen nothing yet.
     pub fn again(other: &Self) -> Self {
-        Self::new(
-            other.surface,
-            matches!(other.format, Format::Events(_)),
-            other.now,
-        )
+        Self::new(other.surface, matches!(other.format, Format::Events(_)), other.now)
     }
 
     pub fn feed(&mut self, bytes: &[u8]) {
@@ -284,20 +280,14 @@ struct OutputDetails {
 
 impl Usage {
     fn disjoint(&self) -> TokenUsage {
-        let cached = self
-            .input_tokens_details
-            .as_ref()
-            .and_then(|d| d.cached_tokens);
+        let cached = self.input_tokens_details.as_ref().and_then(|d| d.cached_tokens);
         let input = self.input_tokens.or(self.prompt_tokens);
         TokenUsage {
             input: input.map(|all| all.saturating_sub(cached.unwrap_or(0))),
             output: self.output_tokens.or(self.completion_tokens),
             cache_read: self.cache_read_input_tokens.or(cached),
             cache_write: self.cache_creation_input_tokens,
-            reasoning: self
-                .output_tokens_details
-                .as_ref()
-                .and_then(|d| d.reasoning_tokens),
+            reasoning: self.output_tokens_details.as_ref().and_then(|d| d.reasoning_tokens),
         }
     }
 }

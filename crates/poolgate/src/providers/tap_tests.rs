@@ -7,10 +7,7 @@ fn tap(surface: Surface, stream: &str) -> Tap {
 }
 
 fn data(lines: &[&str]) -> String {
-    lines
-        .iter()
-        .map(|line| format!("data: {line}\n\n"))
-        .collect()
+    lines.iter().map(|line| format!("data: {line}\n\n")).collect()
 }
 
 const CREATED: &str = r#"{"type":"response.created","response":{"id":"resp_1","usage":null}}"#;
@@ -52,39 +49,15 @@ fn finds_errors_before_output() {
         r#"{"type":"response.failed","response":{"error":{"code":"server_error","message":"m"}}}"#;
     let overloaded = r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#;
     let cases = [
-        (
-            Surface::Responses,
-            data(&[CREATED, failed]),
-            "server_error",
-            "",
-        ),
-        (
-            Surface::Messages,
-            data(&[START, overloaded]),
-            "",
-            "overloaded_error",
-        ),
-        (
-            Surface::Chat,
-            data(&[r#"{"error":{"code":"c","type":"t"}}"#]),
-            "c",
-            "t",
-        ),
-        (
-            Surface::Chat,
-            data(&[r#"{"id":1,"error":{"code":"c","type":"t"}}"#]),
-            "c",
-            "t",
-        ),
+        (Surface::Responses, data(&[CREATED, failed]), "server_error", ""),
+        (Surface::Messages, data(&[START, overloaded]), "", "overloaded_error"),
+        (Surface::Chat, data(&[r#"{"error":{"code":"c","type":"t"}}"#]), "c", "t"),
+        (Surface::Chat, data(&[r#"{"id":1,"error":{"code":"c","type":"t"}}"#]), "c", "t"),
     ];
     for (surface, stream, code, kind) in cases {
         let tap = tap(surface, &stream);
         let error = tap.error.as_ref().expect("an error");
-        assert_eq!(
-            (error.code.as_str(), error.kind.as_str()),
-            (code, kind),
-            "{stream}"
-        );
+        assert_eq!((error.code.as_str(), error.kind.as_str()), (code, kind), "{stream}");
         assert!(!tap.semantic, "{stream}");
     }
 }
@@ -102,10 +75,7 @@ fn counts_tokens_in_every_dialect() {
         cache_write: None,
         reasoning: Some(4),
     };
-    assert_eq!(
-        (got.usage, got.response_id.as_deref()),
-        (want, Some("resp_1"))
-    );
+    assert_eq!((got.usage, got.response_id.as_deref()), (want, Some("resp_1")));
 
     let delta = r#"{"type":"message_delta","usage":{"output_tokens":30}}"#;
     let got = tap(Surface::Messages, &data(&[START, delta]));
@@ -116,17 +86,11 @@ fn counts_tokens_in_every_dialect() {
         cache_write: None,
         reasoning: None,
     };
-    assert_eq!(
-        (got.usage, got.response_id.as_deref()),
-        (want, Some("msg_1"))
-    );
+    assert_eq!((got.usage, got.response_id.as_deref()), (want, Some("msg_1")));
 
     let last = r#"{"id":"c1","choices":[],"usage":{"prompt_tokens":8,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":3}}}"#;
     let got = tap(Surface::Chat, &data(&[ROLE, last, "[DONE]"])).usage;
-    assert_eq!(
-        (got.input, got.output, got.cache_read),
-        (Some(5), Some(2), Some(3))
-    );
+    assert_eq!((got.input, got.output, got.cache_read), (Some(5), Some(2), Some(3)));
 }
 
 #[test]

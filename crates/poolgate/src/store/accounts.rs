@@ -233,11 +233,7 @@ impl Store {
             let id = AccountId(row.get("account_id"));
             let limit: String = row.get("limit_name");
             let window = Window {
-                limit: if limit.is_empty() {
-                    Limit::Ordinary
-                } else {
-                    Limit::Named(limit)
-                },
+                limit: if limit.is_empty() { Limit::Ordinary } else { Limit::Named(limit) },
                 length: Duration::from_secs(
                     u64::try_from(row.get::<i64, _>("length_s")).unwrap_or(0),
                 ),
@@ -250,10 +246,7 @@ impl Store {
                 _ => quotas.push((id, vec![window])),
             }
         }
-        Ok(quotas
-            .into_iter()
-            .map(|(id, windows)| (id, Quota::new(windows)))
-            .collect())
+        Ok(quotas.into_iter().map(|(id, windows)| (id, Quota::new(windows))).collect())
     }
 
     pub async fn save_quotas(&self, quotas: &[(AccountId, Quota)]) -> sqlx::Result<()> {
@@ -292,12 +285,7 @@ mod tests {
 
     fn settings(name: &str) -> RawAccount {
         let kind = "openai".to_owned();
-        RawAccount {
-            name: name.into(),
-            kind,
-            key_env: Some("K".into()),
-            ..Default::default()
-        }
+        RawAccount { name: name.into(), kind, key_env: Some("K".into()), ..Default::default() }
     }
 
     const NOW: Timestamp = Timestamp(1_000);
@@ -306,59 +294,26 @@ mod tests {
     async fn names_are_unique_until_removed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
-        let id = store
-            .add_account(&settings("a"), Origin::Cli, NOW)
-            .await
-            .unwrap()
-            .expect("added");
-        assert_eq!(
-            store
-                .add_account(&settings("a"), Origin::Cli, NOW)
-                .await
-                .unwrap(),
-            None
-        );
+        let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().expect("added");
+        assert_eq!(store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap(), None);
         store.put_credential(id, b"sealed", NOW).await.unwrap();
         let before = store.revision().await.unwrap();
         store.remove_account(id, NOW).await.unwrap();
         assert_ne!(store.revision().await.unwrap(), before);
         assert!(store.accounts().await.unwrap().is_empty());
-        assert_eq!(
-            store
-                .add_account(&settings("a"), Origin::Cli, NOW)
-                .await
-                .unwrap(),
-            Some(id)
-        );
-        assert!(
-            store.accounts().await.unwrap()[0].sealed.is_none(),
-            "the credential is gone"
-        );
+        assert_eq!(store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap(), Some(id));
+        assert!(store.accounts().await.unwrap()[0].sealed.is_none(), "the credential is gone");
     }
 
     #[tokio::test]
     async fn the_file_decides_about_its_own_accounts_only() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
-        store
-            .add_account(&settings("mine"), Origin::Cli, NOW)
-            .await
-            .unwrap();
-        store
-            .sync_config_accounts(&[settings("x"), settings("y")], NOW)
-            .await
-            .unwrap();
-        store
-            .sync_config_accounts(&[settings("y")], NOW)
-            .await
-            .unwrap();
-        let names: Vec<String> = store
-            .accounts()
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|a| a.settings.name)
-            .collect();
+        store.add_account(&settings("mine"), Origin::Cli, NOW).await.unwrap();
+        store.sync_config_accounts(&[settings("x"), settings("y")], NOW).await.unwrap();
+        store.sync_config_accounts(&[settings("y")], NOW).await.unwrap();
+        let names: Vec<String> =
+            store.accounts().await.unwrap().into_iter().map(|a| a.settings.name).collect();
         assert_eq!(names, ["mine", "y"]);
     }
 
@@ -366,11 +321,7 @@ mod tests {
     async fn only_one_of_two_writers_replaces_a_credential() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
-        let id = store
-            .add_account(&settings("a"), Origin::Cli, NOW)
-            .await
-            .unwrap()
-            .unwrap();
+        let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
         store.put_credential(id, b"one", NOW).await.unwrap();
         assert!(store.replace_credential(id, 1, b"two", NOW).await.unwrap());
         assert!(!store.replace_credential(id, 1, b"late", NOW).await.unwrap());
@@ -382,11 +333,7 @@ mod tests {
     async fn quotas_survive() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
-        let id = store
-            .add_account(&settings("a"), Origin::Cli, NOW)
-            .await
-            .unwrap()
-            .unwrap();
+        let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
         let window = |limit| Window {
             limit,
             length: Duration::from_hours(5),
@@ -394,10 +341,7 @@ mod tests {
             resets_at: Some(Timestamp(9)),
             observed_at: NOW,
         };
-        let quota = Quota::new(vec![
-            window(Limit::Ordinary),
-            window(Limit::Named("x".into())),
-        ]);
+        let quota = Quota::new(vec![window(Limit::Ordinary), window(Limit::Named("x".into()))]);
         store.save_quotas(&[(id, quota.clone())]).await.unwrap();
         assert_eq!(store.quotas().await.unwrap(), [(id, quota)]);
     }

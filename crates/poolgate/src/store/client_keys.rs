@@ -39,9 +39,8 @@ pub struct NewClientKey {
 impl Store {
     /// All keys, revoked ones too, oldest first.
     pub async fn client_keys(&self) -> anyhow::Result<Vec<ClientKeyRow>> {
-        let rows = sqlx::query("SELECT * FROM client_keys ORDER BY id")
-            .fetch_all(&self.read)
-            .await?;
+        let rows =
+            sqlx::query("SELECT * FROM client_keys ORDER BY id").fetch_all(&self.read).await?;
         rows.iter()
             .map(|row| {
                 let digest: Vec<u8> = row.get("digest");
@@ -114,28 +113,12 @@ mod tests {
             expires_at: Some(Timestamp(50)),
         };
         assert!(store.add_client_key(&key, Timestamp(1)).await.unwrap());
-        assert!(
-            !store.add_client_key(&key, Timestamp(1)).await.unwrap(),
-            "the name is taken"
-        );
+        assert!(!store.add_client_key(&key, Timestamp(1)).await.unwrap(), "the name is taken");
         let row = store.client_keys().await.unwrap().remove(0);
-        assert_eq!(
-            (row.digest, row.pools.as_slice()),
-            ([7; 32], ["keys".to_owned()].as_slice())
-        );
+        assert_eq!((row.digest, row.pools.as_slice()), ([7; 32], ["keys".to_owned()].as_slice()));
         assert!(row.is_valid(Timestamp(49)) && !row.is_valid(Timestamp(50)));
-        assert!(
-            store
-                .revoke_client_key("laptop", Timestamp(2))
-                .await
-                .unwrap()
-        );
-        assert!(
-            !store
-                .revoke_client_key("laptop", Timestamp(3))
-                .await
-                .unwrap()
-        );
+        assert!(store.revoke_client_key("laptop", Timestamp(2)).await.unwrap());
+        assert!(!store.revoke_client_key("laptop", Timestamp(3)).await.unwrap());
         assert!(!store.client_keys().await.unwrap()[0].is_valid(Timestamp(3)));
     }
 }

@@ -33,12 +33,10 @@ impl Store {
             .fetch_optional(&self.write)
             .await?;
         let number = |value: i64| u64::try_from(value).unwrap_or(0);
-        Ok(
-            row.map_or_else(SpoolPosition::default, |row| SpoolPosition {
-                segment: number(row.get("segment")),
-                offset: number(row.get("offset")),
-            }),
-        )
+        Ok(row.map_or_else(SpoolPosition::default, |row| SpoolPosition {
+            segment: number(row.get("segment")),
+            offset: number(row.get("offset")),
+        }))
     }
 
     /// Takes over what the spool holds up to `position`, as one transaction: after a crash the same
@@ -59,10 +57,7 @@ impl Store {
         let attempts: Vec<_> = ends
             .iter()
             .flat_map(|end| {
-                end.attempts
-                    .iter()
-                    .enumerate()
-                    .map(|(n, a)| (end.begin.id.as_str(), n, a))
+                end.attempts.iter().enumerate().map(|(n, a)| (end.begin.id.as_str(), n, a))
             })
             .collect();
         for chunk in attempts.chunks(ROWS) {

@@ -64,13 +64,7 @@ pub async fn codex_exec(base_url: &str, key: &str, how: Codex, prompt: &str) -> 
     command
         .env("CODEX_HOME", config)
         .env(codex_key_variable(how), key)
-        .args([
-            "exec",
-            "--strict-config",
-            "--skip-git-repo-check",
-            "--sandbox",
-            "read-only",
-        ])
+        .args(["exec", "--strict-config", "--skip-git-repo-check", "--sandbox", "read-only"])
         .args(["--ephemeral", prompt]);
     sandbox.run(command, LIMIT).await
 }
@@ -100,10 +94,7 @@ pub async fn python_sdk(sdk: Sdk, base_url: &str, key: &str, prompt: &str, strea
     };
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../clients/python");
     let mut command = sandbox.command(&installed("venv/bin/python"));
-    command
-        .arg(scripts.join(script))
-        .args([base_url, model, prompt])
-        .env("POOLGATE_KEY", key);
+    command.arg(scripts.join(script)).args([base_url, model, prompt]).env("POOLGATE_KEY", key);
     if stream {
         command.arg("--stream");
     }
@@ -156,20 +147,12 @@ fn codex_config(base_url: &str, how: Codex) -> String {
 
 /// Where `make setup` put it.
 fn installed(name: &str) -> PathBuf {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = set("POOLGATE_CACHE")
         .or_else(|| Some(set("HOME")?.join(".cache/poolgate")))
         .expect("POOLGATE_CACHE or HOME says where the clients are");
     let path = cache.join(name);
-    assert!(
-        path.exists(),
-        "{} is missing: run `make setup` first",
-        path.display()
-    );
+    assert!(path.exists(), "{} is missing: run `make setup` first", path.display());
     path
 }
 
@@ -218,12 +201,7 @@ impl Sandbox {
             let _ = write!(stderr, "\nkilled after {limit:?} without an end\n");
         }
         let status_ok = matches!(ended, Ok(Ok(status)) if status.success());
-        Output {
-            status_ok,
-            stdout,
-            stderr,
-            elapsed,
-        }
+        Output { status_ok, stdout, stderr, elapsed }
     }
 }
 

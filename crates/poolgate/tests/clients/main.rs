@@ -47,16 +47,8 @@ async fn in_every_case(
         assert_eq!(output.stdout.trim(), ANSWER, "{name}: {output:?}");
         let asked = h.asked();
         assert_eq!(asked[0], "first", "{name}: {asked:?}");
-        assert_eq!(
-            asked.contains(&"second".to_owned()),
-            fault.is_some(),
-            "{name}: {asked:?}"
-        );
-        assert_eq!(
-            h.outcomes().await,
-            [("complete".to_owned(), 1)],
-            "{name}: one request, once"
-        );
+        assert_eq!(asked.contains(&"second".to_owned()), fault.is_some(), "{name}: {asked:?}");
+        assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)], "{name}: one request, once");
         h.finish().await;
     }
 }
@@ -81,45 +73,26 @@ async fn codex_with_its_built_in_provider() {
 #[tokio::test]
 async fn codex_on_an_api_key() {
     in_every_case(Setup::openai, async |h| {
-        codex_exec(
-            &format!("{}/v1", h.url),
-            &h.key,
-            Codex::CustomProvider,
-            PROMPT,
-        )
-        .await
+        codex_exec(&format!("{}/v1", h.url), &h.key, Codex::CustomProvider, PROMPT).await
     })
     .await;
 }
 
 #[tokio::test]
 async fn claude_code() {
-    in_every_case(Setup::claude, async |h| {
-        claude_print(&h.url, &h.key, PROMPT).await
-    })
-    .await;
+    in_every_case(Setup::claude, async |h| claude_print(&h.url, &h.key, PROMPT).await).await;
 }
 
 #[tokio::test]
 async fn claude_code_on_an_api_key() {
-    in_every_case(Setup::anthropic, async |h| {
-        claude_print(&h.url, &h.key, PROMPT).await
-    })
-    .await;
+    in_every_case(Setup::anthropic, async |h| claude_print(&h.url, &h.key, PROMPT).await).await;
 }
 
 #[tokio::test]
 async fn openai_sdk_responses() {
     for stream in [true, false] {
         in_every_case(Setup::codex, async |h| {
-            python_sdk(
-                Sdk::OpenAiResponses,
-                &format!("{}/v1", h.url),
-                &h.key,
-                PROMPT,
-                stream,
-            )
-            .await
+            python_sdk(Sdk::OpenAiResponses, &format!("{}/v1", h.url), &h.key, PROMPT, stream).await
         })
         .await;
     }
@@ -129,14 +102,7 @@ async fn openai_sdk_responses() {
 async fn openai_sdk_chat() {
     for stream in [true, false] {
         in_every_case(Setup::openai, async |h| {
-            python_sdk(
-                Sdk::OpenAiChat,
-                &format!("{}/v1", h.url),
-                &h.key,
-                PROMPT,
-                stream,
-            )
-            .await
+            python_sdk(Sdk::OpenAiChat, &format!("{}/v1", h.url), &h.key, PROMPT, stream).await
         })
         .await;
     }
@@ -156,18 +122,12 @@ async fn anthropic_sdk() {
 #[tokio::test]
 async fn codex_shows_when_a_spent_pool_resets() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
-    a.fault(Fault::UsageLimit {
-        resets_in_s: Some(9000),
-    })
-    .forever();
+    a.fault(Fault::UsageLimit { resets_in_s: Some(9000) }).forever();
     let base = format!("{}/backend-api/codex", h.url);
     let output = codex_exec(&base, &h.key, Codex::BuiltIn, PROMPT).await;
     assert!(!output.status_ok);
     let said = format!("{}{}", output.stdout, output.stderr);
-    assert!(
-        said.contains("hit your usage limit. Try again at"),
-        "{output:?}"
-    );
+    assert!(said.contains("hit your usage limit. Try again at"), "{output:?}");
     assert!(h.asked().len() <= 1, "it stopped at once: {:?}", h.asked());
     h.finish().await;
 }
@@ -176,10 +136,7 @@ async fn codex_shows_when_a_spent_pool_resets() {
 #[tokio::test]
 async fn claude_code_shows_when_a_spent_pool_resets() {
     let (h, c) = Harness::start(|s: &mut Setup| s.claude("c")).await;
-    c.fault(Fault::UsageLimit {
-        resets_in_s: Some(9000),
-    })
-    .forever();
+    c.fault(Fault::UsageLimit { resets_in_s: Some(9000) }).forever();
     let output = claude_print(&h.url, &h.key, PROMPT).await;
     assert!(!output.status_ok);
     let said = format!("{}{}", output.stdout, output.stderr);

@@ -15,8 +15,7 @@ async fn a_session_stays_on_its_account_and_leaves_it_only_when_it_must() {
         Harness::start(|s: &mut Setup| ["a", "b", "c", "d"].map(|name| s.codex(name))).await;
     let headers = [("session-id", "s-1")];
     for i in 0..10 {
-        h.post_with(CODEX, &headers, &responses(&format!("turn {i}"), true))
-            .await;
+        h.post_with(CODEX, &headers, &responses(&format!("turn {i}"), true)).await;
     }
     let homes: HashSet<String> = h.asked().into_iter().collect();
     assert_eq!(homes.len(), 1, "{homes:?}");
@@ -25,12 +24,7 @@ async fn a_session_stays_on_its_account_and_leaves_it_only_when_it_must() {
     account.fault(Fault::usage_limit_reached()).times(1);
     h.sim.clear_journal();
     for _ in 0..5 {
-        assert_eq!(
-            h.post_with(CODEX, &headers, &responses("more", true))
-                .await
-                .status,
-            200
-        );
+        assert_eq!(h.post_with(CODEX, &headers, &responses("more", true)).await.status, 200);
     }
     let asked = h.asked();
     let new_home = asked[1].clone();
@@ -46,10 +40,7 @@ async fn fifty_concurrent_first_requests_of_one_session_land_on_one_account() {
     let body = messages("hi", true);
     join_all((0..50).map(async |_| h.post_with("/v1/messages", &headers, &body).await)).await;
     let asked = h.asked();
-    assert_eq!(
-        (asked.len(), asked.into_iter().collect::<HashSet<_>>().len()),
-        (50, 1)
-    );
+    assert_eq!((asked.len(), asked.into_iter().collect::<HashSet<_>>().len()), (50, 1));
     h.finish().await;
 }
 
@@ -62,38 +53,20 @@ async fn a_response_id_leads_to_the_account_that_made_it_even_after_a_restart() 
     .await;
     let mut body = responses("first", false);
     body["store"] = json!(true);
-    let id = h.post("/v1/responses", &body).await.json()["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let id = h.post("/v1/responses", &body).await.json()["id"].as_str().unwrap().to_owned();
     let owner = h.asked().remove(0);
     body["previous_response_id"] = json!(id);
     for _ in 0..4 {
         assert_eq!(h.post("/v1/responses", &body).await.status, 200);
     }
-    assert!(
-        h.asked().iter().all(|name| *name == owner),
-        "{:?}",
-        h.asked()
-    );
-    let rows = h
-        .rows("SELECT a.name FROM response_owners o JOIN accounts a ON a.id = o.account_id")
-        .await;
+    assert!(h.asked().iter().all(|name| *name == owner), "{:?}", h.asked());
+    let rows =
+        h.rows("SELECT a.name FROM response_owners o JOIN accounts a ON a.id = o.account_id").await;
     assert_eq!(rows[0], std::slice::from_ref(&owner));
-    let id = h
-        .app
-        .pool
-        .accounts()
-        .iter()
-        .find(|a| a.name == owner)
-        .unwrap()
-        .id;
+    let id = h.app.pool.accounts().iter().find(|a| a.name == owner).unwrap().id;
     h.app.store.pause(id).await.unwrap();
     h.app.reload().await.unwrap();
     let got = h.post("/v1/responses", &body).await;
-    assert_eq!(
-        (got.status.as_u16(), got.code()),
-        (503, "state_owner_unavailable")
-    );
+    assert_eq!((got.status.as_u16(), got.code()), (503, "state_owner_unavailable"));
     h.finish().await;
 }

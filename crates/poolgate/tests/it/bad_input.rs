@@ -15,13 +15,7 @@ struct Row {
 }
 
 fn row(name: &'static str, body: impl Into<Vec<u8>>, status: u16, code: &'static str) -> Row {
-    Row {
-        name,
-        path: "/v1/responses",
-        headers: vec![],
-        body: body.into(),
-        want: (status, code),
-    }
+    Row { name, path: "/v1/responses", headers: vec![], body: body.into(), want: (status, code) }
 }
 
 async fn zstd(bytes: &[u8]) -> Vec<u8> {
@@ -78,18 +72,9 @@ async fn each_is_refused_with_its_code_and_sent_nowhere() {
     })
     .await;
     let bearer = format!("Bearer {}", h.key);
-    for Row {
-        name,
-        path,
-        headers,
-        body,
-        want,
-    } in rows().await
-    {
-        let mut all = vec![
-            ("authorization", bearer.as_str()),
-            ("content-type", "application/json"),
-        ];
+    for Row { name, path, headers, body, want } in rows().await {
+        let mut all =
+            vec![("authorization", bearer.as_str()), ("content-type", "application/json")];
         for (name, value) in headers {
             all.retain(|(known, _)| *known != name);
             if !value.is_empty() {
@@ -97,12 +82,7 @@ async fn each_is_refused_with_its_code_and_sent_nowhere() {
             }
         }
         let got = h.send(Method::POST, path, &all, Bytes::from(body)).await;
-        assert_eq!(
-            (got.status.as_u16(), got.code()),
-            want,
-            "{name}: {}",
-            got.text()
-        );
+        assert_eq!((got.status.as_u16(), got.code()), want, "{name}: {}", got.text());
         let json = got.json();
         let error = &json["error"];
         if path == "/v1/messages" {
@@ -113,10 +93,7 @@ async fn each_is_refused_with_its_code_and_sent_nowhere() {
             );
         } else {
             assert_eq!(error["code"], want.1, "{name}");
-            assert!(
-                error["type"].is_string() && error["message"].is_string(),
-                "{name}: {json}"
-            );
+            assert!(error["type"].is_string() && error["message"].is_string(), "{name}: {json}");
         }
         assert_eq!(got.headers["content-type"], "application/json", "{name}");
     }
@@ -140,10 +117,7 @@ async fn a_websocket_handshake_is_told_to_use_https() {
     ];
     for path in ["/v1/responses", "/backend-api/codex/responses"] {
         let got = h.get(path, &headers).await;
-        assert_eq!(
-            (got.status.as_u16(), got.code()),
-            (426, "websocket_not_served")
-        );
+        assert_eq!((got.status.as_u16(), got.code()), (426, "websocket_not_served"));
     }
     h.finish().await;
 }
@@ -156,18 +130,8 @@ async fn a_body_longer_than_it_said_or_never_ending_is_refused_early() {
     let h = setup.start().await;
     let key = h.key.clone();
     let headers = [("x-api-key", key.as_str())];
-    let got = h
-        .send(
-            Method::POST,
-            "/v1/responses",
-            &headers,
-            vec![b' '; 1001].into(),
-        )
-        .await;
-    assert_eq!(
-        (got.status.as_u16(), got.code()),
-        (413, "payload_too_large")
-    );
+    let got = h.send(Method::POST, "/v1/responses", &headers, vec![b' '; 1001].into()).await;
+    assert_eq!((got.status.as_u16(), got.code()), (413, "payload_too_large"));
     assert!(h.sim.journal().is_empty());
     h.finish().await;
 }

@@ -27,29 +27,19 @@ async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
     let mut input = child.stdin.take().unwrap();
     input.write_all(stdin.as_bytes()).await.unwrap();
     drop(input);
-    tokio::time::timeout(PATIENCE, child.wait_with_output())
-        .await
-        .expect("it ends")
-        .unwrap()
+    tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap()
 }
 
 async fn json(data: &Path, args: &[&str]) -> Value {
     let output = run(data, &[args, &["--json"]].concat(), "").await;
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 async fn fails(data: &Path, args: &[&str], words: &str) {
     let output = run(data, args, "").await;
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success() && error.contains(words),
-        "{args:?}: {error}"
-    );
+    assert!(!output.status.success() && error.contains(words), "{args:?}: {error}");
 }
 
 #[tokio::test]
@@ -57,47 +47,13 @@ async fn accounts_are_added_tested_paused_and_removed() {
     let (h, a) = Harness::start(|s: &mut Setup| s.sim.openai("a")).await;
     let dir = h.dir.path().join("data");
     let base = format!("{}/v1", a.url());
-    let add = [
-        "account",
-        "add",
-        "mine",
-        "--kind",
-        "openai",
-        "--key-stdin",
-        "--base-url",
-        &base,
-    ];
+    let add = ["account", "add", "mine", "--kind", "openai", "--key-stdin", "--base-url", &base];
     let output = run(&dir, &add, &a.api_key()).await;
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    fails(
-        &dir,
-        &[
-            "account",
-            "add",
-            "mine",
-            "--kind",
-            "openai",
-            "--key-env",
-            "K",
-        ],
-        "already",
-    )
-    .await;
-    fails(
-        &dir,
-        &["account", "add", "x", "--kind", "codex"],
-        "auth_file",
-    )
-    .await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fails(&dir, &["account", "add", "mine", "--kind", "openai", "--key-env", "K"], "already").await;
+    fails(&dir, &["account", "add", "x", "--kind", "codex"], "auth_file").await;
     let listed = json(&dir, &["account", "list"]).await;
-    assert_eq!(
-        (&listed[0]["name"], &listed[0]["credential"]),
-        (&"mine".into(), &"stored".into())
-    );
+    assert_eq!((&listed[0]["name"], &listed[0]["credential"]), (&"mine".into(), &"stored".into()));
     let tested = json(&dir, &["account", "test", "mine"]).await;
     assert_eq!(tested["works"], true, "{tested}");
 
@@ -107,9 +63,7 @@ async fn accounts_are_added_tested_paused_and_removed() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, reached)
-            .await
-            .expect("the running gateway noticed");
+        tokio::time::timeout(PATIENCE, reached).await.expect("the running gateway noticed");
     };
     until(200).await;
     json(&dir, &["account", "pause", "mine"]).await;
@@ -123,15 +77,8 @@ async fn accounts_are_added_tested_paused_and_removed() {
     let database = std::fs::read(dir.join("poolgate.db")).unwrap();
     let wal = std::fs::read(dir.join("poolgate.db-wal")).unwrap_or_default();
     let key = a.api_key();
-    let holds = |bytes: &[u8]| {
-        bytes
-            .windows(key.len())
-            .any(|window| window == key.as_bytes())
-    };
-    assert!(
-        !holds(&database) && !holds(&wal),
-        "the key is sealed at rest"
-    );
+    let holds = |bytes: &[u8]| bytes.windows(key.len()).any(|window| window == key.as_bytes());
+    assert!(!holds(&database) && !holds(&wal), "the key is sealed at rest");
     h.finish().await;
 }
 
@@ -142,17 +89,9 @@ async fn keys_are_made_shown_once_and_revoked() {
     let key = made["key"].as_str().unwrap();
     assert!(key.starts_with("pg-") && key.len() > 40);
     fails(dir.path(), &["key", "create", "laptop"], "already").await;
-    fails(
-        dir.path(),
-        &["key", "create", "other", "--pool", "nowhere"],
-        "no pool named",
-    )
-    .await;
+    fails(dir.path(), &["key", "create", "other", "--pool", "nowhere"], "no pool named").await;
     let listed = json(dir.path(), &["key", "list"]).await;
-    assert_eq!(
-        (&listed[0]["name"], &listed[0]["valid"]),
-        (&"laptop".into(), &true.into())
-    );
+    assert_eq!((&listed[0]["name"], &listed[0]["valid"]), (&"laptop".into(), &true.into()));
     assert!(!listed.to_string().contains(key), "it is shown once");
     json(dir.path(), &["key", "revoke", "laptop"]).await;
     assert_eq!(json(dir.path(), &["key", "list"]).await[0]["valid"], false);
@@ -170,12 +109,7 @@ async fn status_shows_a_running_gateway() {
     let text = run(&data, &["status", "--url", &h.url], "").await;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(text.contains("alice") && text.contains("ready"), "{text}");
-    fails(
-        &data,
-        &["status", "--url", "http://127.0.0.1:1"],
-        "is it running?",
-    )
-    .await;
+    fails(&data, &["status", "--url", "http://127.0.0.1:1"], "is it running?").await;
     let refused = h.get("/api/admin/status", &[]).await;
     assert_eq!(refused.status, 401, "a client key is no operator's token");
     h.finish().await;
@@ -191,9 +125,6 @@ async fn mistakes_in_the_configuration_come_in_one_list() {
     .unwrap();
     let output = run(dir.path(), &["config", "check"], "").await;
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        error.contains("2 mistake(s)") && error.contains("listen"),
-        "{error}"
-    );
+    assert!(error.contains("2 mistake(s)") && error.contains("listen"), "{error}");
     fails(dir.path(), &["serve"], "mistake").await;
 }

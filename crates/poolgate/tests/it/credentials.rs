@@ -8,11 +8,7 @@ use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, messages, responses};
 
 fn token_calls(h: &Harness) -> usize {
-    h.sim
-        .journal()
-        .iter()
-        .filter(|e| e.path.ends_with("/token"))
-        .count()
+    h.sim.journal().iter().filter(|e| e.path.ends_with("/token")).count()
 }
 
 #[tokio::test]
@@ -70,11 +66,7 @@ async fn an_account_whose_sign_in_is_gone_needs_a_login_and_the_others_serve() {
     for _ in 0..3 {
         assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
     }
-    assert_eq!(
-        token_calls(&h),
-        1,
-        "a refused refresh token is not tried again"
-    );
+    assert_eq!(token_calls(&h), 1, "a refused refresh token is not tried again");
     let now = poolgate::clock::Clock::now(&*h.clock);
     assert_eq!(h.app.pool.view(now).accounts[0].state, "needs_login");
     h.finish().await;
@@ -88,9 +80,7 @@ async fn a_token_endpoint_in_trouble_leaves_the_others_alone() {
     })
     .await;
     a.expire_access_token();
-    a.fault(Fault::server_error(503))
-        .on("/oauth/token")
-        .forever();
+    a.fault(Fault::server_error(503)).on("/oauth/token").forever();
     for _ in 0..3 {
         assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
     }
@@ -108,9 +98,7 @@ async fn a_file_that_breaks_and_comes_back_takes_its_account_along() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, reached)
-            .await
-            .expect("the file was noticed");
+        tokio::time::timeout(PATIENCE, reached).await.expect("the file was noticed");
     };
     until(200).await;
     std::fs::write(&path, b"{").unwrap();

@@ -8,19 +8,14 @@ use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, responses};
 
 async fn wait_gone(h: &Harness) {
-    let gone = h.sim.wait_for(
-        |all| all.iter().any(|e| e.end == Some(End::ClientGone)),
-        PATIENCE,
-    );
+    let gone = h.sim.wait_for(|all| all.iter().any(|e| e.end == Some(End::ClientGone)), PATIENCE);
     assert!(gone.await, "the upstream saw nobody leave");
     let freed = async {
         while h.app.pool.in_flight() > 0 {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, freed)
-        .await
-        .expect("the lease is given back");
+    tokio::time::timeout(PATIENCE, freed).await.expect("the lease is given back");
 }
 
 #[tokio::test]

@@ -14,9 +14,7 @@ type Make = fn() -> Fault;
 /// Ways to fail before output that another account answers for.
 const FAULTS: [(&str, Make); 13] = [
     ("429 usage limit", Fault::usage_limit_reached),
-    ("429 rate limit", || {
-        Fault::rate_limited(Duration::from_mins(5))
-    }),
+    ("429 rate limit", || Fault::rate_limited(Duration::from_mins(5))),
     ("403", Fault::forbidden_error),
     ("401", Fault::unauthorized),
     ("500", || Fault::server_error(500)),
@@ -24,10 +22,7 @@ const FAULTS: [(&str, Make); 13] = [
     ("503", || Fault::server_error(503)),
     ("529", Fault::overloaded_529),
     ("cut before output", Fault::cut_before_output),
-    (
-        "error event before output",
-        Fault::error_event_before_output,
-    ),
+    ("error event before output", Fault::error_event_before_output),
     ("closed before the head", Fault::close_before_head),
     ("no HTTP at all", || Fault::garbage(Garbage::Socket)),
     ("no events at all", || Fault::garbage(Garbage::Events)),
@@ -50,22 +45,10 @@ async fn every_failure_before_output_is_answered_by_another_account() {
         h.sim.clear_journal();
         a.fault(fault()).forever();
         let got = h.post(CODEX, &body).await;
-        assert_eq!(
-            (got.status.as_u16(), &got.body, got.cut),
-            (200, &want.body, false),
-            "{name}"
-        );
+        assert_eq!((got.status.as_u16(), &got.body, got.cut), (200, &want.body, false), "{name}");
         let asked = h.asked();
-        assert_eq!(
-            asked.first().map(String::as_str),
-            Some("a"),
-            "{name}: {asked:?}"
-        );
-        assert_eq!(
-            asked.last().map(String::as_str),
-            Some("b"),
-            "{name}: {asked:?}"
-        );
+        assert_eq!(asked.first().map(String::as_str), Some("a"), "{name}: {asked:?}");
+        assert_eq!(asked.last().map(String::as_str), Some("b"), "{name}: {asked:?}");
         assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)], "{name}");
         h.finish().await;
     }
@@ -79,11 +62,7 @@ async fn the_other_dialects_fail_over_too() {
         let want = h.direct(&k, "/v1/messages", &[], &body).await;
         c.fault(fault()).forever();
         let got = h.post("/v1/messages", &body).await;
-        assert_eq!(
-            (got.status.as_u16(), &got.body),
-            (200, &want.body),
-            "{name}: messages"
-        );
+        assert_eq!((got.status.as_u16(), &got.body), (200, &want.body), "{name}: messages");
         h.finish().await;
 
         let (h, (a, b)) = two(|s| (s.openai("a"), s.openai("b"))).await;
@@ -91,11 +70,7 @@ async fn the_other_dialects_fail_over_too() {
         let want = h.direct(&b, "/v1/chat/completions", &[], &body).await;
         a.fault(fault()).forever();
         let got = h.post("/v1/chat/completions", &body).await;
-        assert_eq!(
-            (got.status.as_u16(), &got.body),
-            (200, &want.body),
-            "{name}: chat JSON"
-        );
+        assert_eq!((got.status.as_u16(), &got.body), (200, &want.body), "{name}: chat JSON");
         h.finish().await;
     }
 }
@@ -148,29 +123,18 @@ async fn a_hundred_streams_over_four_accounts_of_which_one_fails() {
         accounts[0].fault(fault()).forever();
         let got = join_all((0..100).map(async |i| h.post(CODEX, &body(i)).await)).await;
         for (i, (got, want)) in got.iter().zip(&wanted).enumerate() {
-            assert_eq!(
-                (got.status.as_u16(), got.cut),
-                (200, false),
-                "{name}, {i}: {}",
-                got.text()
-            );
+            assert_eq!((got.status.as_u16(), got.cut), (200, false), "{name}, {i}: {}", got.text());
             assert_eq!(&got.body, want, "{name}, {i}");
         }
         let mut outputs: HashMap<String, u32> = HashMap::new();
         for entry in h.sim.journal() {
             let text = entry.text();
-            if let Some(at) = text
-                .find("request ")
-                .filter(|_| entry.output_events_sent > 0)
-            {
+            if let Some(at) = text.find("request ").filter(|_| entry.output_events_sent > 0) {
                 *outputs.entry(text[at..at + 11].to_owned()).or_default() += 1;
             }
         }
         assert_eq!(outputs.len(), 100, "{name}");
-        assert!(
-            outputs.values().all(|times| *times == 1),
-            "{name}: replayed after output"
-        );
+        assert!(outputs.values().all(|times| *times == 1), "{name}: replayed after output");
         assert_eq!(h.outcomes().await, [("complete".to_owned(), 100)], "{name}");
         h.finish().await;
     }
@@ -186,22 +150,11 @@ async fn a_break_after_output_is_cut_and_never_replayed() {
     for (name, fault) in cases {
         let (h, (a, _)) = two(|s| (s.codex("a"), s.codex("b"))).await;
         a.fault(fault()).times(1);
-        let got = h
-            .post(CODEX, &responses("hi [[events=9]] [[gap_ms=5]]", true))
-            .await;
-        assert_eq!(
-            (got.status.as_u16(), got.cut),
-            (200, true),
-            "{name}: {}",
-            got.text()
-        );
+        let got = h.post(CODEX, &responses("hi [[events=9]] [[gap_ms=5]]", true)).await;
+        assert_eq!((got.status.as_u16(), got.cut), (200, true), "{name}: {}", got.text());
         assert!(!got.text().contains("response.completed"), "{name}");
         assert_eq!(h.asked(), ["a"], "{name}");
-        assert_eq!(
-            h.outcomes().await,
-            [("upstream_broke".to_owned(), 1)],
-            "{name}"
-        );
+        assert_eq!(h.outcomes().await, [("upstream_broke".to_owned(), 1)], "{name}");
         h.finish().await;
     }
 }
@@ -210,9 +163,7 @@ async fn a_break_after_output_is_cut_and_never_replayed() {
 async fn an_error_event_after_output_is_relayed_as_it_came() {
     let (h, (c, _)) = two(|s| (s.claude("c"), s.claude("d"))).await;
     c.fault(Fault::error_event_after_output(2)).times(1);
-    let got = h
-        .post("/v1/messages", &messages("hi [[events=5]]", true))
-        .await;
+    let got = h.post("/v1/messages", &messages("hi [[events=5]]", true)).await;
     assert!(got.text().contains("event: error"), "{}", got.text());
     assert_eq!(h.asked(), ["c"]);
     h.finish().await;
@@ -221,14 +172,8 @@ async fn an_error_event_after_output_is_relayed_as_it_came() {
 #[tokio::test]
 async fn an_exhausted_pool_says_when_it_resets() {
     let (h, (a, c)) = two(|s| (s.codex("a"), s.claude("c"))).await;
-    a.fault(Fault::UsageLimit {
-        resets_in_s: Some(9000),
-    })
-    .forever();
-    c.fault(Fault::UsageLimit {
-        resets_in_s: Some(9000),
-    })
-    .forever();
+    a.fault(Fault::UsageLimit { resets_in_s: Some(9000) }).forever();
+    c.fault(Fault::UsageLimit { resets_in_s: Some(9000) }).forever();
     for round in 0..2 {
         let got = h.post(CODEX, &responses("hi", true)).await;
         assert_eq!(
@@ -240,22 +185,11 @@ async fn an_exhausted_pool_says_when_it_resets() {
         let error = &got.json()["error"];
         assert_eq!(error["type"], "usage_limit_reached");
         let seconds = error["resets_in_seconds"].as_i64().unwrap();
-        assert!(
-            (8990..=9001).contains(&seconds),
-            "{seconds} in round {round}"
-        );
+        assert!((8990..=9001).contains(&seconds), "{seconds} in round {round}");
         let got = h.post("/v1/messages", &messages("hi", true)).await;
-        assert_eq!(
-            got.json()["error"]["type"],
-            "rate_limit_error",
-            "{}",
-            got.text()
-        );
+        assert_eq!(got.json()["error"]["type"], "rate_limit_error", "{}", got.text());
         assert_eq!(got.headers["x-should-retry"], "false");
-        assert_eq!(
-            got.headers["anthropic-ratelimit-unified-status"],
-            "rejected"
-        );
+        assert_eq!(got.headers["anthropic-ratelimit-unified-status"], "rejected");
     }
     assert_eq!(h.asked().len(), 2, "the second round asked nobody");
     h.finish().await;
@@ -263,10 +197,7 @@ async fn an_exhausted_pool_says_when_it_resets() {
 
 #[tokio::test]
 async fn no_401_or_403_of_an_upstream_reaches_a_client() {
-    let cases: [(&str, Make); 2] = [
-        ("401", Fault::unauthorized),
-        ("403", Fault::forbidden_error),
-    ];
+    let cases: [(&str, Make); 2] = [("401", Fault::unauthorized), ("403", Fault::forbidden_error)];
     for (name, fault) in cases {
         let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
         a.fault(fault()).forever();
@@ -284,10 +215,7 @@ async fn the_requests_own_fault_is_relayed_and_penalises_nobody() {
     let got = h.post("/v1/responses", &responses("hi", true)).await;
     assert_eq!((got.status.as_u16(), got.text()), (400, body.to_owned()));
     assert_eq!(h.asked(), ["a"]);
-    assert_eq!(
-        h.post("/v1/responses", &responses("hi", true)).await.status,
-        200
-    );
+    assert_eq!(h.post("/v1/responses", &responses("hi", true)).await.status, 200);
     assert_eq!(h.asked(), ["a", "a"], "a is as good as before");
     h.finish().await;
 }
@@ -299,12 +227,7 @@ async fn a_model_unknown_upstream_is_asked_for_once() {
     body["model"] = "no-such-model".into();
     for _ in 0..2 {
         let got = h.post("/v1/responses", &body).await;
-        assert_eq!(
-            (got.status.as_u16(), got.code()),
-            (404, "model_not_found"),
-            "{}",
-            got.text()
-        );
+        assert_eq!((got.status.as_u16(), got.code()), (404, "model_not_found"), "{}", got.text());
     }
     assert_eq!(h.asked(), ["a", "b"]);
     h.finish().await;
@@ -322,19 +245,11 @@ async fn quota_that_runs_out_moves_work_on_and_comes_back() {
         assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
     }
     let got = h.post(CODEX, &responses("hi", true)).await;
-    let got = if got.status == 200 {
-        h.post(CODEX, &responses("hi", true)).await
-    } else {
-        got
-    };
+    let got = if got.status == 200 { h.post(CODEX, &responses("hi", true)).await } else { got };
     assert_eq!(got.code(), "usage_limit_reached", "{}", got.text());
     h.sim.advance(Duration::from_mins(31));
     h.clock.advance(Duration::from_mins(31));
-    assert_eq!(
-        h.post(CODEX, &responses("hi", true)).await.status,
-        200,
-        "after the reset"
-    );
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200, "after the reset");
     assert!(h.sim.journal().iter().all(|e| e.end == Some(End::Complete)));
     h.finish().await;
 }

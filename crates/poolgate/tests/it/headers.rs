@@ -18,34 +18,20 @@ async fn an_upstream_sees_the_client_and_the_accounts_own_credential() {
     h.post_with(CODEX, &sent, &responses("hi", true)).await;
     let entry = h.sim.journal().pop().unwrap();
     let seen = |name| entry.header(name);
-    assert_eq!(
-        seen("authorization"),
-        Some(format!("Bearer {}", a.credential()).as_str())
-    );
+    assert_eq!(seen("authorization"), Some(format!("Bearer {}", a.credential()).as_str()));
     assert_eq!(seen("chatgpt-account-id"), Some(a.account_id().as_str()));
     assert_eq!(seen("user-agent"), Some("codex_exec/0.169.0"));
     assert_eq!(seen("x-codex-from-tomorrow"), Some("yes"));
     assert_eq!((seen("cookie"), seen("x-forwarded-for")), (None, None));
     assert!(!format!("{:?}", entry.headers).contains(&h.key));
 
-    let beta = [
-        ("anthropic-beta", "claude-code-20250219"),
-        ("anthropic-version", "2023-06-01"),
-    ];
-    let got = h
-        .post_with("/v1/messages?beta=true", &beta, &messages("hi", true))
-        .await;
+    let beta = [("anthropic-beta", "claude-code-20250219"), ("anthropic-version", "2023-06-01")];
+    let got = h.post_with("/v1/messages?beta=true", &beta, &messages("hi", true)).await;
     assert_eq!(got.status, 200, "{}", got.text());
     let entry = h.sim.journal().pop().unwrap();
-    assert_eq!(
-        entry.header("anthropic-beta"),
-        Some("claude-code-20250219,oauth-2025-04-20")
-    );
+    assert_eq!(entry.header("anthropic-beta"), Some("claude-code-20250219,oauth-2025-04-20"));
     assert_eq!(entry.query.as_deref(), Some("beta=true"));
-    assert_eq!(
-        entry.header("authorization"),
-        Some(format!("Bearer {}", c.credential()).as_str())
-    );
+    assert_eq!(entry.header("authorization"), Some(format!("Bearer {}", c.credential()).as_str()));
     h.finish().await;
 }
 
@@ -78,26 +64,14 @@ async fn turn_state_goes_to_the_account_that_issued_it_and_to_no_other() {
     })
     .await;
     let first = h.post(CODEX, &responses("one", true)).await;
-    let turn = first.headers["x-codex-turn-state"]
-        .to_str()
-        .unwrap()
-        .to_owned();
+    let turn = first.headers["x-codex-turn-state"].to_str().unwrap().to_owned();
     let headers = [("x-codex-turn-state", turn.as_str())];
     h.post_with(CODEX, &headers, &responses("two", true)).await;
-    assert_eq!(
-        h.sim.journal().pop().unwrap().header("x-codex-turn-state"),
-        Some(turn.as_str())
-    );
-    a.fault(poolgate_sim::Fault::usage_limit_reached())
-        .forever();
-    let third = h
-        .post_with(CODEX, &headers, &responses("three", true))
-        .await;
+    assert_eq!(h.sim.journal().pop().unwrap().header("x-codex-turn-state"), Some(turn.as_str()));
+    a.fault(poolgate_sim::Fault::usage_limit_reached()).forever();
+    let third = h.post_with(CODEX, &headers, &responses("three", true)).await;
     assert_eq!(third.status, 200);
     let entry = h.sim.journal().pop().unwrap();
-    assert_eq!(
-        (entry.account.as_deref(), entry.header("x-codex-turn-state")),
-        (Some("b"), None)
-    );
+    assert_eq!((entry.account.as_deref(), entry.header("x-codex-turn-state")), (Some("b"), None));
     h.finish().await;
 }

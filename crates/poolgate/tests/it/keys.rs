@@ -9,10 +9,7 @@ use crate::requests::{CODEX, chat, responses};
 async fn both_header_forms_are_accepted_on_every_path() {
     let (h, _) = Harness::start(|s: &mut Setup| (s.openai("a"), s.anthropic("b"))).await;
     let (bearer, key) = (format!("Bearer {}", h.key), h.key.clone());
-    let forms = [
-        ("authorization", bearer.as_str()),
-        ("x-api-key", key.as_str()),
-    ];
+    let forms = [("authorization", bearer.as_str()), ("x-api-key", key.as_str())];
     for path in ["/v1/chat/completions", "/v1/responses"] {
         for form in forms {
             let body = if path.ends_with("responses") {
@@ -20,15 +17,11 @@ async fn both_header_forms_are_accepted_on_every_path() {
             } else {
                 chat("hi", false)
             };
-            let got = h
-                .send(Method::POST, path, &[form], body.to_string().into())
-                .await;
+            let got = h.send(Method::POST, path, &[form], body.to_string().into()).await;
             assert_eq!(got.status, 200, "{path} {}", form.0);
         }
     }
-    let both = h
-        .send(Method::GET, "/v1/models", &forms, bytes::Bytes::new())
-        .await;
+    let both = h.send(Method::GET, "/v1/models", &forms, bytes::Bytes::new()).await;
     assert_eq!(both.status, 200, "the same key twice is one key");
     h.finish().await;
 }
@@ -44,37 +37,18 @@ async fn a_key_is_held_to_its_models_and_pools() {
     let limited = h.new_key("limited", &["second"], &["gpt-5*"]).await;
     let headers = [("x-api-key", limited.as_str())];
     let send = async |body: serde_json::Value| {
-        h.send(
-            Method::POST,
-            "/v1/responses",
-            &headers,
-            body.to_string().into(),
-        )
-        .await
+        h.send(Method::POST, "/v1/responses", &headers, body.to_string().into()).await
     };
     assert_eq!(send(responses("hi", true)).await.status, 200);
     assert_eq!(h.asked(), ["b"]);
     let mut other = responses("hi", true);
     other["model"] = "o4".into();
     let got = send(other).await;
-    assert_eq!(
-        (got.status.as_u16(), got.code()),
-        (403, "model_not_allowed")
-    );
-    let models = h
-        .send(Method::GET, "/v1/models", &headers, bytes::Bytes::new())
-        .await
-        .json();
-    let ids: Vec<&str> = models["data"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|m| m["id"].as_str().unwrap())
-        .collect();
-    assert!(
-        !ids.is_empty() && ids.iter().all(|id| id.starts_with("gpt-5")),
-        "{ids:?}"
-    );
+    assert_eq!((got.status.as_u16(), got.code()), (403, "model_not_allowed"));
+    let models = h.send(Method::GET, "/v1/models", &headers, bytes::Bytes::new()).await.json();
+    let ids: Vec<&str> =
+        models["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
+    assert!(!ids.is_empty() && ids.iter().all(|id| id.starts_with("gpt-5")), "{ids:?}");
     h.finish().await;
 }
 
@@ -83,19 +57,13 @@ async fn a_revoked_key_is_refused_within_a_second_or_two() {
     let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
     assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
     assert!(
-        h.app
-            .store
-            .revoke_client_key("test", poolgate_core::units::Timestamp(1))
-            .await
-            .unwrap()
+        h.app.store.revoke_client_key("test", poolgate_core::units::Timestamp(1)).await.unwrap()
     );
     let refused = async {
         while h.post(CODEX, &responses("hi", true)).await.status != 401 {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, refused)
-        .await
-        .expect("the running gateway noticed");
+    tokio::time::timeout(PATIENCE, refused).await.expect("the running gateway noticed");
     h.finish().await;
 }

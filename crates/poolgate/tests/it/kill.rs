@@ -38,16 +38,11 @@ async fn start(dir: &std::path::Path, port: u16) -> Gateway {
         .unwrap();
     let url = format!("http://127.0.0.1:{port}");
     let ready = async {
-        while tokio::net::TcpStream::connect(("127.0.0.1", port))
-            .await
-            .is_err()
-        {
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, ready)
-        .await
-        .expect("it starts");
+    tokio::time::timeout(PATIENCE, ready).await.expect("it starts");
     Gateway { child, url }
 }
 
@@ -64,10 +59,7 @@ async fn load(url: String, key: String) -> Vec<String> {
         let Ok(response) = client.request(request).await else {
             return complete;
         };
-        let id = response.headers()["x-poolgate-request-id"]
-            .to_str()
-            .unwrap()
-            .to_owned();
+        let id = response.headers()["x-poolgate-request-id"].to_str().unwrap().to_owned();
         let (mut body, mut seen) = (response.into_body(), Vec::new());
         while let Some(Ok(frame)) = body.frame().await {
             seen.extend(frame.into_data().unwrap_or_default());
@@ -80,23 +72,12 @@ async fn load(url: String, key: String) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_under_load_it_loses_and_doubles_nothing() {
-    let rounds = if std::env::var_os("POOLGATE_SOAK").is_some() {
-        500
-    } else {
-        50
-    };
+    let rounds = if std::env::var_os("POOLGATE_SOAK").is_some() { 500 } else { 50 };
     let mut setup = Setup::new().await;
     let accounts = [setup.codex("a"), setup.codex("b")];
     let dir = setup.dir.path().to_owned();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let mut file = format!(
-        "listen = \"127.0.0.1:{port}\"\ndata_dir = {:?}\n",
-        dir.join("data")
-    );
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut file = format!("listen = \"127.0.0.1:{port}\"\ndata_dir = {:?}\n", dir.join("data"));
     for account in &setup.raw.account {
         file += "[[account]]\n";
         file += &toml::to_string(account).unwrap();
@@ -104,27 +85,20 @@ async fn killed_under_load_it_loses_and_doubles_nothing() {
     std::fs::write(dir.join("poolgate.toml"), file).unwrap();
     let (key, new) = generate("load".into(), vec![], vec![], None).unwrap();
     let store = Store::open(&dir.join("data")).await.unwrap();
-    store
-        .add_client_key(&new, poolgate_core::units::Timestamp(0))
-        .await
-        .unwrap();
+    store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap();
     store.close().await;
 
     let mut complete: Vec<String> = Vec::new();
     for round in 0..rounds {
         let mut gateway = start(&dir, port).await;
-        let clients: FuturesUnordered<_> = (0..8)
-            .map(|_| load(gateway.url.clone(), key.clone()))
-            .collect();
+        let clients: FuturesUnordered<_> =
+            (0..8).map(|_| load(gateway.url.clone(), key.clone())).collect();
         let clients = clients.collect::<Vec<_>>();
         let kill = async {
             // Anywhere between start-up and steady load.
             let asked = 3 + round % 40;
             let many = move |all: &[poolgate_sim::Entry]| all.len() >= asked;
-            assert!(
-                setup.sim.wait_for(many, PATIENCE).await,
-                "no load in round {round}"
-            );
+            assert!(setup.sim.wait_for(many, PATIENCE).await, "no load in round {round}");
             gateway.child.start_kill().unwrap();
             gateway.child.wait().await.unwrap();
         };
@@ -135,14 +109,7 @@ async fn killed_under_load_it_loses_and_doubles_nothing() {
     // One clean start and stop moves what the last kill left.
     let mut last = start(&dir, port).await;
     let pid = last.child.id().unwrap().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .await
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
     let ended = tokio::time::timeout(Duration::from_secs(20), last.child.wait()).await;
     assert!(ended.expect("it drains").unwrap().success());
     check(&dir, &complete, rounds).await;
@@ -155,10 +122,7 @@ async fn check(dir: &std::path::Path, complete: &[String], rounds: usize) {
     store.close().await;
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.join("data/poolgate.db"));
     let db = sqlx::SqlitePool::connect_with(options).await.unwrap();
-    let rows = sqlx::query("SELECT id, outcome FROM requests")
-        .fetch_all(&db)
-        .await
-        .unwrap();
+    let rows = sqlx::query("SELECT id, outcome FROM requests").fetch_all(&db).await.unwrap();
     let mut recorded = HashSet::new();
     let (mut interrupted, mut running) = (0, 0);
     for row in &rows {
@@ -173,15 +137,7 @@ async fn check(dir: &std::path::Path, complete: &[String], rounds: usize) {
     let unique: HashSet<&String> = complete.iter().collect();
     assert_eq!(unique.len(), complete.len(), "ids are unique");
     let lost = complete.iter().filter(|id| !recorded.contains(*id)).count();
-    assert_eq!(
-        lost,
-        0,
-        "of {} completed requests over {rounds} kills",
-        complete.len()
-    );
+    assert_eq!(lost, 0, "of {} completed requests over {rounds} kills", complete.len());
     assert!(interrupted > 0, "a kill under load interrupts something");
-    println!(
-        "{} completed, {interrupted} interrupted, 0 lost over {rounds} kills",
-        complete.len()
-    );
+    println!("{} completed, {interrupted} interrupted, 0 lost over {rounds} kills", complete.len());
 }

@@ -15,10 +15,7 @@ async fn no_request_waits_for_a_locked_database_and_no_row_is_lost() {
         .filename(h.app.config.data_dir.join("poolgate.db"));
     let other = sqlx::SqlitePool::connect_with(options).await.unwrap();
     let mut lock = other.acquire().await.unwrap();
-    sqlx::query("BEGIN EXCLUSIVE")
-        .execute(&mut *lock)
-        .await
-        .unwrap();
+    sqlx::query("BEGIN EXCLUSIVE").execute(&mut *lock).await.unwrap();
     let (until, mut served, mut slowest) =
         (Instant::now() + Duration::from_secs(5), 0, Duration::ZERO);
     while Instant::now() < until {
@@ -29,10 +26,7 @@ async fn no_request_waits_for_a_locked_database_and_no_row_is_lost() {
     }
     assert!(served > 50, "only {served} requests in 5 s");
     assert!(slowest < Duration::from_secs(2), "one waited {slowest:?}");
-    assert!(
-        h.app.spool.waiting() > 0,
-        "the records are waiting in the spool"
-    );
+    assert!(h.app.spool.waiting() > 0, "the records are waiting in the spool");
     sqlx::query("ROLLBACK").execute(&mut *lock).await.unwrap();
     drop(lock);
     other.close().await;
@@ -53,13 +47,7 @@ async fn attempts_and_refusals_have_their_rows() {
     let rows = h.rows("SELECT n, outcome, status FROM attempts").await;
     assert_eq!(rows, [["1", "quota_spent", "429"], ["2", "served", "200"]]);
     let rows = h.rows("SELECT outcome, status, code FROM requests").await;
-    assert_eq!(
-        rows,
-        [
-            ["complete", "200", "NULL"],
-            ["refused", "400", "missing_model"]
-        ]
-    );
+    assert_eq!(rows, [["complete", "200", "NULL"], ["refused", "400", "missing_model"]]);
     h.finish().await;
 }
 
@@ -70,10 +58,7 @@ async fn a_full_spool_refuses_instead_of_dropping() {
     setup.raw.limits.spool_max_bytes = Some(0);
     let h = setup.start().await;
     let got = h.post(CODEX, &responses("hi", true)).await;
-    assert_eq!(
-        (got.status.as_u16(), got.code()),
-        (503, "proxy_unavailable")
-    );
+    assert_eq!((got.status.as_u16(), got.code()), (503, "proxy_unavailable"));
     assert!(got.headers.contains_key("retry-after"));
     assert!(h.sim.journal().is_empty());
     h.finish().await;

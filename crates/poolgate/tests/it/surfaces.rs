@@ -11,44 +11,19 @@ async fn answers_are_relayed_byte_for_byte() {
         Harness::start(|s: &mut Setup| [s.openai("key"), s.anthropic("akey")]).await;
     let version = [("anthropic-version", "2023-06-01")];
     let cases: [(&str, _, &[(&str, &str)], Value); 7] = [
-        (
-            "/v1/responses",
-            &key,
-            &[],
-            responses("hi [[events=20]]", true),
-        ),
+        ("/v1/responses", &key, &[], responses("hi [[events=20]]", true)),
         ("/v1/responses", &key, &[], responses("hi", false)),
-        (
-            "/v1/chat/completions",
-            &key,
-            &[],
-            chat("hi [[bytes=200000]]", true),
-        ),
+        ("/v1/chat/completions", &key, &[], chat("hi [[bytes=200000]]", true)),
         ("/v1/chat/completions", &key, &[], chat("hi", false)),
         ("/v1/messages", &akey, &version, messages("hi", true)),
-        (
-            "/v1/messages?beta=true",
-            &akey,
-            &version,
-            messages("hi [[bytes=300000]]", false),
-        ),
-        (
-            "/v1/messages/count_tokens",
-            &akey,
-            &version,
-            messages("hi", false),
-        ),
+        ("/v1/messages?beta=true", &akey, &version, messages("hi [[bytes=300000]]", false)),
+        ("/v1/messages/count_tokens", &akey, &version, messages("hi", false)),
     ];
     let count = i64::try_from(cases.len()).unwrap();
     for (path, account, headers, body) in cases {
         let want = h.direct(account, path, headers, &body).await;
         let got = h.post_with(path, headers, &body).await;
-        assert_eq!(
-            (got.status, got.cut),
-            (want.status, false),
-            "{path}: {}",
-            got.text()
-        );
+        assert_eq!((got.status, got.cut), (want.status, false), "{path}: {}", got.text());
         assert_eq!(got.body, want.body, "{path}");
         assert_eq!(got.headers["content-type"], want.headers["content-type"]);
     }
@@ -67,10 +42,7 @@ async fn codex_accounts_serve_both_prefixes_streaming_and_not() {
     let sdk = json!({"model": "gpt-5.5", "input": "hi", "temperature": 1, "user": "me"});
     let plain = h.post("/v1/responses", &sdk).await;
     assert_eq!(plain.status, 200, "{}", plain.text());
-    assert_eq!(
-        plain.json()["output"][0]["content"][0]["text"],
-        "You said: hi"
-    );
+    assert_eq!(plain.json()["output"][0]["content"][0]["text"], "You said: hi");
     assert_eq!(plain.headers["content-type"], "application/json");
     assert_eq!(h.outcomes().await, [("complete".to_owned(), 4)]);
     h.finish().await;
@@ -80,20 +52,10 @@ async fn codex_accounts_serve_both_prefixes_streaming_and_not() {
 async fn compaction_by_its_old_path() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
     let body = json!({"model": "gpt-5.5", "input": [], "instructions": "be brief"});
-    let want = h
-        .direct(&a, "/backend-api/codex/responses/compact", &[], &body)
-        .await;
-    for path in [
-        "/v1/responses/compact",
-        "/backend-api/codex/responses/compact",
-    ] {
+    let want = h.direct(&a, "/backend-api/codex/responses/compact", &[], &body).await;
+    for path in ["/v1/responses/compact", "/backend-api/codex/responses/compact"] {
         let got = h.post(path, &body).await;
-        assert_eq!(
-            (got.status, &got.body),
-            (want.status, &want.body),
-            "{path}: {}",
-            got.text()
-        );
+        assert_eq!((got.status, &got.body), (want.status, &want.body), "{path}: {}", got.text());
     }
     h.finish().await;
 }
@@ -118,9 +80,7 @@ async fn a_compressed_body_arrives_as_it_was_sent() {
         ("content-type", "application/json"),
         ("content-encoding", "zstd"),
     ];
-    let got = h
-        .send(http::Method::POST, CODEX, &headers, packed.into())
-        .await;
+    let got = h.send(http::Method::POST, CODEX, &headers, packed.into()).await;
     assert!(got.text().contains("You said: packed"), "{}", got.text());
     let entry = h.sim.journal().pop().unwrap();
     assert_eq!(entry.content_encoding.as_deref(), Some("zstd"));
@@ -144,9 +104,7 @@ async fn tokens_are_counted_in_every_dialect() {
     for (path, body) in &cases {
         assert_eq!(h.post(path, body).await.status, 200, "{path}");
     }
-    let rows = h
-        .rows("SELECT input_tokens, output_tokens FROM requests")
-        .await;
+    let rows = h.rows("SELECT input_tokens, output_tokens FROM requests").await;
     let want = vec![vec!["12".to_owned(), "7".to_owned()]; cases.len()];
     assert_eq!(rows, want);
     h.finish().await;
@@ -165,10 +123,7 @@ async fn an_answer_compressed_unasked_is_passed_on_as_it_is() {
     })
     .times(1);
     let got = h.post("/v1/responses", &responses("hi", false)).await;
-    assert_eq!(
-        (got.status.as_u16(), got.text().as_str()),
-        (200, "packed bytes")
-    );
+    assert_eq!((got.status.as_u16(), got.text().as_str()), (200, "packed bytes"));
     assert_eq!(got.headers["content-encoding"], "gzip");
     assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)]);
     h.finish().await;
@@ -178,10 +133,7 @@ async fn an_answer_compressed_unasked_is_passed_on_as_it_is() {
 async fn codexs_own_events_stay_behind_v1() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
     let limits = "event: codex.rate_limits\ndata: {\"type\":\"codex.rate_limits\"}\n\n";
-    let clean = h
-        .direct(&a, CODEX, &[], &responses("hi", true))
-        .await
-        .text();
+    let clean = h.direct(&a, CODEX, &[], &responses("hi", true)).await.text();
     let stream = format!("{limits}{clean}");
     let fault = || poolgate_sim::Fault::Status {
         status: 200,
@@ -189,10 +141,7 @@ async fn codexs_own_events_stay_behind_v1() {
         body: stream.clone(),
     };
     a.fault(fault()).times(1);
-    assert_eq!(
-        h.post("/v1/responses", &responses("hi", true)).await.text(),
-        clean
-    );
+    assert_eq!(h.post("/v1/responses", &responses("hi", true)).await.text(), clean);
     a.fault(fault()).times(1);
     assert_eq!(h.post(CODEX, &responses("hi", true)).await.text(), stream);
     h.finish().await;

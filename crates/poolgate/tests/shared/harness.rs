@@ -67,9 +67,7 @@ impl Answer {
 
     /// Our stable code, on answers that are ours.
     pub fn code(&self) -> &str {
-        self.headers
-            .get("x-poolgate-error")
-            .map_or("", |value| value.to_str().unwrap())
+        self.headers.get("x-poolgate-error").map_or("", |value| value.to_str().unwrap())
     }
 }
 
@@ -80,10 +78,7 @@ impl Setup {
         let raw = RawConfig {
             listen: Some("127.0.0.1:0".into()),
             data_dir: Some(dir.path().join("data")),
-            limits: RawLimits {
-                drain_timeout_s: Some(5),
-                ..RawLimits::default()
-            },
+            limits: RawLimits { drain_timeout_s: Some(5), ..RawLimits::default() },
             ..RawConfig::default()
         };
         Self { sim, dir, raw }
@@ -111,13 +106,7 @@ impl Setup {
     pub fn claude(&mut self, name: &str) -> Account {
         let account = self.sim.claude(name);
         let token = format!("{}/v1/oauth/token", account.url());
-        self.sign_in(
-            name,
-            "claude",
-            &account.credentials_json(),
-            account.url(),
-            token,
-        );
+        self.sign_in(name, "claude", &account.credentials_json(), account.url(), token);
         account
     }
 
@@ -135,11 +124,7 @@ impl Setup {
 
     /// The settings of an account added before.
     pub fn settings(&mut self, name: &str) -> &mut RawAccount {
-        self.raw
-            .account
-            .iter_mut()
-            .find(|a| a.name == name)
-            .expect("added before")
+        self.raw.account.iter_mut().find(|a| a.name == name).expect("added before")
     }
 
     pub fn pool(&mut self, name: &str, members: &[&str], strategy: &str) {
@@ -147,6 +132,7 @@ impl Setup {
             name: name.into(),
             members: members.iter().map(|&m| m.into()).collect(),
             strategy: Some(strategy.into()),
+            rebalance_threshold: None,
         });
     }
 
@@ -221,11 +207,7 @@ impl Harness {
         let owned = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
         let (key, new) = generate(name.into(), owned(pools), owned(models), None).unwrap();
         assert!(
-            self.app
-                .store
-                .add_client_key(&new, poolgate_core::units::Timestamp(0))
-                .await
-                .unwrap()
+            self.app.store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap()
         );
         self.app.reload().await.unwrap();
         key
@@ -237,13 +219,9 @@ impl Harness {
 
     pub async fn post_with(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
         let key = format!("Bearer {}", self.key);
-        let mut all = vec![
-            ("authorization", key.as_str()),
-            ("content-type", "application/json"),
-        ];
+        let mut all = vec![("authorization", key.as_str()), ("content-type", "application/json")];
         all.extend_from_slice(headers);
-        self.send(Method::POST, path, &all, body.to_string().into())
-            .await
+        self.send(Method::POST, path, &all, body.to_string().into()).await
     }
 
     pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -282,11 +260,7 @@ impl Harness {
         ];
         all.extend_from_slice(headers);
         let url = format!("{}{path}", self.sim.url());
-        collect(
-            self.request(Method::POST, &url, &all, body.to_string().into())
-                .await,
-        )
-        .await
+        collect(self.request(Method::POST, &url, &all, body.to_string().into()).await).await
     }
 
     /// To the head of the answer.
@@ -312,19 +286,12 @@ impl Harness {
     pub fn asked(&self) -> Vec<String> {
         let is_call =
             |e: &poolgate_sim::Entry| e.method == Method::POST && !e.path.ends_with("/token");
-        self.sim
-            .journal()
-            .into_iter()
-            .filter(is_call)
-            .filter_map(|e| e.account)
-            .collect()
+        self.sim.journal().into_iter().filter(is_call).filter_map(|e| e.account).collect()
     }
 
     /// Outcomes in the ledger, after everything appended so far has been moved there.
     pub async fn outcomes(&self) -> Vec<(String, i64)> {
-        tokio::time::timeout(PATIENCE, self.app.spool.drained())
-            .await
-            .expect("moved in time");
+        tokio::time::timeout(PATIENCE, self.app.spool.drained()).await.expect("moved in time");
         self.app.store.outcomes().await.unwrap()
     }
 
@@ -345,9 +312,7 @@ impl Harness {
                 _ => row.get::<String, _>(i),
             }
         };
-        rows.iter()
-            .map(|row| (0..row.len()).map(|i| text(row, i)).collect())
-            .collect()
+        rows.iter().map(|row| (0..row.len()).map(|i| text(row, i)).collect()).collect()
     }
 
     /// Drains, and checks that nothing is left.
@@ -358,10 +323,7 @@ impl Harness {
     pub async fn finish_and(self, check: impl FnOnce(&App)) {
         drop(self.client);
         self.stop.cancel();
-        let clean = tokio::time::timeout(PATIENCE, self.server)
-            .await
-            .expect("drains")
-            .unwrap();
+        let clean = tokio::time::timeout(PATIENCE, self.server).await.expect("drains").unwrap();
         assert!(clean, "something was still running at the end of the drain");
         assert_eq!(self.app.pool.in_flight(), 0, "attempts left behind");
         assert_eq!(self.app.tasks.len(), 0, "tasks left behind");
@@ -384,13 +346,6 @@ pub async fn collect(response: http::Response<Incoming>) -> Answer {
             bytes.extend(frame.into_data().unwrap_or_default());
         }
     };
-    tokio::time::timeout(PATIENCE, read)
-        .await
-        .expect("the body ends in time");
-    Answer {
-        status: head.status,
-        headers: head.headers,
-        body: bytes.into(),
-        cut,
-    }
+    tokio::time::timeout(PATIENCE, read).await.expect("the body ends in time");
+    Answer { status: head.status, headers: head.headers, body: bytes.into(), cut }
 }

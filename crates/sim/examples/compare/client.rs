@@ -39,10 +39,7 @@ impl Connection {
     pub async fn open(address: SocketAddr) -> io::Result<Self> {
         let socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
-        Ok(Self {
-            socket,
-            answer: Vec::with_capacity(32 << 10),
-        })
+        Ok(Self { socket, answer: Vec::with_capacity(32 << 10) })
     }
 
     pub async fn exchange(&mut self, request: &[u8], streams: bool) -> io::Result<Times> {
@@ -104,13 +101,9 @@ impl Connection {
         }
         let start = end + 4;
         let head = String::from_utf8_lossy(&self.answer[..end]).to_ascii_lowercase();
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-        Ok(Some((
-            start,
-            length.map_or(End::LastChunk, |length: usize| End::At(start + length)),
-        )))
+        let length =
+            head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+        Ok(Some((start, length.map_or(End::LastChunk, |length: usize| End::At(start + length)))))
     }
 
     fn strange(&self, what: &str) -> io::Error {

@@ -87,9 +87,7 @@ impl FromStr for Target {
 fn main() -> io::Result<ExitCode> {
     let arguments = Arguments::parse();
     // One thread: the machine is small, and the proxies need the rest.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(run(&arguments))?;
     if let Some(path) = &arguments.json {
         std::fs::write(path, report.to_json(arguments.limit))?;
@@ -154,36 +152,25 @@ async fn round(target: &Target, work: &Work, time: Duration) -> io::Result<Round
     let before = cpu(&target.pids)?;
     let start = Instant::now();
     let end = start + time;
-    let busy = connections
-        .into_iter()
-        .zip(&work.requests)
-        .map(|(mut connection, request)| {
-            let (request, streams) = (request.clone(), work.streams);
-            tokio::spawn(async move {
-                let mut times = Vec::new();
-                while Instant::now() < end {
-                    times.push(connection.exchange(&request, streams).await?);
-                }
-                io::Result::Ok(times)
-            })
-        });
+    let busy = connections.into_iter().zip(&work.requests).map(|(mut connection, request)| {
+        let (request, streams) = (request.clone(), work.streams);
+        tokio::spawn(async move {
+            let mut times = Vec::new();
+            while Instant::now() < end {
+                times.push(connection.exchange(&request, streams).await?);
+            }
+            io::Result::Ok(times)
+        })
+    });
     let mut times = Vec::new();
     for task in busy.collect::<Vec<_>>() {
         let done = tokio::time::timeout(time + STUCK, task).await;
-        times.append(
-            &mut done
-                .map_err(io::Error::other)?
-                .map_err(io::Error::other)??,
-        );
+        times.append(&mut done.map_err(io::Error::other)?.map_err(io::Error::other)??);
     }
     let took = start.elapsed();
     tokio::time::sleep(SETTLE).await;
     let after = cpu(&target.pids)?;
-    Ok(Round::new(
-        &times,
-        took,
-        (after.0 - before.0, after.1 - before.1),
-    ))
+    Ok(Round::new(&times, took, (after.0 - before.0, after.1 - before.1)))
 }
 
 /// User and system time of processes with all their threads, in ticks of 10 ms.
@@ -192,12 +179,7 @@ fn cpu(pids: &[u32]) -> io::Result<(u64, u64)> {
     for pid in pids {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The second field is a name in brackets which may hold spaces; the fields follow it.
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .split_whitespace()
-            .collect();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
         let field = |index: usize| fields.get(index).and_then(|f| f.parse::<u64>().ok());
         let times = field(11).zip(field(12));
         let (user, system) = times.ok_or_else(|| io::Error::other("unreadable /proc/PID/stat"))?;

@@ -1,9 +1,7 @@
 //! Figures of rounds, their medians, and what is printed of them.
-#![expect(
-    clippy::cast_precision_loss,
-    reason = "counts and microseconds are far below 2^52"
-)]
+#![expect(clippy::cast_precision_loss, reason = "counts and microseconds are far below 2^52")]
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -51,9 +49,7 @@ impl Round {
         };
         let at = |sorted: &[Duration], percent: usize| {
             let index = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
-            sorted
-                .get(index)
-                .map_or(f64::NAN, |t| t.as_secs_f64() * 1e3)
+            sorted.get(index).map_or(f64::NAN, |t| t.as_secs_f64() * 1e3)
         };
         let whole = sorted(|t| t.whole);
         Self {
@@ -106,9 +102,7 @@ impl Figures {
         let mut ratios: Vec<f64> = pairs.map(|(s, r)| s.cpu() / r.cpu()).collect();
         ratios.sort_unstable_by(f64::total_cmp);
         let (least, greatest) = (*ratios.first()?, *ratios.last()?);
-        greatest
-            .is_finite()
-            .then(|| (median(ratios), least, greatest))
+        greatest.is_finite().then(|| (median(ratios), least, greatest))
     }
 
     fn is_short(&self) -> bool {
@@ -119,11 +113,7 @@ impl Figures {
 
 impl Report {
     pub fn new(names: Vec<String>, about: Vec<String>) -> Self {
-        Self {
-            names,
-            about,
-            shapes: Vec::new(),
-        }
+        Self { names, about, shapes: Vec::new() }
     }
 
     pub fn add(&mut self, shape: &Shape, rounds: Vec<Vec<Round>>) {
@@ -178,7 +168,8 @@ impl Report {
             );
             if figures.streams && target > 0 {
                 let added = |time: fn(&Round) -> f64| median(time) - figures.median(0, time);
-                line += &format!(
+                let _ = write!(
+                    line,
                     " {:>9.2} ms {:>9.2} ms",
                     added(|r| r.first_p50),
                     added(|r| r.text_p50)

@@ -19,10 +19,8 @@ pub const CLAUDE_SCOPES: &str =
 const HOUR: Duration = Duration::from_hours(1);
 /// The windows of a subscription, each with its capacity in units: so large that only a test
 /// that sets its own notices them.
-const WINDOWS: [(Duration, f64); 2] = [
-    (Duration::from_hours(5), 1e6),
-    (Duration::from_hours(7 * 24), 1e7),
-];
+const WINDOWS: [(Duration, f64); 2] =
+    [(Duration::from_hours(5), 1e6), (Duration::from_hours(7 * 24), 1e7)];
 
 #[derive(Debug)]
 pub struct Inner {
@@ -67,21 +65,11 @@ impl Inner {
             }
         }
         let faults = Faults::default();
-        let login = Login {
-            grant: None,
-            issued_at: 0,
-            valid_from: 0,
-            revoked: false,
-            lifetime,
-        };
+        let login = Login { grant: None, issued_at: 0, valid_from: 0, revoked: false, lifetime };
         Self {
             kind,
             identity: Identity::new(label, name),
-            state: Mutex::new(State {
-                plan: plan.to_owned(),
-                quota,
-                faults,
-            }),
+            state: Mutex::new(State { plan: plan.to_owned(), quota, faults }),
             login: Mutex::new(login),
             listener: Mutex::new(None),
         }
@@ -107,9 +95,6 @@ impl Inner {
     /// The newest tokens of a subscription, and when they were issued.
     pub fn newest_grant(&self) -> (Grant, Millis) {
         let login = self.login.lock();
-        (
-            login.grant.clone().expect("only subscriptions have tokens"),
-            login.issued_at,
-        )
+        (login.grant.clone().expect("only subscriptions have tokens"), login.issued_at)
     }
 }

@@ -17,20 +17,10 @@ pub struct ScriptedFault {
     script: Option<Script>,
 }
 
-#[expect(
-    clippy::return_self_not_must_use,
-    reason = "dropping the value is what scripts it"
-)]
+#[expect(clippy::return_self_not_must_use, reason = "dropping the value is what scripts it")]
 impl ScriptedFault {
     pub(super) fn new(account: Arc<Inner>, fault: Fault) -> Self {
-        Self {
-            account,
-            script: Some(Script {
-                fault,
-                times: Some(1),
-                on: None,
-            }),
-        }
+        Self { account, script: Some(Script { fault, times: Some(1), on: None }) }
     }
 
     /// Hits the next `times` requests.

@@ -11,11 +11,7 @@ use crate::identity::hex;
 pub fn stream(model: &str, user_text: &str, shape: &Shape, include_usage: bool) -> Content {
     let head = head(model, user_text, "chat.completion.chunk");
     // With the option, every chunk but the last has the field, and it is null.
-    let tail = if include_usage {
-        r#","usage":null"#
-    } else {
-        ""
-    };
+    let tail = if include_usage { r#","usage":null"# } else { "" };
     let mut events = Events::with_capacity(2048 + 2 * shape.text.len(), 4 + shape.events);
     let mut chunk = |role: Role, delta: fmt::Arguments<'_>, finish: &str| {
         events.push(role, |to| {
@@ -79,12 +75,7 @@ struct Usage<'a>(&'a Shape);
 
 impl fmt::Display for Usage<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shape {
-            input_tokens,
-            output_tokens,
-            cached_tokens,
-            ..
-        } = self.0;
+        let Shape { input_tokens, output_tokens, cached_tokens, .. } = self.0;
         let total = input_tokens + output_tokens;
         write!(
             f,

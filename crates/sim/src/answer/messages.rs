@@ -10,20 +10,11 @@ use crate::identity::hex;
 
 pub fn stream(model: &str, user_text: &str, shape: &Shape) -> Content {
     let id = id(model, user_text);
-    let (model, usage) = (
-        Quoted(model),
-        Usage {
-            shape,
-            output_tokens: 1,
-        },
-    );
+    let (model, usage) = (Quoted(model), Usage { shape, output_tokens: 1 });
     let mut events = Events::with_capacity(2048 + 2 * shape.text.len(), 6 + shape.events);
     let mut event = |role: Role, kind: &str, fields: fmt::Arguments<'_>| {
         events.push(role, |to| {
-            put!(
-                to,
-                "event: {kind}\ndata: {{\"type\":\"{kind}\"{fields}}}\n\n"
-            );
+            put!(to, "event: {kind}\ndata: {{\"type\":\"{kind}\"{fields}}}\n\n");
         });
     };
     let message = format_args!(
@@ -38,11 +29,7 @@ pub fn stream(model: &str, user_text: &str, shape: &Shape) -> Content {
         let fields = format_args!(r#","index":0,"delta":{{"type":"text_delta","text":{delta}}}"#);
         event(Role::Output, "content_block_delta", fields);
     }
-    event(
-        Role::Structure,
-        "content_block_stop",
-        format_args!(r#","index":0"#),
-    );
+    event(Role::Structure, "content_block_stop", format_args!(r#","index":0"#));
     let output_tokens = shape.output_tokens;
     let last = format_args!(
         r#","delta":{{"stop_reason":"end_turn","stop_sequence":null}},"usage":{{"output_tokens":{output_tokens}}}"#
@@ -54,10 +41,7 @@ pub fn stream(model: &str, user_text: &str, shape: &Shape) -> Content {
 
 pub fn whole(model: &str, user_text: &str, shape: &Shape) -> Content {
     let id = id(model, user_text);
-    let usage = Usage {
-        shape,
-        output_tokens: shape.output_tokens,
-    };
+    let usage = Usage { shape, output_tokens: shape.output_tokens };
     let (model, text) = (Quoted(model), Quoted(&shape.text));
     let mut body = String::with_capacity(512 + shape.text.len());
     put!(
@@ -98,11 +82,7 @@ struct Usage<'a> {
 
 impl fmt::Display for Usage<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shape {
-            input_tokens,
-            cached_tokens,
-            ..
-        } = self.shape;
+        let Shape { input_tokens, cached_tokens, .. } = self.shape;
         let output_tokens = self.output_tokens;
         write!(
             f,

@@ -28,49 +28,23 @@ pub fn stream(question: &Question<'_>) -> Content {
     let (id, items) = compose(question);
     let Question { model, shape, .. } = *question;
     let mut events = Events::with_capacity(4096 + 2 * shape.text.len(), 8 + shape.events);
-    let begun = Envelope {
-        id: &id,
-        status: "in_progress",
-        model,
-        output: &[],
-        shape,
-    };
+    let begun = Envelope { id: &id, status: "in_progress", model, output: &[], shape };
     for kind in ["response.created", "response.in_progress"] {
-        event(
-            &mut events,
-            Role::Opening,
-            kind,
-            format_args!("\"response\":{begun}"),
-        );
+        event(&mut events, Role::Opening, kind, format_args!("\"response\":{begun}"));
     }
     for (index, item) in items.iter().enumerate() {
         stream_item(&mut events, index, item, shape);
     }
-    let done = Envelope {
-        status: "completed",
-        output: &items,
-        ..begun
-    };
+    let done = Envelope { status: "completed", output: &items, ..begun };
     let kind = "response.completed";
-    event(
-        &mut events,
-        Role::Structure,
-        kind,
-        format_args!("\"response\":{done}"),
-    );
+    event(&mut events, Role::Structure, kind, format_args!("\"response\":{done}"));
     Content::Events(events)
 }
 
 pub fn whole(question: &Question<'_>) -> Content {
     let (id, items) = compose(question);
     let Question { model, shape, .. } = *question;
-    let done = Envelope {
-        id: &id,
-        status: "completed",
-        model,
-        output: &items,
-        shape,
-    };
+    let done = Envelope { id: &id, status: "completed", model, output: &items, shape };
     let mut body = String::with_capacity(1024 + shape.text.len());
     put!(body, "{done}");
     Content::Json(Bytes::from(body))
@@ -107,37 +81,17 @@ pub fn push_failure(events: &mut Events, model: &str, code: &str, message: &str)
 
 /// The response's id and its items.
 fn compose<'a>(question: &Question<'a>) -> (String, Vec<Item<'a>>) {
-    let Question {
-        model,
-        user_text,
-        shape,
-        account,
-        compaction,
-    } = *question;
-    let key = hex(&[
-        "responses",
-        model,
-        user_text,
-        if compaction { "compact" } else { "" },
-    ]);
+    let Question { model, user_text, shape, account, compaction } = *question;
+    let key = hex(&["responses", model, user_text, if compaction { "compact" } else { "" }]);
     let sealed = || seal(account, user_text);
     let mut items = Vec::with_capacity(2);
     if compaction {
-        items.push(Item::Compaction {
-            id: format!("cmp_{key}"),
-            sealed: sealed(),
-        });
+        items.push(Item::Compaction { id: format!("cmp_{key}"), sealed: sealed() });
     } else {
         if shape.reason {
-            items.push(Item::Reasoning {
-                id: format!("rs_{key}"),
-                sealed: sealed(),
-            });
+            items.push(Item::Reasoning { id: format!("rs_{key}"), sealed: sealed() });
         }
-        items.push(Item::Message {
-            id: format!("msg_{key}"),
-            text: &shape.text,
-        });
+        items.push(Item::Message { id: format!("msg_{key}"), text: &shape.text });
     }
     (format!("resp_{key}"), items)
 }
@@ -157,12 +111,7 @@ fn stream_item(events: &mut Events, index: usize, item: &Item<'_>, shape: &Shape
     event(events, Role::Structure, added, started);
     let place = format!(r#""item_id":"{id}","output_index":{index},"content_index":0"#);
     let empty = format_args!("{place},\"part\":{}", Part(""));
-    event(
-        events,
-        Role::Structure,
-        "response.content_part.added",
-        empty,
-    );
+    event(events, Role::Structure, "response.content_part.added", empty);
     for delta in shape.deltas() {
         let delta = Quoted(delta);
         let delta = format_args!(r#"{place},"delta":{delta},"logprobs":[]"#);
@@ -170,20 +119,10 @@ fn stream_item(events: &mut Events, index: usize, item: &Item<'_>, shape: &Shape
     }
     let quoted = Quoted(text);
     let finished = format_args!(r#"{place},"text":{quoted},"logprobs":[]"#);
-    event(
-        events,
-        Role::Structure,
-        "response.output_text.done",
-        finished,
-    );
+    event(events, Role::Structure, "response.output_text.done", finished);
     let part = format_args!("{place},\"part\":{}", Part(text));
     event(events, Role::Structure, "response.content_part.done", part);
-    event(
-        events,
-        Role::Structure,
-        done,
-        format_args!("\"output_index\":{index},\"item\":{item}"),
-    );
+    event(events, Role::Structure, done, format_args!("\"output_index\":{index},\"item\":{item}"));
 }
 
 fn event(events: &mut Events, role: Role, kind: &str, fields: fmt::Arguments<'_>) {

@@ -14,17 +14,8 @@ use crate::server::Reply;
 pub fn rate_limited(dialect: Dialect, id: &str, retry_after_s: u64) -> Reply {
     let message = &format!("Rate limit reached. Please try again in {retry_after_s}s.");
     let openai = ("rate_limit_exceeded", "rate_limit_exceeded");
-    let mut reply = refuse(
-        dialect,
-        429,
-        id,
-        &words(dialect, "rate_limit_error", openai, message),
-    );
-    headers::number(
-        &mut reply.headers,
-        "retry-after",
-        retry_after_s.cast_signed(),
-    );
+    let mut reply = refuse(dialect, 429, id, &words(dialect, "rate_limit_error", openai, message));
+    headers::number(&mut reply.headers, "retry-after", retry_after_s.cast_signed());
     reply
 }
 
@@ -49,11 +40,7 @@ pub fn usage_limit(account: &Inner, plan: &str, id: &str, readings: &[Reading]) 
         Kind::Claude | Kind::Anthropic => {
             let message =
                 "This request would exceed your account's rate limit. Please try again later.";
-            let words = Words {
-                kind: "rate_limit_error",
-                code: None,
-                message,
-            };
+            let words = Words { kind: "rate_limit_error", code: None, message };
             let mut reply = refuse(Dialect::Anthropic, 429, id, &words);
             headers::number(&mut reply.headers, "retry-after", resets_in);
             headers::fixed(&mut reply.headers, "x-should-retry", "true");
@@ -62,11 +49,7 @@ pub fn usage_limit(account: &Inner, plan: &str, id: &str, readings: &[Reading]) 
         Kind::Openai => {
             let message =
                 &format!("Rate limit reached for requests. Please try again in {resets_in}s.");
-            let words = Words {
-                kind: "requests",
-                code: Some("rate_limit_exceeded"),
-                message,
-            };
+            let words = Words { kind: "requests", code: Some("rate_limit_exceeded"), message };
             let mut reply = refuse(Dialect::Platform, 429, id, &words);
             headers::number(&mut reply.headers, "retry-after", resets_in);
             reply
@@ -79,10 +62,7 @@ pub fn spend(readings: &mut [Reading], now: i64, resets_in_s: Option<u64>) {
     let Some(length) = blocking(readings).map(|reading| reading.length) else {
         return;
     };
-    for reading in readings
-        .iter_mut()
-        .filter(|reading| reading.length == length)
-    {
+    for reading in readings.iter_mut().filter(|reading| reading.length == length) {
         reading.used = 1.0;
         if let Some(seconds) = resets_in_s {
             reading.resets_in_seconds = seconds.cast_signed();

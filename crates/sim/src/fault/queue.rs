@@ -60,26 +60,17 @@ mod tests {
     #[test]
     fn takes_the_oldest_fitting_until_it_runs_out() {
         let mut faults = Faults::default();
-        let script = |fault, times, on: Option<&str>| Script {
-            fault,
-            times,
-            on: on.map(ToOwned::to_owned),
-        };
+        let script =
+            |fault, times, on: Option<&str>| Script { fault, times, on: on.map(ToOwned::to_owned) };
         faults.push(script(Fault::Forbidden, Some(2), None));
         faults.push(script(Fault::Unauthorized, None, Some("/usage")));
         faults.push(script(Fault::Overloaded, Some(1), None));
-        assert!(matches!(
-            faults.take("/usage", false),
-            Some(Fault::Unauthorized)
-        ));
+        assert!(matches!(faults.take("/usage", false), Some(Fault::Unauthorized)));
         assert!(faults.take("/models", false).is_none());
         for _ in 0..2 {
             assert!(matches!(faults.take("/call", true), Some(Fault::Forbidden)));
         }
-        assert!(matches!(
-            faults.take("/call", true),
-            Some(Fault::Overloaded)
-        ));
+        assert!(matches!(faults.take("/call", true), Some(Fault::Overloaded)));
         assert!(faults.take("/call", true).is_none());
         assert_eq!(faults.len(), 1);
     }

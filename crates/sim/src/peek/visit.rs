@@ -111,17 +111,11 @@ impl<'de> Visitor<'de> for ItemsVisitor {
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Items<'de>, E> {
-        Ok(Items {
-            user_text: Some(Text(Cow::Borrowed(text))),
-            ..Items::default()
-        })
+        Ok(Items { user_text: Some(Text(Cow::Borrowed(text))), ..Items::default() })
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Items<'de>, E> {
-        Ok(Items {
-            user_text: Some(Text(Cow::Owned(text.to_owned()))),
-            ..Items::default()
-        })
+        Ok(Items { user_text: Some(Text(Cow::Owned(text.to_owned()))), ..Items::default() })
     }
 
     fn visit_unit<E>(self) -> Result<Items<'de>, E> {

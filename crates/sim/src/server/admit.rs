@@ -18,20 +18,14 @@ pub fn admit(exchange: &Exchange<'_>) -> (Option<Arc<Inner>>, Option<Reply>) {
     let (dialect, id) = (exchange.route.dialect(), &exchange.id);
     if !exchange.is_readable {
         let message = "The body could not be decoded.";
-        return (
-            None,
-            Some(errors::invalid(dialect, id, "invalid_body", message)),
-        );
+        return (None, Some(errors::invalid(dialect, id, "invalid_body", message)));
     }
     if let Route::Token(_) = exchange.route {
         return (super::oauth::owner(exchange), None);
     }
     let credential = Credential::of(&exchange.head.headers);
     let caller = credential.map_or(Caller::Unknown, |credential| {
-        exchange
-            .world
-            .registry
-            .caller(credential.token(), &exchange.world.clock)
+        exchange.world.registry.caller(credential.token(), &exchange.world.clock)
     });
     if let Route::Unknown(_) | Route::WrongMethod(_) = exchange.route {
         return (caller.account(), None);

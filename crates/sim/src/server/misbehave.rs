@@ -25,9 +25,7 @@ pub async fn misbehave(
         // Ends when the client goes, which drops this.
         Fault::Stall { phase: Phase::Head } => std::future::pending().await,
         Fault::CloseBeforeHead => Err(stage.abandon()),
-        Fault::Garbage {
-            kind: Garbage::Socket,
-        } => {
+        Fault::Garbage { kind: Garbage::Socket } => {
             stage.ending.with_garbage();
             Err(stage.abandon())
         }
@@ -58,30 +56,21 @@ impl Stage {
 }
 
 fn is_error_event(fault: &Fault) -> bool {
-    matches!(
-        fault,
-        Fault::ErrorEventBeforeOutput { .. } | Fault::ErrorEventAfterOutput { .. }
-    )
+    matches!(fault, Fault::ErrorEventBeforeOutput { .. } | Fault::ErrorEventAfterOutput { .. })
 }
 
 /// The answer of a fault that is a whole answer.
 fn scripted(exchange: &Exchange<'_>, account: &Inner, fault: &Fault) -> Option<Reply> {
     let (dialect, id) = (exchange.route.dialect(), &exchange.id);
     Some(match fault {
-        Fault::Status {
-            status,
-            headers,
-            body,
-        } => verbatim(*status, headers, body),
+        Fault::Status { status, headers, body } => verbatim(*status, headers, body),
         Fault::UsageLimit { resets_in_s } => limit(exchange, account, *resets_in_s),
         Fault::RateLimited { retry_after_s } => errors::rate_limited(dialect, id, *retry_after_s),
         Fault::Forbidden => errors::forbidden(dialect, id),
         Fault::Unauthorized => errors::unauthorized(dialect, id, true),
         Fault::Overloaded => errors::overloaded(dialect, id),
         Fault::ServerError { status } => errors::server_error(dialect, id, *status),
-        Fault::Garbage {
-            kind: Garbage::Events,
-        } => junk(),
+        Fault::Garbage { kind: Garbage::Events } => junk(),
         _ => return None,
     })
 }
@@ -107,12 +96,7 @@ fn verbatim(status: u16, lines: &[(String, String)], body: &str) -> Reply {
         }
     }
     let content = Content::Json(body.to_owned().into());
-    Reply {
-        status,
-        headers,
-        content,
-        pace: Pace::default(),
-    }
+    Reply { status, headers, content, pace: Pace::default() }
 }
 
 fn junk() -> Reply {
@@ -121,10 +105,5 @@ fn junk() -> Reply {
     let mut events = Events::with_capacity(JUNK.len(), 1);
     events.push(Role::Structure, |to| to.push_str(JUNK));
     let content = Content::Events(events);
-    Reply {
-        status: StatusCode::OK,
-        headers,
-        content,
-        pace: Pace::default(),
-    }
+    Reply { status: StatusCode::OK, headers, content, pace: Pace::default() }
 }

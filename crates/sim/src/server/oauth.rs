@@ -29,33 +29,18 @@ pub fn owner(exchange: &Exchange<'_>) -> Option<Arc<Inner>> {
 }
 
 pub fn respond(exchange: &Exchange<'_>, kind: Kind) -> Reply {
-    let client_id = if kind == Kind::Codex {
-        CODEX_CLIENT_ID
-    } else {
-        CLAUDE_CLIENT_ID
-    };
+    let client_id = if kind == Kind::Codex { CODEX_CLIENT_ID } else { CLAUDE_CLIENT_ID };
     let Ok(form) = serde_json::from_slice::<Form>(exchange.body) else {
-        return plain(
-            400,
-            "invalid_request",
-            "grant_type, client_id and refresh_token are needed",
-        );
+        return plain(400, "invalid_request", "grant_type, client_id and refresh_token are needed");
     };
     if form.grant_type != "refresh_token" {
-        return plain(
-            400,
-            "unsupported_grant_type",
-            "only refresh_token is simulated",
-        );
+        return plain(400, "unsupported_grant_type", "only refresh_token is simulated");
     }
     if form.client_id != client_id {
         return plain(401, "invalid_client", "unknown client_id");
     }
     let world = exchange.world;
-    match world
-        .registry
-        .refresh(kind, &form.refresh_token, &world.clock)
-    {
+    match world.registry.refresh(kind, &form.refresh_token, &world.clock) {
         Ok((account, grant)) => granted(exchange, &account, &grant),
         Err(refused) if kind == Kind::Codex => codex_refusal(&refused),
         Err(_) => plain(400, "invalid_grant", "Refresh token not found or invalid"),
@@ -97,10 +82,9 @@ fn codex_refusal(refused: &NoGrant) -> Reply {
             "refresh_token_reused",
             "Your refresh token has already been used to generate a new access token.",
         ),
-        NoGrant::Unknown | NoGrant::Revoked => (
-            "refresh_token_invalidated",
-            "Your refresh token has been invalidated.",
-        ),
+        NoGrant::Unknown | NoGrant::Revoked => {
+            ("refresh_token_invalidated", "Your refresh token has been invalidated.")
+        }
     };
     let kind = "invalid_request_error";
     let error = json!({"message": message, "type": kind, "param": null, "code": code});
@@ -108,8 +92,5 @@ fn codex_refusal(refused: &NoGrant) -> Reply {
 }
 
 fn plain(status: u16, error: &str, description: &str) -> Reply {
-    errors::json_reply(
-        status,
-        &json!({"error": error, "error_description": description}),
-    )
+    errors::json_reply(status, &json!({"error": error, "error_description": description}))
 }

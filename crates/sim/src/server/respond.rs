@@ -84,10 +84,7 @@ fn model_call(exchange: &Exchange<'_>, account: &Inner, charges: bool) -> Reply 
     };
     let shape = Shape::of(peek.user_text());
     let content = answer(exchange, account, &peek, &shape);
-    let pace = Pace {
-        first: shape.first,
-        gap: shape.gap,
-    };
+    let pace = Pace { first: shape.first, gap: shape.gap };
     let mut reply = success(content, pace);
     headers::account(&mut reply.headers, account, &plan, &readings);
     if let Route::Responses(_) = route {
@@ -119,13 +116,7 @@ fn compose(route: Route, account: &Inner, peek: &Peek<'_>, shape: &Shape) -> Con
     let (model, user_text) = (peek.model(), peek.user_text());
     let is_compact = matches!(route, Route::Compact(_));
     let compaction = is_compact || peek.wants_compaction();
-    let question = Question {
-        model,
-        user_text,
-        shape,
-        account: account.name(),
-        compaction,
-    };
+    let question = Question { model, user_text, shape, account: account.name(), compaction };
     match (route, peek.streams()) {
         (Route::Chat, true) => chat::stream(model, user_text, shape, peek.includes_usage()),
         (Route::Chat, false) => chat::whole(model, user_text, shape),
@@ -149,10 +140,7 @@ fn objection(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>) -> Optio
             return Some(errors::detail(400, "Store must be set to false"));
         }
         if let Some(name) = peek.unsupported() {
-            return Some(errors::detail(
-                400,
-                &format!("Unsupported parameter: {name}"),
-            ));
+            return Some(errors::detail(400, &format!("Unsupported parameter: {name}")));
         }
     }
     let dialect = route.dialect();
@@ -164,12 +152,7 @@ fn objection(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>) -> Optio
     if !peek.sealed().all(|content| is_sealed_by(content, name)) {
         let message = "The encrypted content could not be verified. Reason: Encrypted content \
                        organization_id did not match the target organization.";
-        return Some(errors::invalid(
-            dialect,
-            id,
-            "invalid_encrypted_content",
-            message,
-        ));
+        return Some(errors::invalid(dialect, id, "invalid_encrypted_content", message));
     }
     None
 }
@@ -183,11 +166,7 @@ fn pay(
 ) -> (String, Result<Vec<Reading>, Vec<Reading>>) {
     let now = exchange.world.clock.now();
     let mut state = account.state.lock();
-    let outcome = if charges {
-        state.quota.charge(now)
-    } else {
-        Ok(state.quota.readings(now))
-    };
+    let outcome = if charges { state.quota.charge(now) } else { Ok(state.quota.readings(now)) };
     (state.plan.clone(), outcome)
 }
 
@@ -206,10 +185,5 @@ pub fn usage_limit(
 fn success(content: Content, pace: Pace) -> Reply {
     let mut headers = HeaderMap::with_capacity(40);
     headers::content_type(&mut headers, matches!(content, Content::Events(_)));
-    Reply {
-        status: StatusCode::OK,
-        headers,
-        content,
-        pace,
-    }
+    Reply { status: StatusCode::OK, headers, content, pace }
 }

@@ -31,19 +31,14 @@ pub fn steps(
     let (mut steps, length, finish) = match content {
         Content::Json(bytes) => {
             let length = bytes.len() as u64;
-            let (kept, finish) = fault.map_or((bytes.len(), Finish::Tidy), |fault| {
-                bend_whole(bytes.len(), fault)
-            });
-            let steps = vec![Step::Send {
-                bytes: bytes.slice(..kept),
-                outputs: 0,
-            }];
+            let (kept, finish) =
+                fault.map_or((bytes.len(), Finish::Tidy), |fault| bend_whole(bytes.len(), fault));
+            let steps = vec![Step::Send { bytes: bytes.slice(..kept), outputs: 0 }];
             (steps, Some(length), finish)
         }
         Content::Events(mut events) => {
-            let finish = fault.map_or(Finish::Tidy, |fault| {
-                bend_stream(&mut events, fault, exchange)
-            });
+            let finish =
+                fault.map_or(Finish::Tidy, |fault| bend_stream(&mut events, fault, exchange));
             // Faults count in events and bytes: keep them apart.
             (frames(events, gap, fault.is_none()), None, finish)
         }
@@ -70,9 +65,7 @@ fn bend_whole(length: usize, fault: &Fault) -> (usize, Finish) {
         Fault::Reset { .. } => (length, Finish::Break { reset: true }),
         Fault::CutBeforeOutput => (0, Finish::Break { reset: false }),
         Fault::CutAfterOutput { .. } => (length / 2, Finish::Break { reset: false }),
-        Fault::Stall {
-            phase: Phase::Output(_),
-        } => (length / 2, Finish::Hang),
+        Fault::Stall { phase: Phase::Output(_) } => (length / 2, Finish::Hang),
         Fault::Stall { .. } => (0, Finish::Hang),
         _ => (length, Finish::Tidy),
     }
@@ -101,11 +94,7 @@ fn bend_stream(events: &mut Events, fault: &Fault, exchange: &Exchange<'_>) -> F
             events.keep_opening();
             fail(events, exchange, code, message);
         }
-        Fault::ErrorEventAfterOutput {
-            events: outputs,
-            code,
-            message,
-        } => {
+        Fault::ErrorEventAfterOutput { events: outputs, code, message } => {
             events.keep_outputs(*outputs);
             fail(events, exchange, code, message);
         }
@@ -117,11 +106,7 @@ fn bend_stream(events: &mut Events, fault: &Fault, exchange: &Exchange<'_>) -> F
 /// Appends the error event; no code means the usual one.
 fn fail(events: &mut Events, exchange: &Exchange<'_>, code: &str, message: &str) {
     let or = |text: &str, usual: &'static str| {
-        if text.is_empty() {
-            usual.to_owned()
-        } else {
-            text.to_owned()
-        }
+        if text.is_empty() { usual.to_owned() } else { text.to_owned() }
     };
     match exchange.route {
         Route::Messages => {
@@ -150,10 +135,7 @@ fn frames(events: Events, gap: Duration, joined: bool) -> Vec<Step> {
         end = range.end;
         outputs += u32::from(role == Role::Output);
         if !joined || !gap.is_zero() || end - start >= FRAME_BYTES {
-            steps.push(Step::Send {
-                bytes: bytes.slice(start..end),
-                outputs,
-            });
+            steps.push(Step::Send { bytes: bytes.slice(start..end), outputs });
             if !gap.is_zero() {
                 steps.push(Step::Pause(gap));
             }
@@ -161,10 +143,7 @@ fn frames(events: Events, gap: Duration, joined: bool) -> Vec<Step> {
         }
     }
     if start < end {
-        steps.push(Step::Send {
-            bytes: bytes.slice(start..end),
-            outputs,
-        });
+        steps.push(Step::Send { bytes: bytes.slice(start..end), outputs });
     }
     // After the last event there is nothing to wait for.
     steps.pop_if(|step| matches!(step, Step::Pause(_)));
@@ -195,16 +174,10 @@ fn drip(steps: Vec<Step>, size: usize, gap: Duration) -> Vec<Step> {
         };
         let mut rest: Bytes = bytes;
         while rest.len() > size {
-            drops.push(Step::Send {
-                bytes: rest.split_to(size),
-                outputs: 0,
-            });
+            drops.push(Step::Send { bytes: rest.split_to(size), outputs: 0 });
             drops.push(Step::Pause(gap));
         }
-        drops.push(Step::Send {
-            bytes: rest,
-            outputs,
-        });
+        drops.push(Step::Send { bytes: rest, outputs });
         drops.push(Step::Pause(gap));
     }
     drops.pop();

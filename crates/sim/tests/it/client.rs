@@ -32,9 +32,7 @@ impl Answer {
     }
 
     pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .map_or("", |value| value.to_str().unwrap())
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
     /// The JSON of every event.
@@ -63,21 +61,11 @@ pub struct Ask {
 
 impl Ask {
     pub fn post(url: String, body: &Value) -> Self {
-        Self {
-            url,
-            method: "POST",
-            headers: Vec::new(),
-            body: body.to_string().into(),
-        }
+        Self { url, method: "POST", headers: Vec::new(), body: body.to_string().into() }
     }
 
     pub fn get(url: String) -> Self {
-        Self {
-            url,
-            method: "GET",
-            headers: Vec::new(),
-            body: Bytes::new(),
-        }
+        Self { url, method: "GET", headers: Vec::new(), body: Bytes::new() }
     }
 
     /// With all the headers the account's credential needs.
@@ -107,9 +95,8 @@ impl Ask {
 
     /// `None`: no response head came.
     pub async fn send(self) -> Option<Answer> {
-        let client = Client::builder(TokioExecutor::new())
-            .retry_canceled_requests(false)
-            .build_http();
+        let client =
+            Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build_http();
         let mut request = Request::builder().method(self.method).uri(self.url);
         for (name, value) in self.headers {
             request = request.header(name, value);

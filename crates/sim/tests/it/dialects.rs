@@ -16,10 +16,7 @@ async fn codex_streams_the_events_codex_needs() {
     let sim = sim().await;
     let answer = say(&sim.codex("alice"), "hi").await;
     assert_eq!(answer.status, 200);
-    assert_eq!(
-        answer.header("content-type"),
-        "text/event-stream; charset=utf-8"
-    );
+    assert_eq!(answer.header("content-type"), "text/event-stream; charset=utf-8");
     let delta = "response.output_text.delta";
     let kinds = answer.kinds();
     assert_eq!(
@@ -40,20 +37,12 @@ async fn codex_streams_the_events_codex_needs() {
         ]
     );
     let events = answer.events();
-    let text: String = events
-        .iter()
-        .filter_map(|event| event["delta"].as_str())
-        .collect();
+    let text: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     assert_eq!(text, "You said: hi");
     let done = &events[11]["response"];
     assert_eq!(done["usage"]["total_tokens"], 8 + 4);
     assert_eq!(done["output"][0]["content"][0]["text"], "You said: hi");
-    assert!(
-        events
-            .iter()
-            .enumerate()
-            .all(|(n, event)| event["sequence_number"] == n)
-    );
+    assert!(events.iter().enumerate().all(|(n, event)| event["sequence_number"] == n));
     for name in [
         "x-codex-primary-used-percent",
         "x-codex-secondary-reset-at",
@@ -91,48 +80,25 @@ async fn codex_refuses_what_the_backend_refuses() {
         ("stream", json!(false), "Stream must be set to true"),
         ("store", json!(true), "Store must be set to false"),
         ("store", Value::Null, "Store must be set to false"),
-        (
-            "temperature",
-            json!(1),
-            "Unsupported parameter: temperature",
-        ),
-        (
-            "max_output_tokens",
-            json!(9),
-            "Unsupported parameter: max_output_tokens",
-        ),
+        ("temperature", json!(1), "Unsupported parameter: temperature"),
+        ("max_output_tokens", json!(9), "Unsupported parameter: max_output_tokens"),
     ];
     for (field, value, detail) in cases {
         let mut body = codex_body("hi");
         body[field] = value;
-        let answer = turn(&alice, "")
-            .body(body.to_string().into())
-            .send()
-            .await
-            .unwrap();
-        assert_eq!(
-            (answer.status, answer.json()),
-            (400, json!({"detail": detail}))
-        );
+        let answer = turn(&alice, "").body(body.to_string().into()).send().await.unwrap();
+        assert_eq!((answer.status, answer.json()), (400, json!({"detail": detail})));
     }
     let mut body = codex_body("hi");
     body["model"] = json!("no-such-model");
-    let answer = turn(&alice, "")
-        .body(body.to_string().into())
-        .send()
-        .await
-        .unwrap();
+    let answer = turn(&alice, "").body(body.to_string().into()).send().await.unwrap();
     assert_eq!(answer.status, 400);
-    let mismatch = turn(&alice, "hi")
-        .without("chatgpt-account-id")
-        .with("chatgpt-account-id", "x");
+    let mismatch = turn(&alice, "hi").without("chatgpt-account-id").with("chatgpt-account-id", "x");
     assert_eq!(mismatch.send().await.unwrap().status, 403);
     let missing = turn(&alice, "hi").without("chatgpt-account-id");
     assert_eq!(missing.send().await.unwrap().status, 401);
     let upgrade = Ask::get(sim.url() + "/backend-api/codex/responses").by(&alice);
-    let upgrade = upgrade
-        .with("connection", "upgrade")
-        .with("upgrade", "websocket");
+    let upgrade = upgrade.with("connection", "upgrade").with("upgrade", "websocket");
     assert_eq!(upgrade.send().await.unwrap().status, 426);
 }
 
@@ -149,9 +115,7 @@ async fn compressed_bodies_are_read() {
     gzip.write_all(body.as_bytes()).await.unwrap();
     gzip.shutdown().await.unwrap();
     for (encoding, bytes) in [("zstd", zstd.into_inner()), ("gzip", gzip.into_inner())] {
-        let ask = turn(&alice, "")
-            .body(bytes)
-            .with("content-encoding", encoding);
+        let ask = turn(&alice, "").body(bytes).with("content-encoding", encoding);
         assert_eq!(ask.send().await.unwrap().body, plain, "{encoding}");
     }
     let broken = turn(&alice, "hi").with("content-encoding", "zstd");
@@ -163,60 +127,26 @@ async fn opaque_content_is_bound_to_its_account() {
     let sim = sim().await;
     let (alice, bob) = (sim.codex("alice"), sim.codex("bob"));
     let mut body = codex_body("long talk");
-    body["input"]
-        .as_array_mut()
-        .unwrap()
-        .push(json!({"type": "compaction_trigger"}));
-    let answer = turn(&alice, "")
-        .body(body.to_string().into())
-        .send()
-        .await
-        .unwrap();
+    body["input"].as_array_mut().unwrap().push(json!({"type": "compaction_trigger"}));
+    let answer = turn(&alice, "").body(body.to_string().into()).send().await.unwrap();
     let events = answer.events();
     let output = events.last().unwrap()["response"]["output"].clone();
     assert_eq!(output.as_array().unwrap().len(), 1);
     assert_eq!(output[0]["type"], "compaction");
-    assert!(
-        output[0]["encrypted_content"]
-            .as_str()
-            .unwrap()
-            .contains("alice")
-    );
+    assert!(output[0]["encrypted_content"].as_str().unwrap().contains("alice"));
 
     let mut next = codex_body("go on");
-    next["input"]
-        .as_array_mut()
-        .unwrap()
-        .insert(0, output[0].clone());
-    let own = turn(&alice, "")
-        .body(next.to_string().into())
-        .send()
-        .await
-        .unwrap();
+    next["input"].as_array_mut().unwrap().insert(0, output[0].clone());
+    let own = turn(&alice, "").body(next.to_string().into()).send().await.unwrap();
     assert_eq!(own.status, 200);
-    let foreign = turn(&bob, "")
-        .body(next.to_string().into())
-        .send()
-        .await
-        .unwrap();
+    let foreign = turn(&bob, "").body(next.to_string().into()).send().await.unwrap();
     assert_eq!(foreign.status, 400);
     assert_eq!(foreign.json()["error"]["code"], "invalid_encrypted_content");
 
     assert!(!say(&bob, "hi").await.text().contains("encrypted_content"));
-    assert!(
-        say(&bob, "[[reason]]")
-            .await
-            .text()
-            .contains("encrypted_content")
-    );
-    let compact = Ask::post(
-        sim.url() + "/backend-api/codex/responses/compact",
-        &codex_body("x"),
-    );
-    assert_eq!(
-        compact.by(&bob).send().await.unwrap().json()["output"][0]["type"],
-        "compaction"
-    );
+    assert!(say(&bob, "[[reason]]").await.text().contains("encrypted_content"));
+    let compact = Ask::post(sim.url() + "/backend-api/codex/responses/compact", &codex_body("x"));
+    assert_eq!(compact.by(&bob).send().await.unwrap().json()["output"][0]["type"], "compaction");
 }
 
 #[tokio::test]
@@ -225,41 +155,18 @@ async fn codex_tells_about_models_usage_and_accounts() {
     let alice = sim.codex("alice");
     alice.plan("pro");
     let get = |path: &str| Ask::get(sim.url() + path).by(&alice).send();
-    let models = get("/backend-api/codex/models?client_version=0.169.0")
-        .await
-        .unwrap();
+    let models = get("/backend-api/codex/models?client_version=0.169.0").await.unwrap();
     assert_eq!(models.header("etag"), models.header("x-models-etag"));
     let slugs = models.json()["models"].clone();
-    assert!(
-        slugs
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|model| model["slug"] == "gpt-5.5")
-    );
+    assert!(slugs.as_array().unwrap().iter().any(|model| model["slug"] == "gpt-5.5"));
     let usage = get("/backend-api/wham/usage").await.unwrap().json();
     assert_eq!(usage["plan_type"], "pro");
-    assert_eq!(
-        usage["rate_limit"]["primary_window"]["limit_window_seconds"],
-        18000
-    );
+    assert_eq!(usage["rate_limit"]["primary_window"]["limit_window_seconds"], 18000);
     assert!(usage["rate_limit"]["primary_window"]["used_percent"].is_i64());
-    let accounts = get("/backend-api/wham/accounts/check")
-        .await
-        .unwrap()
-        .json();
+    let accounts = get("/backend-api/wham/accounts/check").await.unwrap().json();
     assert_eq!(accounts["accounts"][0]["id"], alice.account_id());
-    assert_eq!(
-        accounts["accounts"][0]["workspace_backend_origin"],
-        "NO_CONSTRAINT"
-    );
-    assert_eq!(
-        get("/backend-api/ps/plugins/installed")
-            .await
-            .unwrap()
-            .status,
-        404
-    );
+    assert_eq!(accounts["accounts"][0]["workspace_backend_origin"], "NO_CONSTRAINT");
+    assert_eq!(get("/backend-api/ps/plugins/installed").await.unwrap().status, 404);
 }
 
 #[tokio::test]
@@ -269,14 +176,8 @@ async fn anthropic_streams() {
     let kinds = answer.kinds();
     assert_eq!(kinds.first().unwrap(), "message_start");
     assert_eq!(kinds[kinds.len() - 2..], ["message_delta", "message_stop"]);
-    assert_eq!(
-        answer.header("anthropic-ratelimit-unified-status"),
-        "allowed"
-    );
-    assert_eq!(
-        answer.header("anthropic-ratelimit-unified-5h-utilization"),
-        "0"
-    );
+    assert_eq!(answer.header("anthropic-ratelimit-unified-status"), "allowed");
+    assert_eq!(answer.header("anthropic-ratelimit-unified-5h-utilization"), "0");
     assert!(!answer.header("anthropic-organization-id").is_empty());
 }
 
@@ -284,57 +185,27 @@ async fn anthropic_streams() {
 async fn anthropic_counts_lists_and_refuses() {
     let sim = sim().await;
     let (claude, key) = (sim.claude("carol"), sim.anthropic("key"));
-    let whole = Ask::post(
-        sim.url() + "/v1/messages?beta=true",
-        &messages_body("hi", false),
-    );
-    let whole = whole
-        .with("x-api-key", &key.api_key())
-        .send()
-        .await
-        .unwrap()
-        .json();
+    let whole = Ask::post(sim.url() + "/v1/messages?beta=true", &messages_body("hi", false));
+    let whole = whole.with("x-api-key", &key.api_key()).send().await.unwrap().json();
     assert_eq!(whole["content"][0]["text"], "You said: hi");
     assert_eq!(whole["usage"]["output_tokens"], 4);
-    let count = Ask::post(
-        sim.url() + "/v1/messages/count_tokens",
-        &messages_body("hi", false),
-    );
-    assert_eq!(
-        count.by(&key).send().await.unwrap().json(),
-        json!({"input_tokens": 8})
-    );
-    let models = Ask::get(sim.url() + "/v1/models")
-        .by(&key)
-        .with("anthropic-version", "2023-06-01");
-    assert_eq!(
-        models.send().await.unwrap().json()["data"][0]["type"],
-        "model"
-    );
+    let count = Ask::post(sim.url() + "/v1/messages/count_tokens", &messages_body("hi", false));
+    assert_eq!(count.by(&key).send().await.unwrap().json(), json!({"input_tokens": 8}));
+    let models =
+        Ask::get(sim.url() + "/v1/models").by(&key).with("anthropic-version", "2023-06-01");
+    assert_eq!(models.send().await.unwrap().json()["data"][0]["type"], "model");
 
-    let without_beta = turn(&claude, "hi")
-        .without("anthropic-beta")
-        .send()
-        .await
-        .unwrap();
+    let without_beta = turn(&claude, "hi").without("anthropic-beta").send().await.unwrap();
     assert_eq!(without_beta.status, 401);
     assert_eq!(without_beta.json()["error"]["type"], "authentication_error");
     let mut body = messages_body("hi", true);
     body["model"] = json!("no-such-model");
-    let unknown = turn(&key, "")
-        .body(body.to_string().into())
-        .send()
-        .await
-        .unwrap();
+    let unknown = turn(&key, "").body(body.to_string().into()).send().await.unwrap();
     assert_eq!(
         (unknown.status, &unknown.json()["error"]["type"]),
         (404, &json!("not_found_error"))
     );
-    let profile = Ask::get(sim.url() + "/api/oauth/profile")
-        .by(&claude)
-        .send()
-        .await
-        .unwrap();
+    let profile = Ask::get(sim.url() + "/api/oauth/profile").by(&claude).send().await.unwrap();
     assert_eq!(profile.json()["account"]["uuid"], claude.account_id());
 }
 
@@ -343,16 +214,9 @@ async fn openai_answers_both_its_apis() {
     let sim = sim().await;
     let key = sim.openai("key");
     let mut body = json!({"model": "gpt-5.5", "messages": [{"role": "user", "content": "hi"}]});
-    let chat = |body: &Value| {
-        Ask::post(sim.url() + "/v1/chat/completions", body)
-            .by(&key)
-            .send()
-    };
+    let chat = |body: &Value| Ask::post(sim.url() + "/v1/chat/completions", body).by(&key).send();
     let whole = chat(&body).await.unwrap();
-    assert_eq!(
-        whole.json()["choices"][0]["message"]["content"],
-        "You said: hi"
-    );
+    assert_eq!(whole.json()["choices"][0]["message"]["content"], "You said: hi");
     assert_eq!(whole.header("openai-organization"), "org-key");
     assert_eq!(whole.header("x-ratelimit-limit-requests"), "10000");
     body["stream"] = json!(true);
@@ -368,12 +232,7 @@ async fn openai_answers_both_its_apis() {
     let responses = Ask::post(sim.url() + "/v1/responses", &responses).by(&key);
     let responses = responses.send().await.unwrap().json();
     assert_eq!(responses["output"][0]["content"][0]["text"], "You said: hi");
-    let models = Ask::get(sim.url() + "/v1/models")
-        .by(&key)
-        .send()
-        .await
-        .unwrap()
-        .json();
+    let models = Ask::get(sim.url() + "/v1/models").by(&key).send().await.unwrap().json();
     assert_eq!(models["object"], "list");
     body["model"] = json!("no-such-model");
     let unknown = chat(&body).await.unwrap();

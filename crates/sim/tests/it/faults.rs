@@ -36,11 +36,7 @@ async fn ready_made_refusals_speak_the_dialect() {
         account.fault(fault);
         let answer = say(account, "hi").await;
         assert_eq!(answer.status, status, "{name}");
-        assert_eq!(
-            answer.json().pointer(pointer),
-            Some(&json!(value)),
-            "{name}"
-        );
+        assert_eq!(answer.json().pointer(pointer), Some(&json!(value)), "{name}");
         assert_eq!(say(account, "hi").await.status, 200, "{name} is over");
     }
     alice.fault(Fault::usage_limit_reached());
@@ -55,31 +51,14 @@ async fn faults_hit_where_and_as_often_as_told() {
     let sim = sim().await;
     let alice = sim.codex("alice");
     let usage = || async {
-        Ask::get(sim.url() + "/backend-api/wham/usage")
-            .by(&alice)
-            .send()
-            .await
-            .unwrap()
-            .status
+        Ask::get(sim.url() + "/backend-api/wham/usage").by(&alice).send().await.unwrap().status
     };
     alice.fault(Fault::server_error(500)).times(2);
     assert_eq!(usage().await, 200, "polls pass by");
-    assert_eq!(
-        [say(&alice, "").await.status, say(&alice, "").await.status],
-        [500, 500]
-    );
-    assert_eq!(
-        (say(&alice, "").await.status, alice.pending_faults()),
-        (200, 0)
-    );
-    alice
-        .fault(Fault::forbidden_error())
-        .forever()
-        .on("/backend-api/wham/");
-    assert_eq!(
-        [usage().await, usage().await, say(&alice, "").await.status],
-        [403, 403, 200]
-    );
+    assert_eq!([say(&alice, "").await.status, say(&alice, "").await.status], [500, 500]);
+    assert_eq!((say(&alice, "").await.status, alice.pending_faults()), (200, 0));
+    alice.fault(Fault::forbidden_error()).forever().on("/backend-api/wham/");
+    assert_eq!([usage().await, usage().await, say(&alice, "").await.status], [403, 403, 200]);
     alice.clear_faults();
     assert_eq!(usage().await, 200);
 }
@@ -94,23 +73,14 @@ async fn cuts_break_off_without_an_end() {
     let cut = say(&alice, "hi").await;
     assert_eq!((cut.tidy, cut.text().as_str()), (false, &whole[..100]));
     alice.fault(Fault::Reset { after_bytes: 0 });
-    assert!(
-        turn(&alice, "hi")
-            .send()
-            .await
-            .is_none_or(|answer| !answer.tidy)
-    );
+    assert!(turn(&alice, "hi").send().await.is_none_or(|answer| !answer.tidy));
 
     alice.fault(Fault::cut_before_output());
     let cut = say(&alice, "hi").await;
     assert_eq!((cut.tidy, cut.kinds().len()), (false, 2));
     alice.fault(Fault::cut_after_output(3));
     let cut = say(&alice, "hi").await;
-    let deltas = cut
-        .kinds()
-        .iter()
-        .filter(|kind| *kind == "response.output_text.delta")
-        .count();
+    let deltas = cut.kinds().iter().filter(|kind| *kind == "response.output_text.delta").count();
     assert_eq!((cut.tidy, deltas), (false, 3));
     assert!(whole.starts_with(&cut.text()));
     assert!(sim.journal().iter().all(|entry| entry.end.is_some()));
@@ -121,11 +91,7 @@ async fn cuts_break_off_without_an_end() {
     key.fault(Fault::cut(20));
     let ask = Ask::post(sim.url() + "/v1/messages", &messages_body("hi", false)).by(&key);
     let cut = ask.send().await.unwrap();
-    assert_eq!(
-        (cut.tidy, cut.body.len()),
-        (false, 20),
-        "less than the declared length"
-    );
+    assert_eq!((cut.tidy, cut.body.len()), (false, 20), "less than the declared length");
 }
 
 #[tokio::test]
@@ -134,36 +100,16 @@ async fn error_events_come_in_the_stream() {
     let (alice, carol) = (sim.codex("alice"), sim.claude("carol"));
     alice.fault(Fault::error_event_before_output());
     let failed = say(&alice, "hi").await;
-    assert_eq!(
-        failed.kinds(),
-        [
-            "response.created",
-            "response.in_progress",
-            "response.failed"
-        ]
-    );
-    assert_eq!(
-        failed.events()[2]["response"]["error"]["code"],
-        "server_error"
-    );
-    alice.fault(Fault::failed_with(
-        "rate_limit_exceeded",
-        "Please try again in 1.5s.",
-    ));
+    assert_eq!(failed.kinds(), ["response.created", "response.in_progress", "response.failed"]);
+    assert_eq!(failed.events()[2]["response"]["error"]["code"], "server_error");
+    alice.fault(Fault::failed_with("rate_limit_exceeded", "Please try again in 1.5s."));
     let failed = say(&alice, "hi").await;
-    assert_eq!(
-        failed.events()[2]["response"]["error"]["code"],
-        "rate_limit_exceeded"
-    );
+    assert_eq!(failed.events()[2]["response"]["error"]["code"], "rate_limit_exceeded");
     carol.fault(Fault::error_event_after_output(2));
     let failed = say(&carol, "hi").await;
     assert!(failed.tidy);
     assert_eq!(failed.kinds().last().unwrap(), "error");
-    let deltas = failed
-        .kinds()
-        .iter()
-        .filter(|kind| *kind == "content_block_delta")
-        .count();
+    let deltas = failed.kinds().iter().filter(|kind| *kind == "content_block_delta").count();
     assert_eq!(deltas, 2);
     carol.fault(Fault::error_event_before_output());
     assert_eq!(say(&carol, "hi").await.kinds(), ["message_start", "error"]);
@@ -178,9 +124,7 @@ async fn stalls_last_until_the_client_goes() {
         alice.fault(Fault::stall(phase));
         let asking = tokio::spawn(turn(&alice, "hi").send());
         let stalled = |journal: &[poolgate_sim::Entry]| {
-            journal
-                .first()
-                .is_some_and(|e| e.bytes_sent > 0 && e.output_events_sent == outputs)
+            journal.first().is_some_and(|e| e.bytes_sent > 0 && e.output_events_sent == outputs)
         };
         assert!(sim.wait_for(stalled, PATIENCE).await);
         assert_eq!(sim.journal()[0].end, None);
@@ -206,9 +150,7 @@ async fn garbage_slow_drips_and_closed_doors() {
     assert_eq!(sim.journal().last().unwrap().status, None);
 
     alice.fault(Fault::garbage(Garbage::Socket)).on("/");
-    let mut socket = TcpStream::connect(sim.url().trim_start_matches("http://"))
-        .await
-        .unwrap();
+    let mut socket = TcpStream::connect(sim.url().trim_start_matches("http://")).await.unwrap();
     let head = format!(
         "GET /backend-api/wham/usage HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer {}\r\n\r\n",
         alice.credential()

@@ -45,24 +45,15 @@ async fn a_refresh_token_works_once() {
             (400, again.json()["error"].clone())
         };
         assert_eq!(again.status, status);
-        assert!(
-            code == "refresh_token_reused" || code == "invalid_grant",
-            "{code}"
-        );
+        assert!(code == "refresh_token_reused" || code == "invalid_grant", "{code}");
         account.revoke();
         assert_eq!(say(&account, "hi").await.status, 401);
         let revoked = refresh(&sim, account.kind(), &account.refresh_token()).await;
         assert_ne!(revoked.status, 200);
     }
-    let calls = sim
-        .journal()
-        .into_iter()
-        .filter(|entry| entry.path.ends_with("oauth/token"));
+    let calls = sim.journal().into_iter().filter(|entry| entry.path.ends_with("oauth/token"));
     let names: Vec<_> = calls.filter_map(|entry| entry.account).collect();
-    assert_eq!(
-        names,
-        ["alice", "alice", "alice", "carol", "carol", "carol"]
-    );
+    assert_eq!(names, ["alice", "alice", "alice", "carol", "carol", "carol"]);
 }
 
 #[tokio::test]

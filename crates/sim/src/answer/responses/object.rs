@@ -27,10 +27,7 @@ pub struct Part<'a>(pub &'a str);
 impl Display for Part<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = Quoted(self.0);
-        write!(
-            f,
-            r#"{{"type":"output_text","text":{text},"annotations":[],"logprobs":[]}}"#
-        )
+        write!(f, r#"{{"type":"output_text","text":{text},"annotations":[],"logprobs":[]}}"#)
     }
 }
 
@@ -53,10 +50,7 @@ impl Display for Item<'_> {
             }
             Self::Compaction { id, sealed } => {
                 let sealed = Quoted(sealed);
-                write!(
-                    f,
-                    r#"{{"type":"compaction","id":"{id}","encrypted_content":{sealed}}}"#
-                )
+                write!(f, r#"{{"type":"compaction","id":"{id}","encrypted_content":{sealed}}}"#)
             }
         }
     }
@@ -80,12 +74,7 @@ pub struct Usage<'a>(pub &'a Shape);
 
 impl Display for Usage<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shape {
-            input_tokens,
-            output_tokens,
-            cached_tokens,
-            ..
-        } = self.0;
+        let Shape { input_tokens, output_tokens, cached_tokens, .. } = self.0;
         let total = input_tokens + output_tokens;
         write!(
             f,

@@ -1,0 +1,143 @@
+//! One account's turn at a request, with the retries on it that the rules allow.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use poolgate_core::outcome::{Attempt, Next, Outcome, Progress, next};
+use tokio::time::{Instant, sleep};
+
+use super::attempt::{self, AttemptError, Target};
+use super::dispatch::Dispatched;
+use super::judge::{Bad, Judged, judge, judge_error};
+use super::read::Payload;
+use super::settle::Record;
+use super::{Call, assemble, strip};
+use crate::app::App;
+use crate::credentials::{Bearer, CredentialError};
+use crate::error::Error;
+use crate::pool::Lease;
+
+pub enum Tried {
+    Done(Dispatched),
+    /// Left for another account; `enough`: no further one may be asked.
+    Failed {
+        bad: Bad,
+        lease: Lease,
+        enough: bool,
+    },
+    /// The account became unable, or its sessions moved, while nothing had come back yet.
+    Moved(Lease),
+}
+
+pub async fn try_account(
+    app: &Arc<App>,
+    call: &Call,
+    lease: Lease,
+    progress: &mut Progress,
+    record: &mut Record,
+) -> Result<Tried, Error> {
+    let account = Arc::clone(&lease.account);
+    record.begin(account.id)?;
+    let mut bearer = attempt::bearer(app, &account).await;
+    let mut payload = Cow::Borrowed(&call.payload);
+    loop {
+        let (sent_at, since) = (app.clock.now(), Instant::now());
+        let judged = tokio::select! {
+            biased;
+            judged = attempt_once(app, call, &lease, &payload, &bearer) => judged,
+            () = lease.interrupted() => {
+                record.attempt(account.id, "moved", None, since);
+                return Ok(Tried::Moved(lease));
+            }
+        };
+        let bad = match judged {
+            Ok(done) => {
+                record.attempt(account.id, Outcome::Served.name(), Some(done.status()), since);
+                return Ok(Tried::Done(done.into_dispatched(lease)));
+            }
+            Err(bad) => bad,
+        };
+        record.attempt(account.id, bad.outcome.name(), bad.status, since);
+        let attempt = Attempt {
+            model: &call.head.model,
+            sent_at,
+            now: app.clock.now(),
+            refreshed: progress.refreshed,
+            gated: app.gates.of(&call.head.model).is_some(),
+        };
+        app.pool.settle(account.id, bad.outcome, attempt);
+        match next(bad.outcome, progress) {
+            Next::Relay => {
+                let Bad { reply, error, .. } = bad;
+                return Ok(Tried::Done(Dispatched::Whole(lease, reply.ok_or(error)?, None)));
+            }
+            Next::Refresh => {
+                if let Ok(refused) = &bearer {
+                    bearer = attempt::refresh(app, &account, refused).await;
+                }
+            }
+            Next::Again => sleep(Duration::from_millis(rand::random_range(200..400))).await,
+            Next::Strip => {
+                // Nothing to cut: the next round relays the same refusal.
+                if let Some(stripped) = strip::strip(call.surface, &payload) {
+                    tracing::info!(
+                        request.id = record.id(),
+                        "cut out what this account cannot read"
+                    );
+                    payload = Cow::Owned(stripped);
+                }
+            }
+            Next::Another => return Ok(Tried::Failed { bad, lease, enough: false }),
+            Next::GiveUp => return Ok(Tried::Failed { bad, lease, enough: true }),
+        }
+    }
+}
+
+/// An answer that will reach the client.
+enum Answered {
+    Stream(super::judge::Answer),
+    Assembled(super::judge::Reply, assemble::Assembled),
+}
+
+impl Answered {
+    fn status(&self) -> u16 {
+        match self {
+            Self::Stream(answer) => answer.head.status.as_u16(),
+            Self::Assembled(reply, _) => reply.head.status.as_u16(),
+        }
+    }
+
+    fn into_dispatched(self, lease: Lease) -> Dispatched {
+        match self {
+            Self::Stream(answer) => Dispatched::Stream(lease, answer),
+            Self::Assembled(reply, assembled) => Dispatched::Whole(lease, reply, Some(assembled)),
+        }
+    }
+}
+
+async fn attempt_once(
+    app: &App,
+    call: &Call,
+    lease: &Lease,
+    payload: &Payload,
+    bearer: &Result<Bearer, CredentialError>,
+) -> Result<Answered, Bad> {
+    let account = &lease.account;
+    let bearer = match bearer {
+        Ok(bearer) => bearer,
+        Err(error) => return Err(judge_error(&AttemptError::from(error.clone()))),
+    };
+    let target = Target { account, bearer, payload, moved: lease.moved };
+    let sent = attempt::send(app, call, &target).await;
+    let (response, streams) = sent.map_err(|error| judge_error(&error))?;
+    match judge(app, account, call.surface, response).await {
+        Judged::Good(answer) if streams && !call.head.stream => {
+            let idle = app.config.limits.stream_idle_timeout;
+            let (reply, assembled) = assemble::assemble(answer, idle).await?;
+            Ok(Answered::Assembled(reply, assembled))
+        }
+        Judged::Good(answer) => Ok(Answered::Stream(answer)),
+        Judged::Bad(bad) => Err(bad),
+    }
+}

@@ -1,0 +1,101 @@
+//! Getting an account, and saying why there is none.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use poolgate_core::account::AccountId;
+use poolgate_core::availability::Ask;
+use poolgate_core::choose::{Later, Refusal};
+use tokio::time::{Instant, sleep_until};
+
+use super::Call;
+use crate::app::App;
+use crate::error::Error;
+use crate::pool::{Lease, Wish};
+
+/// Waiting for a slot, when every account that could serve is busy.
+const BUSY_WAIT: Duration = Duration::from_secs(10);
+/// Waiting for a short cooldown to end.
+const COOLDOWN_WAIT: Duration = Duration::from_mins(1);
+
+fn wish<'a>(app: &'a App, call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
+    let model = &call.head.model;
+    Wish {
+        pools: &call.caller.key.pools,
+        ask: Ask { surface: call.surface, model, gate: app.gates.of(model) },
+        session: call.head.session,
+        owner: call.head.owner,
+        turn: call.turn,
+        tried,
+        seed: rand::random(),
+    }
+}
+
+/// Waits, within bounds, while somebody is expected to become able.
+pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<Lease, Refusal> {
+    let wish = wish(app, call, tried);
+    let started = Instant::now();
+    let mut place = None;
+    loop {
+        // Enabled before asking, so that nothing freed in between is missed.
+        let mut freed = pin!(app.pool.freed());
+        freed.as_mut().enable();
+        let now = app.clock.now();
+        let (refusal, until) = match app.pool.lease(&wish, now) {
+            Ok(lease) => return Ok(lease),
+            Err(Refusal::Busy) => (Refusal::Busy, started + BUSY_WAIT),
+            Err(refusal @ Refusal::Later(Later { untried_until: Some(at), .. })) => {
+                let end = Instant::now() + now.until(at) + Duration::from_millis(1);
+                if end > started + COOLDOWN_WAIT {
+                    return Err(refusal);
+                }
+                (refusal, end)
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        if place.is_none() {
+            place = app.waiting.try_acquire().ok();
+        }
+        let over = refusal == Refusal::Busy && Instant::now() >= until;
+        // No place: the queue is full.
+        if place.is_none() || over {
+            return Err(refusal);
+        }
+        tokio::select! {
+            () = freed => {}
+            () = sleep_until(until) => {}
+        }
+    }
+}
+
+/// What to tell the client now that `tried` have failed: what the pool as a whole has left, or else
+/// `last`.
+pub fn left(app: &Arc<App>, call: &Call, tried: &[AccountId], last: Error) -> Error {
+    let wish = Wish { session: None, owner: None, turn: None, ..wish(app, call, tried) };
+    match app.pool.lease(&wish, app.clock.now()) {
+        Ok(_) => last,
+        Err(refusal) => explain(app, call, refusal, Some(last)),
+    }
+}
+
+/// What to tell the client when nobody can serve.
+pub fn explain(app: &App, call: &Call, refusal: Refusal, last: Option<Error>) -> Error {
+    let now = app.clock.now();
+    match refusal {
+        Refusal::Unfit => Error::NoFittingAccount(call.surface.kinds_needed()),
+        Refusal::ModelNotAllowed | Refusal::ModelMissing => {
+            Error::ModelUnknown(call.head.model.clone())
+        }
+        Refusal::Busy => Error::Unavailable { retry_after: Duration::from_secs(5) },
+        Refusal::Later(Later { until, quota: true, .. }) => {
+            Error::Exhausted { resets_at: until, now }
+        }
+        Refusal::Later(Later { until, .. }) => {
+            Error::Unavailable { retry_after: until.map_or(COOLDOWN_WAIT, |at| now.until(at)) }
+        }
+        Refusal::Operator => Error::NoAccounts,
+        Refusal::AllTried => last.unwrap_or(Error::NoAccounts),
+        Refusal::Owner { .. } => Error::OwnerUnavailable,
+    }
+}

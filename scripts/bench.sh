@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# What a request costs in poolgate, beside nginx and a direct connection:
+#
+#   bench.sh [--json FILE] [--rounds N] [--only SHAPE] [--scale X] [--keep]
+#
+# The simulator is the upstream. poolgate runs as users run it: four accounts, a client key, records
+# to disk, its default log. nginx does what of it nginx can do: it passes requests on with another
+# credential, unbuffered, over kept-open connections. Both have two threads (poolgate's runtime, two
+# nginx workers) and both are asked for the same by the same client, in turns:
+# direct, nginx, poolgate, direct, nginx, ... CPU time is user and system time of all threads of the
+# proxy, with 0.4 s after each round for what it does later. The figures are medians of the rounds.
+#
+# "+ 1st byte" is what a proxy adds to the time to the first byte of a stream. poolgate withholds the
+# opening events, which carry nothing, until the first output, because until then it can still go to
+# another account; "+ 1st text" is what it adds to the time to the first word.
+#
+# --keep leaves the temporary folder and says where it is. Exit status 1: above the limit.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# CPU per request may be so many times nginx's.
+readonly limit=2.0
+readonly threads=2
+readonly profile="${POOLGATE_BENCH_PROFILE:-release}"
+readonly cache="${POOLGATE_CACHE:-${HOME:?set HOME or POOLGATE_CACHE}/.cache/poolgate}"
+readonly nginx="$cache/bin/nginx"
+
+fail() { printf 'bench: %s\n' "$*" >&2; exit 2; }
+
+keep=""
+options=()
+while [[ $# -gt 0 ]]; do
+    case "$1" in
+        --keep) keep=yes; shift ;;
+        --json | --rounds | --only | --scale)
+            [[ $# -gt 1 ]] || fail "$1 needs a value"
+            options+=("$1" "$2")
+            shift 2
+            ;;
+        *) fail "unknown argument $1; see the head of scripts/bench.sh" ;;
+    esac
+done
+
+[[ "$(uname -s)" == Linux ]] || fail "reads CPU times from /proc, so it needs Linux"
+[[ -x "$nginx" ]] || fail "no nginx: run make bench, or scripts/setup.sh bench"
+have_cargo() { command -v cargo >/dev/null; }
+have_cargo || PATH="$HOME/.cargo/bin:$PATH"
+have_cargo || fail "Rust is missing: install rustup, open a new shell, and run this again"
+cargo build --locked --profile "$profile" -p poolgate -p poolgate-sim --bins --example compare
+readonly built="${CARGO_TARGET_DIR:-target}/$profile"
+
+# --- what is started is stopped
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/poolgate-bench.XXXXXX")
+pids=()
+clean_up() {
+    local status=$? pid
+    trap - EXIT INT TERM
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+    if [[ -n "$keep" ]]; then echo "bench: kept $work"; else rm -rf "$work"; fi
+    exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+show() { cat "$work/$1.log" >&2; fail "$1 did not start"; }
+
+wait_for() { # name of the log, command that succeeds when it is up
+    local name="$1" tries
+    shift
+    for ((tries = 0; tries < 100; tries++)); do
+        "$@" >/dev/null 2>&1 && return
+        kill -0 "${pids[-1]}" 2>/dev/null || show "$name"
+        sleep 0.1
+    done
+    show "$name"
+}
+
+# --- the simulator
+
+account() { printf '{"kind":"openai","name":"key-%s","windows":[]}' "$1"; }
+printf '{"journal":false,"accounts":[%s,%s,%s,%s]}' \
+    "$(account 1)" "$(account 2)" "$(account 3)" "$(account 4)" >"$work/scenario.json"
+"$built/poolgate-sim" --scenario "$work/scenario.json" >"$work/sim.out" 2>"$work/sim.log" &
+pids+=($!)
+wait_for sim grep -q 'openai key.*key-4' "$work/sim.out"
+sim=$(sed -n 's,^url\t-\thttp://,,p' "$work/sim.out")
+readonly sim
+for n in 1 2 3 4; do
+    sed -n "s/^openai key\tkey-$n\t//p" "$work/sim.out" | tr -d '\n' >"$work/key-$n"
+done
+upstream_key=$(<"$work/key-1")
+readonly upstream_key
+
+# --- poolgate
+
+{
+    printf 'listen = "127.0.0.1:0"\ndata_dir = "%s/data"\n' "$work"
+    for n in 1 2 3 4; do
+        printf '\n[[account]]\nname = "key-%s"\nkind = "openai"\nkey_file = "%s/key-%s"\n' \
+            "$n" "$work" "$n"
+        printf 'base_url = "http://%s/v1"\nprivate_upstream = true\n' "$sim"
+    done
+} >"$work/poolgate.toml"
+poolgate() {
+    env -u POOLGATE_MASTER_KEY -u RUST_LOG "$built/poolgate" --config "$work/poolgate.toml" "$@"
+}
+client_key=$(poolgate key create bench | head -n 1)
+TOKIO_WORKER_THREADS=$threads POOLGATE_CONFIG="$work/poolgate.toml" env -u POOLGATE_MASTER_KEY \
+    -u RUST_LOG "$built/poolgate" serve 2>"$work/poolgate.log" &
+pids+=($!)
+readonly poolgate_pid=$!
+wait_for poolgate grep -q 'serving.*address=' "$work/poolgate.log"
+gateway=$(sed -n 's/.*serving.*address=\([0-9.:]*\).*/\1/p' "$work/poolgate.log" | head -n 1)
+
+# --- nginx
+
+mkdir "$work/nginx"
+is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+for port in $(shuf -i 20000-29999 -n 20); do ! is_free "$port" || break; done
+as_user=""
+[[ $(id -u) != 0 ]] || as_user="user $(id -un);"
+cat >"$work/nginx.conf" <<END
+$as_user
+daemon off;
+worker_processes $threads;
+pid nginx.pid;
+error_log stderr warn;
+events { worker_connections 1024; }
+http {
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    keepalive_requests 10000000;
+    client_max_body_size 128m;
+    client_body_buffer_size 2m;
+    upstream simulator {
+        server $sim;
+        keepalive 64;
+        keepalive_requests 10000000;
+    }
+    server {
+        listen 127.0.0.1:$port;
+        location / {
+            proxy_pass http://simulator;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Authorization "Bearer $upstream_key";
+            proxy_buffering off;
+        }
+    }
+}
+END
+"$nginx" -p "$work/nginx" -e stderr -c "$work/nginx.conf" 2>"$work/nginx.log" &
+pids+=($!)
+readonly nginx_pid=$!
+is_up() { ! is_free "$port"; }
+wait_for nginx is_up
+workers=$(pgrep -d + -P "$nginx_pid")
+
+# --- the comparison
+
+version() { sed 's/.*[ /]//' <<<"$1"; }
+model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+about=(
+    --about "poolgate $(version "$("$built/poolgate" --version)") ($profile build),\
+ nginx $(version "$("$nginx" -v 2>&1)"), $threads threads each"
+    --about "$(nproc) × ${model:-unknown CPU}, Linux $(uname -r), $(date -u +%Y-%m-%d)"
+)
+"$built/examples/compare" --limit "$limit" "${about[@]}" ${options[@]+"${options[@]}"} \
+    --target "direct,$sim,$upstream_key" \
+    --target "nginx,127.0.0.1:$port,$upstream_key,$workers" \
+    --target "poolgate,$gateway,$client_key,$poolgate_pid"
