@@ -9,13 +9,14 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use http::{Method, Request, Response, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::json::{Text, TextBody};
 use crate::secret::Secret;
 
 pub const USER_AGENT: &str = concat!("poolgate/", env!("CARGO_PKG_VERSION"));
@@ -27,7 +28,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const SMALL_MAX: usize = 4 << 20;
 
 #[derive(Clone, Debug)]
-pub struct Egress(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub struct Egress(Client<HttpsConnector<HttpConnector>, TextBody>);
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ impl Egress {
     /// To the head of the answer. Dropping the future, or later the body, closes the connection.
     pub async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        request: Request<TextBody>,
         head_timeout: Duration,
     ) -> Result<Response<Incoming>, SendError> {
         match tokio::time::timeout(head_timeout, self.0.request(request)).await {
@@ -94,7 +95,7 @@ impl Egress {
         for (name, value) in headers {
             request = request.header(*name, value.expose());
         }
-        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
+        let request = request.body(Text::from(Bytes::from(body.unwrap_or_default())).into())?;
         let answer = async {
             let (head, body) = self.send(request, timeout).await?.into_parts();
             let body = Limited::new(body, SMALL_MAX).collect().await;

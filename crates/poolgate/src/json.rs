@@ -6,11 +6,16 @@
 //!
 //! A repeated top-level key is refused: two readers of such a body could see different requests.
 
+mod scan;
+mod text;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde_json::value::RawValue;
+
+pub use scan::Scan;
+pub use text::{Text, TextBody};
 
 /// Deeper nesting is refused; no client comes near, and recursive readers upstream would suffer.
 pub const MAX_DEPTH: usize = 128;
@@ -41,7 +46,7 @@ pub struct WrongType {
 /// Text of one JSON object, and where its members stand in it.
 #[derive(Clone, Debug)]
 pub struct Document {
-    text: Bytes,
+    text: Text,
     members: Vec<Member>,
 }
 
@@ -56,48 +61,61 @@ struct Member {
 impl Document {
     /// Checks the whole text: UTF-8, depth, syntax, and that it is one object without repeated keys.
     pub fn parse(text: Bytes) -> Result<Self, Invalid> {
-        let str = std::str::from_utf8(&text).map_err(|_| Invalid::NotUtf8)?;
-        if str.trim_ascii().is_empty() {
-            return Err(Invalid::Empty);
+        let mut scan = Scan::default();
+        scan.feed(&text)?;
+        Self::scanned(text.into(), scan)
+    }
+
+    /// From a text that `scan` has been fed piece by piece.
+    pub fn scanned(text: Text, scan: Scan) -> Result<Self, Invalid> {
+        let mut members: Vec<Member> = Vec::with_capacity(16);
+        for span in scan.finish()? {
+            let name = name(&text.slice(span.key.clone()));
+            if members.iter().any(|m| m.name == name) {
+                return Err(Invalid::Repeated(name.chars().take(64).collect()));
+            }
+            let whole = span.key.start..span.value.end;
+            members.push(Member { name, whole, value: span.value });
         }
-        check_depth(str.as_bytes())?;
-        serde_json::from_str::<&RawValue>(str).map_err(|e| Invalid::Syntax(e.to_string()))?;
-        let members = members(str)?;
         Ok(Self { text, members })
     }
 
-    pub fn text(&self) -> &Bytes {
+    pub fn text(&self) -> &Text {
         &self.text
     }
 
     /// The member's value as written; `None` when absent.
-    pub fn raw(&self, name: &str) -> Option<&str> {
+    pub fn raw(&self, name: &str) -> Option<Cow<'_, str>> {
         let member = self.members.iter().find(|m| m.name == name)?;
-        std::str::from_utf8(&self.text[member.value.clone()]).ok()
+        match self.text.slice(member.value.clone()) {
+            Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
+            Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
+        }
     }
 
-    pub fn contains(&self, name: &str) -> bool {
-        self.members.iter().any(|m| m.name == name)
+    /// Whether the member is there and its value begins with `byte`.
+    pub fn begins_with(&self, name: &str, byte: u8) -> bool {
+        let member = self.members.iter().find(|m| m.name == name);
+        member.is_some_and(|m| *self.text.slice(m.value.start..m.value.start + 1) == [byte])
     }
 
     /// A text field. Absent and `null` are `None`.
     pub fn string(&self, field: &'static str) -> Result<Option<Cow<'_, str>>, WrongType> {
-        let wanted = "a string";
-        match self.raw(field) {
-            None | Some("null") => Ok(None),
-            Some(raw) => match serde_json::from_str::<&str>(raw) {
-                Ok(plain) => Ok(Some(Cow::Borrowed(plain))),
-                // Escapes need a copy; anything but a string fails here too.
-                Err(_) => serde_json::from_str::<String>(raw)
-                    .map(|text| Some(Cow::Owned(text)))
-                    .map_err(|_| WrongType { field, wanted }),
-            },
+        let Some(raw) = self.raw(field).filter(|raw| raw != "null") else { return Ok(None) };
+        // Escapes need a copy, and so does a value that lies in two pieces.
+        if let Cow::Borrowed(raw) = raw
+            && let Ok(plain) = serde_json::from_str::<&str>(raw)
+        {
+            return Ok(Some(Cow::Borrowed(plain)));
         }
+        serde_json::from_str::<String>(&raw)
+            .map(|text| Some(Cow::Owned(text)))
+            .map_err(|_| WrongType { field, wanted: "a string" })
     }
 
     /// A yes-or-no field. Absent and `null` are `None`.
     pub fn boolean(&self, field: &'static str) -> Result<Option<bool>, WrongType> {
-        match self.raw(field) {
+        match self.raw(field).as_deref() {
             None | Some("null") => Ok(None),
             Some("true") => Ok(Some(true)),
             Some("false") => Ok(Some(false)),
@@ -107,10 +125,12 @@ impl Document {
 
     /// An object field, itself ready to be read and patched. `None` if absent or anything else.
     pub fn object(&self, field: &str) -> Option<Self> {
-        let member = self.members.iter().find(|m| m.name == field)?;
-        Self::parse(self.text.slice(member.value.clone())).ok()
+        let raw = self.raw(field)?;
+        Self::parse(Bytes::copy_from_slice(raw.as_bytes())).ok()
     }
 }
+
+const JOINED_BELOW: usize = 16 << 10;
 
 /// Changes to a document, applied in one pass.
 #[derive(Debug, Default)]
@@ -124,7 +144,7 @@ impl Patch {
     /// Sets `name` to `value`, a piece of JSON. A value already written so is left alone.
     pub fn set(&mut self, document: &Document, name: &str, value: &str) {
         match document.members.iter().position(|m| m.name == name) {
-            Some(_) if document.raw(name) == Some(value) => {}
+            Some(_) if document.raw(name).as_deref() == Some(value) => {}
             Some(index) => self.changes.push((index, Some(value.to_owned()))),
             None => self.inserts.push(format!("{}:{value}", quote(name))),
         }
@@ -141,16 +161,17 @@ impl Patch {
         self.changes.is_empty() && self.inserts.is_empty()
     }
 
-    /// The document's text with all changes made; the very same bytes when there are none.
-    pub fn apply(&self, document: &Document) -> Bytes {
+    /// The document's text with all changes made; the very same pieces when there are none.
+    pub fn apply(&self, document: &Document) -> Text {
         if self.is_empty() {
             return document.text.clone();
         }
         let (text, members) = (&document.text, &document.members);
-        let open = memchr::memchr(b'{', text).expect("a document is an object") + 1;
-        let mut out = Vec::with_capacity(text.len() + 256);
-        out.extend_from_slice(&text[..open]);
-        out.extend_from_slice(self.inserts.join(",").as_bytes());
+        let open = Self::open(document);
+        let mut out = Text::default();
+        out.append(text, 0..open);
+        let put = |out: &mut Text, new: &str| out.push(Bytes::copy_from_slice(new.as_bytes()));
+        put(&mut out, &self.inserts.join(","));
         let mut bare = self.inserts.is_empty();
         for (index, member) in members.iter().enumerate() {
             let change = self.changes.iter().find(|(at, _)| *at == index).map(|(_, new)| new);
@@ -159,27 +180,35 @@ impl Patch {
             }
             // What stood before this member: space, and a comma unless it was the first.
             let before = match index.checked_sub(1) {
-                Some(previous) => &text[members[previous].whole.end..member.whole.start],
-                None => &text[open..member.whole.start],
+                Some(previous) => members[previous].whole.end..member.whole.start,
+                None => open..member.whole.start,
             };
             match (std::mem::take(&mut bare), index) {
-                (true, _) => out.extend_from_slice(&text[open..members[0].whole.start]),
+                (true, _) => out.append(text, open..members[0].whole.start),
                 (false, 0) => {
-                    out.push(b',');
-                    out.extend_from_slice(before);
+                    put(&mut out, ",");
+                    out.append(text, before);
                 }
-                (false, _) => out.extend_from_slice(before),
+                (false, _) => out.append(text, before),
             }
             match change {
                 Some(Some(new)) => {
-                    out.extend_from_slice(&text[member.whole.start..member.value.start]);
-                    out.extend_from_slice(new.as_bytes());
+                    out.append(text, member.whole.start..member.value.start);
+                    put(&mut out, new);
                 }
-                _ => out.extend_from_slice(&text[member.whole.clone()]),
+                _ => out.append(text, member.whole.clone()),
             }
         }
-        out.extend_from_slice(&text[members.last().map_or(open, |m| m.whole.end)..]);
-        Bytes::from(out)
+        out.append(text, members.last().map_or(open, |m| m.whole.end)..text.len());
+        // A short one is cheaper in one piece.
+        if out.len() < JOINED_BELOW { out.to_bytes().into() } else { out }
+    }
+
+    /// Position right after the opening brace.
+    fn open(document: &Document) -> usize {
+        let first = document.members.first().map_or(document.text.len(), |m| m.whole.start);
+        let head = document.text.slice(0..first);
+        memchr::memchr(b'{', &head).expect("a document is an object") + 1
     }
 }
 
@@ -188,94 +217,10 @@ pub fn quote(text: &str) -> String {
     serde_json::to_string(text).expect("a string is always JSON")
 }
 
-/// Walks over the text outside strings. Most bytes of a prompt are inside them, and skipped fast.
-fn check_depth(text: &[u8]) -> Result<(), Invalid> {
-    let (mut depth, mut at) = (0_usize, 0);
-    while let Some(byte) = text.get(at) {
-        match byte {
-            b'"' => at = string_end(text, at),
-            b'{' | b'[' => {
-                depth += 1;
-                if depth > MAX_DEPTH {
-                    return Err(Invalid::TooDeep);
-                }
-            }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        at += 1;
-    }
-    Ok(())
-}
-
-/// Position of the closing quote of the string that opens at `open`; the last byte if there is none.
-fn string_end(text: &[u8], open: usize) -> usize {
-    let mut at = open + 1;
-    while let Some(found) = text.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
-        at += found;
-        if text[at] == b'"' {
-            return at;
-        }
-        at += 2;
-    }
-    text.len().saturating_sub(1)
-}
-
-/// Members of the object in `text`, which is known to be valid JSON.
-fn members(text: &str) -> Result<Vec<Member>, Invalid> {
-    let bytes = text.as_bytes();
-    let skip = |mut at: usize| {
-        while bytes.get(at).is_some_and(u8::is_ascii_whitespace) {
-            at += 1;
-        }
-        at
-    };
-    let mut at = skip(0);
-    if bytes.get(at) != Some(&b'{') {
-        return Err(Invalid::NotAnObject);
-    }
-    at = skip(at + 1);
-    let mut members: Vec<Member> = Vec::with_capacity(16);
-    while bytes.get(at) == Some(&b'"') {
-        let start = at;
-        let key_end = string_end(bytes, at) + 1;
-        let name = name(&text[start..key_end]);
-        at = skip(key_end);
-        debug_assert_eq!(bytes[at], b':', "serde has checked the syntax");
-        at = skip(at + 1);
-        let value = at..value_end(bytes, at);
-        at = skip(value.end);
-        if members.iter().any(|m| m.name == name) {
-            return Err(Invalid::Repeated(name.chars().take(64).collect()));
-        }
-        members.push(Member { name, whole: start..value.end, value });
-        if bytes.get(at) == Some(&b',') {
-            at = skip(at + 1);
-        }
-    }
-    Ok(members)
-}
-
-fn name(quoted: &str) -> String {
+/// A key without its quotes and escapes.
+fn name(quoted: &[u8]) -> String {
     // A lone surrogate is JSON and no string: such a key matches nothing of ours.
-    serde_json::from_str(quoted).unwrap_or_else(|_| quoted.to_owned())
-}
-
-fn value_end(bytes: &[u8], start: usize) -> usize {
-    let mut depth = 0_usize;
-    let mut at = start;
-    while let Some(byte) = bytes.get(at) {
-        match byte {
-            b'"' => at = string_end(bytes, at),
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' | b',' if depth == 0 => return at,
-            b'}' | b']' => depth -= 1,
-            b if depth == 0 && b.is_ascii_whitespace() => return at,
-            _ => {}
-        }
-        at += 1;
-    }
-    at
+    serde_json::from_slice(quoted).unwrap_or_else(|_| String::from_utf8_lossy(quoted).into_owned())
 }
 
 #[cfg(test)]
@@ -298,8 +243,8 @@ mod tests {
         assert_eq!(document.string("e").unwrap().as_deref(), Some("é"));
         assert_eq!(document.string("n"), Ok(None));
         assert_eq!(document.boolean("stream"), Ok(Some(true)));
-        assert_eq!(document.raw("t"), Some(r#"[{"x":"}"}]"#));
-        assert_eq!(document.raw("a\"b"), Some("1"));
+        assert_eq!(document.raw("t").as_deref(), Some(r#"[{"x":"}"}]"#));
+        assert_eq!(document.raw("a\"b").as_deref(), Some("1"));
         assert_eq!(document.string("absent"), Ok(None));
         assert!(document.string("stream").is_err());
         assert!(document.boolean("model").is_err());
@@ -352,7 +297,7 @@ mod tests {
             let document = parse(text).unwrap();
             let mut patch = Patch::default();
             edit(&mut patch, &document);
-            assert_eq!(std::str::from_utf8(&patch.apply(&document)).unwrap(), want, "{name}");
+            assert_eq!(std::str::from_utf8(&patch.apply(&document).to_bytes()).unwrap(), want, "{name}");
         }
     }
 
@@ -396,7 +341,7 @@ mod tests {
                 patch.remove(&document, name);
                 want.remove(name);
             }
-            let got: serde_json::Value = serde_json::from_slice(&patch.apply(&document)).unwrap();
+            let got: serde_json::Value = serde_json::from_slice(&patch.apply(&document).to_bytes()).unwrap();
             prop_assert_eq!(got, serde_json::Value::Object(want));
         }
     }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::Demo;
 use super::request::Request;
 use super::tally::{End, Tokens};
 use crate::egress::Egress;
+use crate::json::{Text, TextBody};
 
 /// Longer than any answer here takes.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
@@ -59,7 +60,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn request(&self, ask: &Request) -> http::Request<Full<Bytes>> {
+    fn request(&self, ask: &Request) -> http::Request<TextBody> {
         let mut request = http::Request::builder()
             .method(Method::POST)
             .uri(format!("{}{}", self.demo.url, ask.path))
@@ -68,7 +69,7 @@ impl<'a> Client<'a> {
         for (name, value) in &ask.headers {
             request = request.header(*name, value);
         }
-        let body = Full::new(Bytes::from(ask.body.to_string()));
+        let body = Text::from(Bytes::from(ask.body.to_string())).into();
         request.body(body).expect("names and values are ours, and valid")
     }
 }

@@ -68,11 +68,11 @@ impl Parts {
     fn finish(self) -> Option<Bytes> {
         let document = Document::parse(Bytes::from(self.response?)).ok()?;
         let mut patch = Patch::default();
-        let bare = matches!(document.raw("output"), None | Some("[]" | "null"));
+        let bare = matches!(document.raw("output").as_deref(), None | Some("[]" | "null"));
         if bare && !self.items.is_empty() {
             patch.set(&document, "output", &format!("[{}]", self.items.join(",")));
         }
-        Some(patch.apply(&document))
+        Some(patch.apply(&document).to_bytes())
     }
 }
 

@@ -3,7 +3,6 @@
 
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use poolgate_core::account::{Kind, Surface};
 
@@ -15,6 +14,7 @@ use crate::app::App;
 use crate::credentials::{Bearer, CredentialError, RefreshContext};
 use crate::egress::SendError;
 use crate::error::Error;
+use crate::json::TextBody;
 use crate::pool::Account;
 
 /// Claude sign-ins carry it and API keys do not (Claude Code 2.1.330, 2026-11).
@@ -87,12 +87,12 @@ fn build(
     call: &Call,
     target: &Target<'_>,
     prepared: Prepared,
-) -> Result<Request<Full<bytes::Bytes>>, http::Error> {
+) -> Result<Request<TextBody>, http::Error> {
     let account = target.account;
     let path = prepare::path(account, call.surface, call.query.as_deref());
     let uri: Uri = format!("{}{path}", account.upstream.origin).parse()?;
     let mut request =
-        Request::builder().method(Method::POST).uri(uri).body(Full::new(prepared.body))?;
+        Request::builder().method(Method::POST).uri(uri).body(TextBody::from(prepared.body))?;
     let headers = request.headers_mut();
     *headers = headers::to_upstream(&call.headers);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use poolgate_core::account::{Kind, Surface};
 
 use super::read::{Encoding, Payload};
-use crate::json::{Document, Patch, quote};
+use crate::json::{Document, Patch, Text, quote};
 use crate::pool::Account;
 
 const CODEX_REFUSES: [&str; 9] = [
@@ -24,9 +24,9 @@ const CODEX_REFUSES: [&str; 9] = [
     "user",
 ];
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Prepared {
-    pub body: Bytes,
+    pub body: Text,
     pub encoding: Option<Encoding>,
     /// The upstream will stream, whatever the client asked for.
     pub streams: bool,
@@ -77,7 +77,9 @@ fn patch_for_codex(patch: &mut Patch, document: &Document) {
         patch.remove(document, field);
     }
     // SDK users may write a bare string, which means one user message.
-    if let Some(text) = document.raw("input").filter(|raw| raw.starts_with('"')) {
+    if document.begins_with("input", b'"')
+        && let Some(text) = document.raw("input")
+    {
         let list = format!(
             r#"[{{"type":"message","role":"user","content":[{{"type":"input_text","text":{text}}}]}}]"#
         );
@@ -100,7 +102,7 @@ fn patch_user_id(patch: &mut Patch, document: &Document, account: &Account) {
     };
     let mut inner = Patch::default();
     inner.set(&metadata, "user_id", &quote(&replaced));
-    let text = inner.apply(&metadata);
+    let text = inner.apply(&metadata).to_bytes();
     patch.set(document, "metadata", std::str::from_utf8(&text).expect("spliced from text"));
 }
 
@@ -113,7 +115,7 @@ fn replace_account(user_id: &str, own: &str) -> Option<String> {
         }
         let mut patch = Patch::default();
         patch.set(&fields, "account_uuid", &quote(own));
-        return String::from_utf8(patch.apply(&fields).to_vec()).ok();
+        return String::from_utf8(patch.apply(&fields).to_bytes().to_vec()).ok();
     }
     let (user, rest) = user_id.split_once("_account_")?;
     let (named, session) = rest.split_once("_session_")?;
@@ -148,12 +150,16 @@ mod tests {
 
     fn payload(text: &str) -> Payload {
         let wire = Bytes::copy_from_slice(text.as_bytes());
-        Payload { wire: wire.clone(), encoding: None, document: Document::parse(wire).unwrap() }
+        Payload {
+            wire: wire.clone().into(),
+            encoding: None,
+            document: Document::parse(wire).unwrap(),
+        }
     }
 
     fn prepared(kind: Kind, surface: Surface, text: &str) -> String {
         let prepared = prepare(&account(kind, ""), surface, &payload(text), false);
-        String::from_utf8(prepared.body.to_vec()).unwrap()
+        String::from_utf8(prepared.body.to_bytes().to_vec()).unwrap()
     }
 
     #[test]
@@ -181,11 +187,13 @@ mod tests {
     fn a_compressed_body_stays_compressed_where_it_may() {
         let wire = Bytes::from_static(b"zstd bytes");
         let whole = payload(r#"{"model":"m","stream":true,"store":false,"input":[]}"#);
-        let payload = Payload { wire: wire.clone(), encoding: Some(Encoding::Zstd), ..whole };
+        let payload =
+            Payload { wire: wire.clone().into(), encoding: Some(Encoding::Zstd), ..whole };
         let codex = prepare(&account(Kind::Codex, ""), Surface::Responses, &payload, true);
-        assert_eq!((codex.body, codex.encoding), (wire, Some(Encoding::Zstd)));
+        assert_eq!((codex.body.to_bytes(), codex.encoding), (wire, Some(Encoding::Zstd)));
         let key = prepare(&account(Kind::OpenAi, ""), Surface::Responses, &payload, true);
-        assert_eq!((&key.body, key.encoding), (payload.document.text(), None));
+        assert_eq!(key.body.to_bytes(), payload.document.text().to_bytes());
+        assert_eq!(key.encoding, None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::config::Limits;
 use crate::error::Error;
-use crate::json::Document;
+use crate::json::{Document, Invalid, Scan, Text};
 use crate::pool::SessionKey;
 use crate::secret::sha256;
 
@@ -38,7 +38,7 @@ pub enum Encoding {
 #[derive(Clone, Debug)]
 pub struct Payload {
     /// As the client sent it.
-    pub wire: Bytes,
+    pub wire: Text,
     pub encoding: Option<Encoding>,
     pub document: Document,
 }
@@ -68,19 +68,22 @@ impl Encoding {
 
 pub async fn read(headers: &HeaderMap, body: Incoming, limits: &Limits) -> Result<Payload, Error> {
     check_content_type(headers)?;
-    let encoding = encoding(headers)?;
-    let wire = collect(body, limits.body_max).await?;
-    let text = match encoding {
-        None => wire.clone(),
-        Some(encoding) => decode(wire.clone(), encoding, limits.decoded_max).await?,
+    let Some(encoding) = encoding(headers)? else {
+        // Scanned as it arrives; a body that breaks a rule is refused before its end.
+        let mut scan = Scan::default();
+        let wire = collect(body, limits.body_max, |part| scan.feed(part)).await?;
+        let document = Document::scanned(wire.clone(), scan)?;
+        return Ok(Payload { wire, encoding: None, document });
     };
+    let wire = collect(body, limits.body_max, |_| Ok(())).await?;
+    let text = decode(&wire.to_bytes(), encoding, limits.decoded_max).await?;
     let document = if text.len() > PARSE_INLINE {
         let parsed = tokio::task::spawn_blocking(move || Document::parse(text)).await;
         parsed.map_err(|_| Error::Internal)??
     } else {
         Document::parse(text)?
     };
-    Ok(Payload { wire, encoding, document })
+    Ok(Payload { wire, encoding: Some(encoding), document })
 }
 
 /// Absent is taken for JSON; clients that send something else say so.
@@ -113,41 +116,31 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
     }
 }
 
-async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, Error> {
+async fn collect(
+    mut body: Incoming,
+    limit: usize,
+    mut check: impl FnMut(&[u8]) -> Result<(), Invalid>,
+) -> Result<Text, Error> {
     let too_large = || Error::TooLarge { limit, decoded: false };
-    let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    if declared > limit {
+    if usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > limit {
         return Err(too_large());
     }
-    let mut first: Option<Bytes> = None;
-    let mut all = BytesMut::new();
+    let mut text = Text::default();
     loop {
-        let frame =
-            tokio::time::timeout(BODY_IDLE, body.frame()).await.map_err(|_| Error::BodyTimeout)?;
-        let Some(frame) = frame else { break };
-        let Ok(data) = frame.map_err(|_| Error::BodyCut)?.into_data() else {
-            continue;
-        };
-        match first.take() {
-            // Most bodies are one frame, which needs no copy.
-            None if all.is_empty() => first = Some(data),
-            None => all.extend_from_slice(&data),
-            Some(before) => {
-                all.reserve(declared.max(before.len() + data.len()));
-                all.extend_from_slice(&before);
-                all.extend_from_slice(&data);
-            }
-        }
-        if all.len().max(first.as_ref().map_or(0, Bytes::len)) > limit {
+        let frame = tokio::time::timeout(BODY_IDLE, body.frame()).await;
+        let Some(frame) = frame.map_err(|_| Error::BodyTimeout)? else { return Ok(text) };
+        let Ok(part) = frame.map_err(|_| Error::BodyCut)?.into_data() else { continue };
+        if text.len() + part.len() > limit {
             return Err(too_large());
         }
+        check(&part)?;
+        text.push(part);
     }
-    Ok(first.unwrap_or_else(|| all.freeze()))
 }
 
-async fn decode(wire: Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
+async fn decode(wire: &Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
     let length = wire.len();
-    let input: &[u8] = &wire;
+    let input: &[u8] = wire;
     match encoding {
         Encoding::Gzip => drain(GzipDecoder::new(input), length, limit, encoding).await,
         Encoding::Zstd => drain(ZstdDecoder::new(input), length, limit, encoding).await,
@@ -325,12 +318,14 @@ mod tests {
         let mut bomb = ZstdEncoder::new(Vec::new());
         bomb.write_all(&vec![b' '; 8 << 20]).await.unwrap();
         bomb.shutdown().await.unwrap();
-        let run = |bytes: Vec<u8>, encoding| decode(bytes.into(), encoding, 64 << 20);
+        let run = |bytes: Vec<u8>, encoding| async move {
+            decode(&bytes.into(), encoding, 64 << 20).await
+        };
         assert_eq!(run(gzip.into_inner(), Encoding::Gzip).await.unwrap(), text.as_slice());
         assert_eq!(run(zlib.into_inner(), Encoding::Deflate).await.unwrap(), text.as_slice());
         let bomb = bomb.into_inner();
         assert!(matches!(run(bomb.clone(), Encoding::Zstd).await, Err(Error::Bomb)));
-        let small = decode(bomb.into(), Encoding::Zstd, 1000).await;
+        let small = decode(&bomb.into(), Encoding::Zstd, 1000).await;
         assert!(matches!(small, Err(Error::TooLarge { decoded: true, .. })));
         assert!(matches!(
             run(b"junk".to_vec(), Encoding::Zstd).await,

@@ -24,18 +24,18 @@ pub fn strip(surface: Surface, payload: &Payload) -> Option<Payload> {
     let document = &payload.document;
     let (field, list) = match surface {
         Surface::Responses | Surface::Compact => {
-            ("input", without_reasoning(document.raw("input")?))
+            ("input", without_reasoning(&document.raw("input")?))
         }
         Surface::Messages | Surface::CountTokens => {
-            ("messages", without_thinking(document.raw("messages")?))
+            ("messages", without_thinking(&document.raw("messages")?))
         }
         Surface::Chat => return None,
     };
     let mut patch = Patch::default();
     patch.set(document, field, &list?);
-    let text = patch.apply(document);
+    let text = patch.apply(document).to_bytes();
     let document = Document::parse(text.clone()).ok()?;
-    Some(Payload { wire: text, encoding: None, document })
+    Some(Payload { wire: text.into(), encoding: None, document })
 }
 
 fn items(list: &str) -> Option<Vec<&RawValue>> {
@@ -71,7 +71,8 @@ fn without_thinking(messages: &str) -> Option<String> {
 
 fn without_thinking_blocks(message: &str) -> Option<String> {
     let document = Document::parse(message.to_owned().into()).ok()?;
-    let all = items(document.raw("content")?)?;
+    let content = document.raw("content")?;
+    let all = items(&content)?;
     let foreign = |raw: &&&RawValue| {
         let item = serde_json::from_str::<Item<'_>>(raw.get());
         item.is_ok_and(|item| matches!(item.r#type, Some("thinking" | "redacted_thinking")))
@@ -82,7 +83,7 @@ fn without_thinking_blocks(message: &str) -> Option<String> {
     }
     let mut patch = Patch::default();
     patch.set(&document, "content", &join(kept.into_iter()));
-    String::from_utf8(patch.apply(&document).to_vec()).ok()
+    String::from_utf8(patch.apply(&document).to_bytes().to_vec()).ok()
 }
 
 #[cfg(test)]
@@ -94,8 +95,8 @@ mod tests {
     fn stripped(surface: Surface, text: &str) -> Option<String> {
         let wire = Bytes::copy_from_slice(text.as_bytes());
         let document = Document::parse(wire.clone()).unwrap();
-        let payload = strip(surface, &Payload { wire, encoding: None, document })?;
-        Some(String::from_utf8(payload.wire.to_vec()).unwrap())
+        let payload = strip(surface, &Payload { wire: wire.into(), encoding: None, document })?;
+        Some(String::from_utf8(payload.wire.to_bytes().to_vec()).unwrap())
     }
 
     #[test]
