@@ -6,8 +6,7 @@
 use crate::account::{AccountId, Caps, Kind, Speaks, Surface, model_matches};
 use crate::gate::{Gate, REST_AFTER_QUOTA_ERROR};
 use crate::health::{Block, Cause, Health, Stop};
-use crate::quota::{Quota, Window};
-use crate::strategy::STALE_AFTER;
+use crate::quota::{Quota, STALE_AFTER, Window};
 use crate::units::{Fraction, Timestamp};
 
 /// An account as the decisions see it.

@@ -22,6 +22,9 @@ pub const WEEK: Duration = Duration::from_hours(168);
 /// answer to answer.
 const RESET_MOVED: Duration = Duration::from_mins(1);
 
+/// A snapshot this old no longer pauses an account, nor ranks it, nor holds against a newer one.
+pub const STALE_AFTER: Duration = Duration::from_hours(2);
+
 /// A 5-hour window and anything like it, as opposed to the weekly one.
 const SHORT: Duration = Duration::from_hours(6);
 
@@ -155,8 +158,10 @@ impl Quota {
             }
             (_, None) => false,
         };
-        // A stored window whose reset has passed is empty, whatever number it still carries.
-        let may_fall = source == Source::Poll || moved || window.has_reset(now);
+        // A stored window whose reset has passed is empty, whatever number it still carries; and one
+        // that is stale gives way to anything newer.
+        let stale = window.observed_at.plus(STALE_AFTER) <= now;
+        let may_fall = source == Source::Poll || moved || stale || window.has_reset(now);
         if let Some(used) = reading.used {
             window.used = if may_fall { used } else { window.used.max(used) };
         }
@@ -187,10 +192,15 @@ mod tests {
         }
     }
 
-    fn quota(used: f64, resets_at: Option<Timestamp>) -> Quota {
+    fn quota_seen(used: f64, resets_at: Option<Timestamp>, seen_at: Timestamp) -> Quota {
         let mut quota = Quota::default();
-        quota.merge(&[reading(Some(used), resets_at)], Source::Poll, NOW.minus(FIVE_HOURS));
+        quota.merge(&[reading(Some(used), resets_at)], Source::Poll, seen_at);
         quota
+    }
+
+    /// Seen an hour ago.
+    fn quota(used: f64, resets_at: Option<Timestamp>) -> Quota {
+        quota_seen(used, resets_at, NOW.minus(Duration::from_hours(1)))
     }
 
     #[test]
@@ -229,6 +239,14 @@ mod tests {
         assert_eq!(quota.five_hour().map(|w| w.used_at(NOW)), Some(Fraction::ZERO));
         quota.merge(&[reading(Some(3.0), at(299))], Source::Answer, NOW);
         assert_eq!(quota.five_hour().map(|w| w.used.percent()), Some(3.0));
+    }
+
+    #[test]
+    fn a_stale_snapshot_gives_way_to_a_header() {
+        let resets_at = at(600);
+        let mut poisoned = quota_seen(99.0, resets_at, NOW.minus(Duration::from_hours(2)));
+        poisoned.merge(&[reading(Some(3.0), resets_at)], Source::Answer, NOW);
+        assert_eq!(poisoned.five_hour().map(|w| w.used.percent()), Some(3.0));
     }
 
     #[test]

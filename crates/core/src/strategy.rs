@@ -4,10 +4,9 @@
 //! A window that is stale says nothing and is left out.
 
 use std::cmp::Ordering;
-use std::time::Duration;
 
 use crate::availability::{Account, Ask};
-use crate::quota::Window;
+use crate::quota::{STALE_AFTER, Window};
 use crate::units::{Fraction, Timestamp};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,9 +75,6 @@ impl Strategy {
         !matches!(self, Self::Fallback)
     }
 }
-
-/// A snapshot this old no longer pauses an account, and no longer ranks it.
-pub const STALE_AFTER: Duration = Duration::from_hours(2);
 
 /// One pick among able accounts.
 #[derive(Clone, Copy, Debug)]

@@ -58,6 +58,8 @@ CREATE TABLE client_keys (
 ) STRICT;
 
 -- One row per request. ended_at IS NULL: it runs, or the process died; `interrupted` after a restart.
+-- The id is a UUIDv7 in hexadecimal: its first 12 digits are the time, so the key's order is the order
+-- of time, and a row is appended at the end of one tree.
 CREATE TABLE requests (
     id TEXT PRIMARY KEY,
     started_at INTEGER NOT NULL,
@@ -80,9 +82,8 @@ CREATE TABLE requests (
     cache_write_tokens INTEGER,
     reasoning_tokens INTEGER,
     bytes INTEGER
-) STRICT;
+) STRICT, WITHOUT ROWID;
 
-CREATE INDEX requests_by_time ON requests (started_at);
 CREATE INDEX requests_running ON requests (id) WHERE ended_at IS NULL;
 
 CREATE TABLE attempts (
@@ -93,7 +94,7 @@ CREATE TABLE attempts (
     status INTEGER,
     ms INTEGER NOT NULL,
     PRIMARY KEY (request_id, n)
-) STRICT;
+) STRICT, WITHOUT ROWID;
 
 -- Which account holds the state behind a response id.
 CREATE TABLE response_owners (

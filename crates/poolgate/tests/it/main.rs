@@ -15,4 +15,5 @@ mod keys;
 mod kill;
 mod ledger;
 mod models;
+mod moves;
 mod surfaces;

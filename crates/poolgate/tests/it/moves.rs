@@ -1,0 +1,145 @@
+//! Requests and sessions that move: off an account that becomes unable while they wait, off one that
+//! fell behind, and with a history that another account cannot read.
+
+use std::time::Duration;
+
+use futures_util::future::join;
+use poolgate_sim::{Fault, Phase};
+use serde_json::json;
+
+use crate::harness::{Harness, PATIENCE, Setup};
+use crate::requests::{CODEX, messages, responses};
+
+#[tokio::test]
+async fn requests_that_wait_for_a_head_leave_an_account_that_becomes_unable() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    a.fault(Fault::stall(Phase::Head)).times(1);
+    let body = responses("hi", true);
+    let waits = h.post(CODEX, &body);
+    let spends = async {
+        assert!(h.sim.wait_for(|all| !all.is_empty(), PATIENCE).await, "the first one waits");
+        a.fault(Fault::usage_limit_reached()).forever();
+        h.post(CODEX, &body).await
+    };
+    let (waited, spent) = join(waits, spends).await;
+    assert_eq!((waited.status.as_u16(), spent.status.as_u16()), (200, 200));
+    assert_eq!(h.asked(), ["a", "a", "b", "b"]);
+    let rows = h.rows("SELECT outcome FROM attempts ORDER BY outcome").await;
+    assert_eq!(rows.concat(), ["moved", "quota_spent", "served", "served"]);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_running_stream_of_an_account_that_becomes_unable_finishes() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    let long = responses("hi [[events=20]] [[gap_ms=20]]", true);
+    let want = h.direct(&a, CODEX, &[], &long).await;
+    h.sim.clear_journal();
+    let streams = h.post(CODEX, &long);
+    let spends = async {
+        let begun = |all: &[poolgate_sim::Entry]| all.iter().any(|e| e.output_events_sent > 1);
+        assert!(h.sim.wait_for(begun, PATIENCE).await);
+        a.fault(Fault::usage_limit_reached()).forever();
+        h.post(CODEX, &responses("short", true)).await
+    };
+    let (streamed, spent) = join(streams, spends).await;
+    assert_eq!((&streamed.body, streamed.cut, spent.status.as_u16()), (&want.body, false, 200));
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn sessions_leave_an_account_that_fell_behind_the_threshold() {
+    let week = Duration::from_hours(168);
+    let (h, (a, b)) = Harness::start(|s: &mut Setup| {
+        s.pool("default", &[], "least-used");
+        s.raw.pool[0].rebalance_threshold = Some(20.0);
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    let headers = [("session-id", "s-1")];
+    let turn = async || {
+        let got = h.post_with(CODEX, &headers, &responses("hi", true)).await;
+        assert_eq!(got.status, 200, "{}", got.text());
+        h.asked().pop().unwrap()
+    };
+    assert_eq!(turn().await, "a");
+    // The other one is known too, and less used.
+    h.post_with(CODEX, &[("session-id", "s-2")], &responses("hi", true)).await;
+    b.set_used(week, 0.05);
+    h.post_with(CODEX, &[("session-id", "s-2")], &responses("hi", true)).await;
+    a.set_used(week, 0.20);
+    assert_eq!(turn().await, "a", "15 points are within 20");
+    a.set_used(week, 0.40);
+    turn().await;
+    assert_eq!(turn().await, "b", "35 are not");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_history_another_account_wrote_is_sent_again_without_what_cannot_be_read() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let mut body = responses("hi", true);
+    let foreign =
+        json!({"type": "reasoning", "summary": [], "encrypted_content": "gAAAA-somebody-else-00"});
+    body["input"].as_array_mut().unwrap().insert(0, foreign);
+    let got = h.post(CODEX, &body).await;
+    assert_eq!(got.status, 200, "{}", got.text());
+    let sent: Vec<String> = h.sim.journal().iter().map(poolgate_sim::Entry::text).collect();
+    assert!(sent[0].contains("somebody-else") && !sent[1].contains("somebody-else"), "{sent:?}");
+    let rows = h.rows("SELECT outcome FROM attempts ORDER BY n").await;
+    assert_eq!(rows.concat(), ["foreign_state", "served"]);
+    drop(a);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn three_accounts_that_say_the_same_put_the_request_at_fault() {
+    let words = r#"{"type":"error","error":{"type":"rate_limit_error","message":"Long context needs extra credits."}}"#;
+    let (h, accounts) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        ["a", "b", "c", "d"].map(|name| s.claude(name))
+    })
+    .await;
+    for account in &accounts {
+        account.fault(Fault::status(429, words)).times(1);
+    }
+    let got = h.post("/v1/messages", &messages("long", true)).await;
+    assert_eq!((got.status.as_u16(), got.text().as_str()), (429, words));
+    assert_eq!(h.asked(), ["a", "b", "c"], "the fourth was spared");
+    accounts[3].clear_faults();
+    assert_eq!(h.post("/v1/messages", &messages("short", true)).await.status, 200);
+    assert_eq!(h.asked()[3], "a", "and nobody was penalised");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_poisoned_snapshot_is_probed_by_one_request_after_two_hours() {
+    let week = Duration::from_hours(168);
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    a.set_used(week, 0.995);
+    for _ in 0..2 {
+        assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    }
+    assert_eq!(h.asked(), ["a", "b"], "99.5 % used: paused");
+    a.set_used(week, 0.01);
+    h.clock.advance(Duration::from_mins(110));
+    h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!(h.asked().pop().unwrap(), "b", "not yet stale");
+    h.clock.advance(Duration::from_mins(11));
+    h.post(CODEX, &responses("hi", true)).await;
+    h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!(h.asked()[3..], ["a", "a"], "probed, healed, and in use again");
+    h.finish().await;
+}
