@@ -94,6 +94,9 @@ impl Kind {
 }
 
 impl Surface {
+    pub const ALL: [Self; 5] =
+        [Self::Responses, Self::Compact, Self::Chat, Self::Messages, Self::CountTokens];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Responses => "responses",

@@ -50,6 +50,23 @@ pub enum Refusal {
     Owner { reason: Option<Reason> },
 }
 
+impl Refusal {
+    /// Stable words for people and tests.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unfit => "no account of a fitting kind",
+            Self::ModelNotAllowed => "the model is enabled on no account",
+            Self::ModelMissing => "no upstream knows the model",
+            Self::Busy => "all are busy",
+            Self::Later(Later { quota: true, .. }) => "all quota is spent",
+            Self::Later(_) => "none can right now",
+            Self::Operator => "only an operator can help",
+            Self::AllTried => "it failed on each",
+            Self::Owner { .. } => "the owner of its state cannot",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Later {
     /// The earliest known end of anyone's reason.

@@ -17,6 +17,7 @@
 //! | [`choose`] | of those that may, which one |
 //! | [`strategy`] | how the strategies score and pick |
 //! | [`affinity`] | which account a session belongs to, and for how long |
+//! | [`explain`] | the same choice, said for each account |
 //! | [`outcome`] | what an upstream answer means, what it does to the account and to the request |
 //! | [`usage`] | tokens counted in an answer |
 
@@ -24,6 +25,7 @@ pub mod account;
 pub mod affinity;
 pub mod availability;
 pub mod choose;
+pub mod explain;
 pub mod gate;
 pub mod health;
 pub mod outcome;

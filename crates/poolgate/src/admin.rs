@@ -5,12 +5,14 @@ use std::path::Path;
 
 use anyhow::Context;
 use http::{HeaderMap, Response, StatusCode};
+use poolgate_core::account::Surface;
+use poolgate_core::availability::Ask;
 use serde::{Deserialize, Serialize};
 
 use crate::app::App;
 use crate::error::Error;
 use crate::gateway::{Outgoing, presented_key, whole};
-use crate::pool::PoolView;
+use crate::pool::{PoolView, Wish};
 use crate::secret::{random_token, sha256};
 
 pub const TOKEN_FILE: &str = "admin.token";
@@ -42,11 +44,73 @@ impl Status {
 }
 
 pub fn status(app: &App, headers: &HeaderMap) -> Result<Response<Outgoing>, Error> {
-    // Digests of 256 random bits: how long a comparison takes says nothing about the token.
-    if sha256(presented_key(headers)?.as_bytes()) != app.admin_token {
-        return Err(Error::Unauthorized);
+    authenticate(app, headers)?;
+    answer(&Status::of(app))
+}
+
+/// `surface`, `model`, and optionally the name of a client `key`.
+pub fn why(
+    app: &App,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Response<Outgoing>, Error> {
+    authenticate(app, headers)?;
+    let field = |name: &str| {
+        let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+        pairs.into_iter().find(|(known, _)| *known == name).map(|(_, value)| unescape(value))
+    };
+    let model = field("model").filter(|model| !model.is_empty()).ok_or(Error::NoModel)?;
+    let surface = field("surface").unwrap_or_else(|| "responses".into());
+    let surface = Surface::ALL.into_iter().find(|known| known.name() == surface);
+    let surface = surface.ok_or(Error::BadQuestion("there is no such surface"))?;
+    let pools = match field("key") {
+        None => Vec::new(),
+        Some(name) => {
+            let key = app.keys.named(&name, app.clock.now());
+            key.ok_or(Error::BadQuestion("there is no valid key of that name"))?.pools.clone()
+        }
+    };
+    let ask = Ask { surface, model: &model, gate: app.gates.of(&model) };
+    let wish = Wish {
+        pools: &pools,
+        ask,
+        session: None,
+        owner: None,
+        turn: None,
+        tried: &[],
+        seed: rand::random(),
+    };
+    answer(&app.pool.why(&wish, app.clock.now()))
+}
+
+/// Undoes `%XX` and `+`; what is no text reads as nothing.
+fn unescape(value: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), value.as_bytes());
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        let hex = (*first == b'%').then(|| tail.get(..2)).flatten();
+        let hex = hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        match hex {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => bytes.push(if *first == b'+' { b' ' } else { *first }),
+        }
     }
-    let body = serde_json::to_vec(&Status::of(app)).map_err(|_| Error::Internal)?;
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+fn authenticate(app: &App, headers: &HeaderMap) -> Result<(), Error> {
+    // Digests of 256 random bits: how long a comparison takes says nothing about the token.
+    if sha256(presented_key(headers)?.as_bytes()) == app.admin_token {
+        return Ok(());
+    }
+    Err(Error::Unauthorized)
+}
+
+fn answer(value: &impl Serialize) -> Result<Response<Outgoing>, Error> {
+    let body = serde_json::to_vec(value).map_err(|_| Error::Internal)?;
     Ok(whole(StatusCode::OK, "application/json", body.into()))
 }
 

@@ -4,6 +4,7 @@ mod account;
 mod key;
 mod settings;
 mod status;
+mod why;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ enum Command {
     Key(key::Command),
     /// How a running gateway's accounts are doing
     Status(status::Status),
+    /// Who would serve a request now, and why not the others
+    Why(why::Command),
     /// The configuration
     #[command(subcommand)]
     Config(settings::Command),
@@ -113,6 +116,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Account(command) => account::run(command, &Context::open(&global).await?).await,
         Command::Key(command) => key::run(command, &Context::open(&global).await?).await,
         Command::Status(command) => status::run(&command, &global).await,
+        Command::Why(command) => why::run(&command, &global).await,
         Command::Config(command) => settings::run(&command, &global),
     }
 }

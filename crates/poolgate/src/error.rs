@@ -75,6 +75,8 @@ pub enum Error {
         "the account that holds the state this request refers to cannot serve it now; send the full history instead"
     )]
     OwnerUnavailable,
+    #[error("{0}")]
+    BadQuestion(&'static str),
     #[error("poolgate is serving as many requests as it may")]
     Overloaded,
     #[error("poolgate cannot record requests right now")]
@@ -144,6 +146,7 @@ impl Error {
             Self::Unavailable { .. } => (S::SERVICE_UNAVAILABLE, "accounts_unavailable"),
             Self::NoAccounts => (S::SERVICE_UNAVAILABLE, "no_accounts"),
             Self::OwnerUnavailable => (S::SERVICE_UNAVAILABLE, "state_owner_unavailable"),
+            Self::BadQuestion(_) => (S::BAD_REQUEST, "bad_question"),
             Self::Overloaded => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
             Self::CannotRecord => (S::SERVICE_UNAVAILABLE, "proxy_unavailable"),
             Self::Draining => (S::SERVICE_UNAVAILABLE, "draining"),

@@ -88,6 +88,7 @@ async fn forward(
         Endpoint::Healthy => Ok(whole(StatusCode::OK, "text/plain", "ok\n".into())),
         Endpoint::Ready => ready(&app),
         Endpoint::AdminStatus => crate::admin::status(&app, request.headers()),
+        Endpoint::AdminWhy => crate::admin::why(&app, request.headers(), uri.query()),
         Endpoint::Models(list) => {
             let caller = authenticate::authenticate(&app.keys, request.headers(), app.clock.now())?;
             models::list(&app, &caller, list, request.headers()).await

@@ -30,6 +30,12 @@ impl Keys {
         row.is_valid(now).then_some(row)
     }
 
+    /// The valid key of that name.
+    pub fn named(&self, name: &str, now: Timestamp) -> Option<Arc<ClientKeyRow>> {
+        let rows = self.0.load();
+        rows.values().find(|row| row.name == name && row.is_valid(now)).cloned()
+    }
+
     pub fn any_valid(&self, now: Timestamp) -> bool {
         self.0.load().values().any(|row| row.is_valid(now))
     }

@@ -10,6 +10,7 @@ mod lease;
 mod leasing;
 mod load;
 mod view;
+mod why;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use evidence::Resets;
 pub use lease::{Lease, Wish};
 pub use load::{load, plan_weight};
 pub use view::{AccountView, PoolView, WindowView};
+pub use why::{Why, WhyAccount};
 
 /// Sessions remembered; forgetting one costs a cache miss.
 const SESSIONS: usize = 100_000;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use clap::Args;
 use http::{Method, StatusCode, Uri};
 
@@ -15,8 +16,9 @@ use crate::table;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Which running gateway is asked.
 #[derive(Debug, Args)]
-pub struct Status {
+pub struct Gateway {
     /// The gateway's address [default: where it was last started from this data directory]
     #[arg(long)]
     url: Option<String>,
@@ -25,34 +27,54 @@ pub struct Status {
     token: Option<String>,
 }
 
-pub async fn run(command: &Status, global: &Global) -> anyhow::Result<ExitCode> {
-    let config = global.load(None)?;
-    let last = std::fs::read_to_string(config.data_dir.join(ADDRESS_FILE)).ok();
-    let address = last.unwrap_or_else(|| config.listen.to_string());
-    let base = command.url.clone().unwrap_or_else(|| format!("http://{}", address.trim()));
-    let token = match &command.token {
-        Some(token) => token.clone(),
-        None => read_token(&config.data_dir)?,
-    };
-    let uri: Uri = format!("{}/api/admin/status", base.trim_end_matches('/')).parse()?;
-    let headers = [("authorization", Secret::new(format!("Bearer {token}")))];
-    let egress = Egress::new(TIMEOUT)?;
-    let (head, body) = egress
-        .call(Method::GET, uri, &headers, None, TIMEOUT)
-        .await
-        .with_context(|| format!("no gateway answers at {base}: is it running?"))?;
-    match head.status {
-        StatusCode::OK => {}
-        StatusCode::UNAUTHORIZED => {
-            bail!("the gateway at {base} uses another data directory: give --data or --token")
+#[derive(Debug, Args)]
+pub struct Status {
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
+impl Gateway {
+    /// The JSON at `path` of the operator's side.
+    pub async fn ask(&self, global: &Global, path: &str) -> anyhow::Result<Bytes> {
+        let config = global.load(None)?;
+        let last = std::fs::read_to_string(config.data_dir.join(ADDRESS_FILE)).ok();
+        let address = last.unwrap_or_else(|| config.listen.to_string());
+        let base = self.url.clone().unwrap_or_else(|| format!("http://{}", address.trim()));
+        let token = match &self.token {
+            Some(token) => token.clone(),
+            None => read_token(&config.data_dir)?,
+        };
+        let uri: Uri = format!("{}{path}", base.trim_end_matches('/')).parse()?;
+        let headers = [("authorization", Secret::new(format!("Bearer {token}")))];
+        let egress = Egress::new(TIMEOUT)?;
+        let (head, body) = egress
+            .call(Method::GET, uri, &headers, None, TIMEOUT)
+            .await
+            .with_context(|| format!("no gateway answers at {base}: is it running?"))?;
+        match head.status {
+            StatusCode::OK => Ok(body),
+            StatusCode::UNAUTHORIZED => {
+                bail!("the gateway at {base} uses another data directory: give --data or --token")
+            }
+            StatusCode::BAD_REQUEST => {
+                let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+                bail!(
+                    "{}",
+                    problem["detail"].as_str().unwrap_or("the gateway refused the question")
+                )
+            }
+            status => bail!("{base} answered {status}: is it a poolgate?"),
         }
-        status => bail!("{base} answered {status}: is it a poolgate?"),
     }
+}
+
+pub async fn run(command: &Status, global: &Global) -> anyhow::Result<ExitCode> {
+    let body = command.gateway.ask(global, "/api/admin/status").await?;
     if global.json {
         say(&String::from_utf8_lossy(&body));
     } else {
-        let status: admin::Status = serde_json::from_slice(&body)
-            .with_context(|| format!("{base} is not a poolgate of this version"))?;
+        let status: admin::Status =
+            serde_json::from_slice(&body).context("an answer of another version")?;
         say(table::render(&status, table::Style::detect(is_terminal())).trim_end());
     }
     Ok(ExitCode::SUCCESS)

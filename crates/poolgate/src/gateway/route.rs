@@ -28,6 +28,7 @@ pub enum Endpoint {
     Proxy { surface: Surface, contract: Contract },
     Models(ModelList),
     AdminStatus,
+    AdminWhy,
     Healthy,
     Ready,
 }
@@ -72,6 +73,7 @@ fn find(path: &str, query: Option<&str>, headers: &HeaderMap) -> Option<Endpoint
         "/healthz" => return Some(Endpoint::Healthy),
         "/readyz" => return Some(Endpoint::Ready),
         "/api/admin/status" => return Some(Endpoint::AdminStatus),
+        "/api/admin/why" => return Some(Endpoint::AdminWhy),
         _ => {}
     }
     let path = path.strip_suffix('/').unwrap_or(path);

@@ -76,7 +76,7 @@ impl Pool {
 }
 
 impl State {
-    fn candidates(&self, members: &Members) -> Vec<&Facts> {
+    pub(super) fn candidates(&self, members: &Members) -> Vec<&Facts> {
         let find = |id| self.live.iter().find(|live| live.facts.id == id);
         members.ids.iter().filter_map(|id| find(*id)).map(|live| &live.facts).collect()
     }

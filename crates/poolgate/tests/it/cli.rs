@@ -116,6 +116,29 @@ async fn status_shows_a_running_gateway() {
 }
 
 #[tokio::test]
+async fn why_says_who_would_serve_and_why_not_the_others() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| (s.codex("alice"), s.codex("bob"))).await;
+    a.fault(poolgate_sim::Fault::usage_limit_reached()).forever();
+    while !h.asked().contains(&"alice".to_owned()) {
+        h.post("/v1/responses", &responses("hi", true)).await;
+    }
+    let data = h.app.config.data_dir.clone();
+    let ask = ["why", "--model", "gpt-5.5", "--url", &h.url];
+    let why = json(&data, &ask).await;
+    assert_eq!(why["chosen"], "bob");
+    assert_eq!(why["accounts"][0]["verdict"], "limited");
+    assert!(why["accounts"][0]["until"].is_i64() && why["accounts"][1]["score"].is_f64(), "{why}");
+    let text = run(&data, &ask, "").await;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.starts_with("bob would serve gpt-5.5"), "{text}");
+    let nobody = json(&data, &["why", "--model", "claude-opus-5", "--url", &h.url]).await;
+    assert_eq!(nobody["because"], "no account of a fitting kind");
+    fails(&data, &["why", "--model", "m", "--key", "nobody", "--url", &h.url], "no valid key")
+        .await;
+    h.finish().await;
+}
+
+#[tokio::test]
 async fn mistakes_in_the_configuration_come_in_one_list() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(
