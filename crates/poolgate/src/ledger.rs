@@ -13,6 +13,7 @@
 mod mover;
 mod spool;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,72 +26,83 @@ use crate::tasks::Tasks;
 
 pub use spool::Spool;
 
-/// A request that is about to be sent upstream.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Begin {
-    pub id: String,
+/// A request that is about to be sent upstream. Text is borrowed: names from the program where a
+/// record is made, the spool's bytes where it is read.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin<'a> {
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
     /// Milliseconds since the Unix epoch, as all times here.
     pub at: i64,
     pub key: i64,
-    pub surface: String,
-    pub model: String,
+    #[serde(borrow)]
+    pub surface: Cow<'a, str>,
+    #[serde(borrow)]
+    pub model: Cow<'a, str>,
     pub stream: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<i64>,
 }
 
 /// A request that has ended, with everything known of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
-    #[serde(flatten)]
-    pub begin: Begin,
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End<'a> {
+    #[serde(borrow)]
+    pub begin: Begin<'a>,
     /// What the client was answered; 0: it left before.
     pub status: u16,
     /// `complete`, `refused`, `client_left`, `upstream_broke`.
-    pub outcome: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub code: Option<String>,
+    #[serde(borrow)]
+    pub outcome: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<Cow<'a, str>>,
     /// Waiting for an account; to the upstream's head; to the first byte for the client; in all.
     pub wait_ms: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub head_ms: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub first_ms: Option<i64>,
     pub total_ms: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_read: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_write: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<u64>,
     /// Relayed to the client.
     pub bytes: u64,
-    pub attempts: Vec<AttemptRecord>,
+    #[serde(borrow)]
+    pub attempts: Vec<AttemptRecord<'a>>,
     /// The response whose state the account now holds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub owns: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttemptRecord {
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptRecord<'a> {
     pub account: i64,
-    pub outcome: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow)]
+    pub outcome: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     pub ms: i64,
 }
 
-impl End {
+impl End<'_> {
     /// Response id and account, when the account holds state that later requests refer to.
-    pub fn owner(&self) -> Option<(&str, i64, &Begin)> {
+    pub fn owner(&self) -> Option<(&str, i64, &Begin<'_>)> {
         Some((self.owns.as_deref()?, self.begin.account?, &self.begin))
     }
 }
 
-/// One line of the spool.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "t", rename_all = "snake_case")]
-enum Line {
-    Begin(Begin),
-    End(End),
-}
+/// A line of the spool is one of these and then a record as JSON. Not a tagged enum: serde would
+/// copy every field on its way through.
+const BEGIN: u8 = b'B';
+const END: u8 = b'E';
 
 /// How often the mover looks for new lines; also the longest a row lags behind its request.
 const EVERY: Duration = Duration::from_millis(250);

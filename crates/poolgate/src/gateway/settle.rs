@@ -4,6 +4,7 @@
 //! relayed. Whoever reaches the end first finishes it; dropped unfinished, it says that the client
 //! left.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use poolgate_core::account::AccountId;
@@ -19,7 +20,7 @@ use crate::ledger::{AttemptRecord, Begin, End};
 #[derive(Debug)]
 pub struct Record {
     app: Arc<App>,
-    end: End,
+    end: End<'static>,
     started: Instant,
     /// A `begin` line is in the spool.
     begun: bool,
@@ -48,9 +49,9 @@ impl Ending {
 }
 
 impl Record {
-    pub fn new(app: Arc<App>, id: String, key: i64, surface: &str) -> Self {
+    pub fn new(app: Arc<App>, id: String, key: i64, surface: &'static str) -> Self {
         let at = app.clock.now().0;
-        let begin = Begin { id, at, key, surface: surface.to_owned(), ..Begin::default() };
+        let begin = Begin { id: id.into(), at, key, surface: surface.into(), ..Begin::default() };
         let end = End { begin, ..End::default() };
         Self { app, end, started: Instant::now(), begun: false, finished: false }
     }
@@ -62,7 +63,7 @@ impl Record {
     /// The request was understood.
     pub fn read(&mut self, head: &Head) {
         // A model name is the client's text: kept short, for people to read.
-        self.end.begin.model = head.model.chars().take(100).collect();
+        self.end.begin.model = Cow::Owned(head.model.chars().take(100).collect());
         self.end.begin.stream = head.stream;
     }
 
@@ -71,7 +72,7 @@ impl Record {
         self.end.begin.account = Some(account.0);
         if !self.begun {
             self.end.wait_ms = self.elapsed_ms();
-            self.app.spool.begin(self.end.begin.clone()).map_err(|error| {
+            self.app.spool.begin(&self.end.begin).map_err(|error| {
                 tracing::error!(%error, "the spool cannot be written");
                 Error::CannotRecord
             })?;
@@ -83,19 +84,19 @@ impl Record {
     pub fn attempt(
         &mut self,
         account: AccountId,
-        outcome: &str,
+        outcome: &'static str,
         status: Option<u16>,
         since: Instant,
     ) {
         let ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
-        let outcome = outcome.to_owned();
+        let outcome = Cow::Borrowed(outcome);
         self.end.attempts.push(AttemptRecord { account: account.0, outcome, status, ms });
     }
 
     /// The last attempt turned out otherwise than its beginning promised.
     pub fn amend_attempt(&mut self, outcome: Outcome) {
         if let Some(last) = self.end.attempts.last_mut() {
-            outcome.name().clone_into(&mut last.outcome);
+            last.outcome = Cow::Borrowed(outcome.name());
         }
     }
 
@@ -120,7 +121,7 @@ impl Record {
     pub fn fail(&mut self, error: &Error) {
         let (status, code) = error.parts();
         self.end.status = status.as_u16();
-        self.end.code = Some(code.to_owned());
+        self.end.code = Some(Cow::Borrowed(code));
         self.finish(Ending::Refused, TokenUsage::default());
     }
 
@@ -128,7 +129,7 @@ impl Record {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        ending.name().clone_into(&mut self.end.outcome);
+        self.end.outcome = Cow::Borrowed(ending.name());
         self.end.total_ms = self.elapsed_ms();
         self.end.input = usage.input;
         self.end.output = usage.output;
@@ -137,13 +138,13 @@ impl Record {
         self.end.reasoning = usage.reasoning;
         tracing::debug!(
             request.id = self.id(),
-            outcome = self.end.outcome,
+            outcome = &*self.end.outcome,
             status = self.end.status,
             attempts = self.end.attempts.len(),
             total_ms = self.end.total_ms,
             "request ended"
         );
-        if let Err(error) = self.app.spool.end(std::mem::take(&mut self.end)) {
+        if let Err(error) = self.app.spool.end(&self.end) {
             tracing::error!(%error, "a finished request could not be recorded");
         }
     }

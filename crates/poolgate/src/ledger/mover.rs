@@ -2,17 +2,19 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Begin, EVERY, End, Line, Spool};
+use super::{BEGIN, Begin, END, EVERY, End, Spool};
 use crate::store::{SpoolPosition, Store};
 
-/// Read at once; a longer single line is read whole all the same.
-const BATCH: u64 = 1 << 20;
+/// Read at once, into one transaction; a longer single line is read whole all the same.
+const BATCH: u64 = 4 << 20;
+/// Lines parsed before others get a turn on this thread.
+const TURN: usize = 64;
 const SYNC_EVERY: u32 = 4;
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -22,11 +24,23 @@ pub struct Mover {
     position: SpoolPosition,
 }
 
+/// Whole lines, and the position behind them.
+#[derive(Default)]
 struct Batch {
-    begins: Vec<Begin>,
-    ends: Vec<End>,
+    lines: Vec<u8>,
     position: SpoolPosition,
+    /// What the spool is rid of with it: the lines, or a torn one at the end of a segment.
     bytes: u64,
+}
+
+#[derive(PartialEq, Eq)]
+enum Moved {
+    Nothing,
+    /// What little there was. The next tick takes what came since: a transaction costs far more
+    /// than the rows in it, and under load there is always something new.
+    Some,
+    /// A full batch, or the end of a segment.
+    More,
 }
 
 impl Mover {
@@ -43,7 +57,7 @@ impl Mover {
                 self.spool.sync().await;
             }
             if self.spool.has_news()
-                && let Err(error) = self.move_all().await
+                && let Err(error) = self.catch_up().await
             {
                 // The lines are safe where they are; the store will be back.
                 tracing::warn!(%error, waiting_bytes = self.spool.waiting(), "the store takes no records");
@@ -60,48 +74,64 @@ impl Mover {
 
     /// Moves everything there is.
     pub async fn move_all(&mut self) -> anyhow::Result<()> {
-        while let Some(batch) = self.next_batch()? {
-            self.store.record(&batch.begins, &batch.ends, batch.position).await?;
-            let finished = self.position.segment;
-            self.position = batch.position;
-            self.spool.note_moved(batch.bytes);
-            if batch.position.segment > finished {
-                // Best effort: a segment left behind is below the position and never read again.
-                let _ = std::fs::remove_file(self.spool.path(finished));
-            }
-        }
+        while self.step().await? != Moved::Nothing {}
         Ok(())
     }
 
-    fn next_batch(&self) -> io::Result<Option<Batch>> {
-        let current = self.spool.current_segment();
-        let Some(segment) = self.spool.first_from(self.position.segment)? else {
-            return Ok(None);
+    /// Moves what there is, and not what comes meanwhile.
+    async fn catch_up(&mut self) -> anyhow::Result<()> {
+        while self.step().await? == Moved::More {}
+        Ok(())
+    }
+
+    async fn step(&mut self) -> anyhow::Result<Moved> {
+        let Some(batch) = self.next_batch()? else {
+            return Ok(Moved::Nothing);
         };
-        let offset = if segment == self.position.segment { self.position.offset } else { 0 };
-        let bytes = read_lines(&self.spool.path(segment), offset)?;
-        if bytes.is_empty() {
-            // Looked up before reading: a segment is final once a later one was begun.
-            let rest = std::fs::metadata(self.spool.path(segment))?.len() - offset;
-            return Ok((segment < current).then(|| Batch {
-                begins: vec![],
-                ends: vec![],
-                position: SpoolPosition { segment: segment + 1, offset: 0 },
-                bytes: rest,
-            }));
+        let (begins, ends) = parse(&batch.lines).await;
+        self.store.record(&begins, &ends, batch.position).await?;
+        let finished = self.position.segment;
+        self.position = batch.position;
+        self.spool.note_moved(batch.bytes);
+        if batch.position.segment > finished {
+            // Best effort: a segment left behind is below the position and never read again.
+            let _ = std::fs::remove_file(self.spool.path(finished));
+            return Ok(Moved::More);
         }
-        let length = u64::try_from(bytes.len()).unwrap_or(0);
-        let (begins, ends) = parse(&bytes);
-        let position = SpoolPosition { segment, offset: offset + length };
-        Ok(Some(Batch { begins, ends, position, bytes: length }))
+        Ok(if batch.bytes < BATCH / 2 { Moved::Some } else { Moved::More })
+    }
+
+    fn next_batch(&self) -> io::Result<Option<Batch>> {
+        // Looked up before reading: a segment is final once a later one was begun.
+        let current = self.spool.current_segment();
+        let SpoolPosition { mut segment, mut offset } = self.position;
+        let file = match File::open(self.spool.path(segment)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let Some(found) = self.spool.first_from(segment)? else {
+                    return Ok(None);
+                };
+                (segment, offset) = (found, 0);
+                File::open(self.spool.path(segment))?
+            }
+            opened => opened?,
+        };
+        let lines = read_lines(&file, offset)?;
+        if lines.is_empty() {
+            let bytes = file.metadata()?.len().saturating_sub(offset);
+            let position = SpoolPosition { segment: segment + 1, offset: 0 };
+            return Ok((segment < current).then(|| Batch { position, bytes, ..Batch::default() }));
+        }
+        let bytes = u64::try_from(lines.len()).unwrap_or(0);
+        let position = SpoolPosition { segment, offset: offset + bytes };
+        Ok(Some(Batch { lines, position, bytes }))
     }
 }
 
 /// Whole lines from `offset` on, about [`BATCH`] bytes.
-fn read_lines(path: &std::path::Path, offset: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+fn read_lines(mut file: &File, offset: u64) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(offset))?;
-    let mut bytes = Vec::new();
+    let there = file.metadata()?.len().saturating_sub(offset).min(BATCH);
+    let mut bytes = Vec::with_capacity(usize::try_from(there).unwrap_or(0));
     loop {
         let before = bytes.len();
         file.by_ref().take(BATCH).read_to_end(&mut bytes)?;
@@ -116,18 +146,28 @@ fn read_lines(path: &std::path::Path, offset: u64) -> io::Result<Vec<u8>> {
 }
 
 /// A begin whose end is in the same batch needs no row of its own.
-fn parse(bytes: &[u8]) -> (Vec<Begin>, Vec<End>) {
+async fn parse(bytes: &[u8]) -> (Vec<Begin<'_>>, Vec<End<'_>>) {
     let (mut begins, mut ends) = (Vec::new(), Vec::new());
-    for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        match serde_json::from_slice(line) {
-            Ok(Line::Begin(begin)) => begins.push(begin),
-            Ok(Line::End(end)) => ends.push(end),
+    let mut start = 0;
+    for (n, end) in memchr::memchr_iter(b'\n', bytes).enumerate() {
+        let line = &bytes[start..end];
+        start = end + 1;
+        let understood = match line.split_first() {
+            None => true,
+            Some((&BEGIN, json)) => serde_json::from_slice(json).map(|b| begins.push(b)).is_ok(),
+            Some((&END, json)) => serde_json::from_slice(json).map(|e| ends.push(e)).is_ok(),
+            Some(_) => false,
+        };
+        if !understood {
             // Torn by a full disk or a power cut.
-            Err(_) => tracing::warn!(bytes = line.len(), "skipped a damaged line of the spool"),
+            tracing::warn!(bytes = line.len(), "skipped a damaged line of the spool");
+        }
+        if n % TURN == TURN - 1 {
+            tokio::task::yield_now().await;
         }
     }
-    let ended: HashSet<&str> = ends.iter().map(|end| end.begin.id.as_str()).collect();
-    begins.retain(|begin| !ended.contains(begin.id.as_str()));
+    let ended: HashSet<&str> = ends.iter().map(|end: &End<'_>| end.begin.id.as_ref()).collect();
+    begins.retain(|begin: &Begin<'_>| !ended.contains(begin.id.as_ref()));
     (begins, ends)
 }
 
@@ -139,11 +179,11 @@ mod tests {
     use crate::ledger::{self, AttemptRecord};
     use crate::tasks::Tasks;
 
-    fn begin(id: &str) -> Begin {
+    fn begin(id: &str) -> Begin<'_> {
         Begin { id: id.into(), at: 5, key: 1, surface: "chat".into(), ..Default::default() }
     }
 
-    fn end(id: &str) -> End {
+    fn end(id: &str) -> End<'_> {
         let attempts =
             vec![AttemptRecord { account: 1, outcome: "served".into(), ..Default::default() }];
         End { begin: begin(id), outcome: "complete".into(), attempts, ..Default::default() }
@@ -166,12 +206,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, spool, tasks) = open(dir.path()).await;
         for id in ["a", "b", "c"] {
-            spool.begin(begin(id)).unwrap();
+            spool.begin(&begin(id)).unwrap();
         }
-        spool.end(end("a")).unwrap();
+        spool.end(&end("a")).unwrap();
         spool.drained().await;
-        spool.end(end("b")).unwrap();
-        spool.end(end("b")).unwrap();
+        spool.end(&end("b")).unwrap();
+        spool.end(&end("b")).unwrap();
         assert!(tasks.drain(Duration::from_secs(5)).await, "the last lines are moved at the stop");
         assert_eq!(store.outcomes().await.unwrap(), outcomes(&[("", 1), ("complete", 2)]));
         store.close().await;
@@ -186,13 +226,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
         let spool = Spool::open(&dir.path().join("spool"), 1, SpoolPosition::default()).unwrap();
-        spool.begin(begin("a")).unwrap();
-        spool.end(end("a")).unwrap();
-        spool.begin(begin("b")).unwrap();
+        spool.begin(&begin("a")).unwrap();
+        spool.end(&end("a")).unwrap();
+        spool.begin(&begin("b")).unwrap();
         assert!(!spool.has_room(), "and a full spool says so");
         let segment = spool.path(1);
         let mut torn = std::fs::read(&segment).unwrap();
-        torn.extend_from_slice(b"{\"t\":\"end\",\"id\":\"b\"");
+        torn.extend_from_slice(b"E{\"begin\":{\"id\":\"b\"");
         std::fs::write(&segment, torn).unwrap();
         store.close().await;
 

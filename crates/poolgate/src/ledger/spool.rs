@@ -1,4 +1,4 @@
-//! The writing side: append-only segments of JSON lines.
+//! The writing side: append-only segments of lines.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{Begin, End, Line};
+use super::{BEGIN, Begin, END, End};
 use crate::store::SpoolPosition;
 
 /// A new segment is begun beyond this size; segments taken over whole are deleted.
 const SEGMENT_MAX: u64 = 16 << 20;
+/// Few lines are longer.
+const LINE: usize = 512;
 
 #[derive(Debug)]
 pub struct Spool {
@@ -74,12 +77,12 @@ impl Spool {
         }
     }
 
-    pub fn begin(&self, begin: Begin) -> io::Result<()> {
-        self.append(&Line::Begin(begin))
+    pub fn begin(&self, begin: &Begin<'_>) -> io::Result<()> {
+        self.append(BEGIN, begin)
     }
 
-    pub fn end(&self, end: End) -> io::Result<()> {
-        self.append(&Line::End(end))
+    pub fn end(&self, end: &End<'_>) -> io::Result<()> {
+        self.append(END, end)
     }
 
     /// Whether another request may be taken on.
@@ -100,8 +103,10 @@ impl Spool {
         let _ = moved.wait_for(|moved| *moved >= goal).await;
     }
 
-    fn append(&self, line: &Line) -> io::Result<()> {
-        let mut bytes = serde_json::to_vec(line)?;
+    fn append(&self, kind: u8, record: &impl Serialize) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(LINE);
+        bytes.push(kind);
+        serde_json::to_writer(&mut bytes, record)?;
         bytes.push(b'\n');
         let mut writer = self.writer.lock();
         if std::mem::take(&mut writer.torn) {
@@ -163,7 +168,7 @@ impl Spool {
 }
 
 fn path(dir: &Path, segment: u64) -> PathBuf {
-    dir.join(format!("{segment:012}.jsonl"))
+    dir.join(format!("{segment:012}.spool"))
 }
 
 fn create(dir: &Path, segment: u64) -> io::Result<File> {
@@ -173,7 +178,7 @@ fn create(dir: &Path, segment: u64) -> io::Result<File> {
 fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     let mut segments: Vec<u64> = std::fs::read_dir(dir)?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|name| name.strip_suffix(".jsonl")?.parse().ok())
+        .filter_map(|name| name.strip_suffix(".spool")?.parse().ok())
         .collect();
     segments.sort_unstable();
     Ok(segments)

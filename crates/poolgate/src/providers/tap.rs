@@ -4,11 +4,13 @@
 //! only the parts needed; the rest is recognised by name. Unknown events count as output: forwarding
 //! one twice would be worse than a failover missed.
 
+use bytes::Bytes;
 use memchr::memmem;
 use poolgate_core::account::Surface;
 use poolgate_core::units::Timestamp;
 use poolgate_core::usage::TokenUsage;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::ErrorFields;
 use crate::sse::{Event, Scanner};
@@ -25,6 +27,8 @@ pub struct Tap {
     pub semantic: bool,
     /// The dialect's own last event has been seen.
     pub finished: bool,
+    /// A JSON body has ended, and is none.
+    pub garbled: bool,
     pub error: Option<ErrorFields>,
     pub usage: TokenUsage,
     pub response_id: Option<String>,
@@ -33,9 +37,36 @@ pub struct Tap {
 #[derive(Debug)]
 enum Format {
     Events(Scanner),
-    Json(Vec<u8>),
+    Json(Kept),
     /// Compressed though nobody asked for it: passed on, and not understood.
     Opaque,
+}
+
+/// The pieces of a JSON body as they came, shared with whoever forwards them.
+#[derive(Debug, Default)]
+struct Kept {
+    pieces: Vec<Bytes>,
+    size: usize,
+}
+
+impl Kept {
+    fn push(&mut self, bytes: &Bytes) {
+        self.size += bytes.len();
+        if self.size > JSON_MAX {
+            self.pieces.clear();
+        } else {
+            self.pieces.push(bytes.clone());
+        }
+    }
+
+    /// `None`: too large to be kept.
+    fn join(mut self) -> Option<Bytes> {
+        match self.pieces.as_mut_slice() {
+            _ if self.size > JSON_MAX => None,
+            [one] => Some(std::mem::take(one)),
+            many => Some(many.concat().into()),
+        }
+    }
 }
 
 impl Tap {
@@ -44,7 +75,7 @@ impl Tap {
         let format = if is_event_stream {
             Format::Events(Scanner::default())
         } else {
-            Format::Json(Vec::new())
+            Format::Json(Kept::default())
         };
         Self::with(surface, format, now)
     }
@@ -61,6 +92,7 @@ impl Tap {
             format,
             semantic: false,
             finished: false,
+            garbled: false,
             error: None,
             usage: TokenUsage::default(),
             response_id: None,
@@ -72,24 +104,19 @@ impl Tap {
         Self::new(other.surface, matches!(other.format, Format::Events(_)), other.now)
     }
 
-    pub fn feed(&mut self, bytes: &[u8]) {
+    pub fn feed(&mut self, bytes: &Bytes) {
         self.feed_and(bytes, |_, _| {});
     }
 
     /// Feeds, and shows each event to `also` together with its type.
-    pub fn feed_and(&mut self, bytes: &[u8], mut also: impl FnMut(&[u8], &[u8])) {
+    pub fn feed_and(&mut self, bytes: &Bytes, mut also: impl FnMut(&[u8], &[u8])) {
         let mut scanner = match &mut self.format {
             Format::Events(scanner) => std::mem::take(scanner),
             Format::Opaque => {
                 self.semantic = true;
                 return;
             }
-            Format::Json(kept) => {
-                if kept.len() + bytes.len() <= JSON_MAX {
-                    kept.extend_from_slice(bytes);
-                }
-                return;
-            }
+            Format::Json(kept) => return kept.push(bytes),
         };
         scanner.feed(bytes, |event| {
             let kind = event_type(&event);
@@ -109,9 +136,25 @@ impl Tap {
             let kept = std::mem::take(kept);
             self.semantic = true;
             self.finished = true;
-            self.read_usage(&kept);
+            if let Some(body) = kept.join() {
+                self.read_body(&body);
+            }
         }
         self.finished
+    }
+
+    /// Most bodies are parsed once: what is a report is also JSON. Text is checked apart, since what
+    /// serde skips may be any bytes.
+    fn read_body(&mut self, body: &[u8]) {
+        let Ok(text) = std::str::from_utf8(body) else {
+            self.garbled = true;
+            return;
+        };
+        match serde_json::from_str(text) {
+            Ok(report) => self.note(report),
+            // An unforeseen type somewhere is no garbage.
+            Err(_) => self.garbled = serde_json::from_str::<&RawValue>(text).is_err(),
+        }
     }
 
     /// An event of ours would not end up inside one of the upstream's.
@@ -193,9 +236,12 @@ impl Tap {
     }
 
     fn read_usage(&mut self, data: &[u8]) {
-        let Ok(report) = serde_json::from_slice::<Report>(data) else {
-            return;
-        };
+        if let Ok(report) = serde_json::from_slice(data) {
+            self.note(report);
+        }
+    }
+
+    fn note(&mut self, report: Report) {
         let inner = report.response.or(report.message);
         let (id, usage) = match inner {
             Some(inner) => (inner.id, inner.usage.or(report.usage)),
@@ -303,7 +349,7 @@ struct Chunk<'a> {
 #[derive(Deserialize)]
 struct ChunkChoice<'a> {
     #[serde(borrow, default)]
-    delta: std::collections::BTreeMap<String, &'a serde_json::value::RawValue>,
+    delta: std::collections::BTreeMap<String, &'a RawValue>,
     #[serde(default)]
     finish_reason: Option<serde::de::IgnoredAny>,
 }

@@ -2,7 +2,7 @@ use super::*;
 
 fn tap(surface: Surface, stream: &str) -> Tap {
     let mut tap = Tap::new(surface, true, Timestamp(0));
-    tap.feed(stream.as_bytes());
+    tap.feed(&Bytes::copy_from_slice(stream.as_bytes()));
     tap
 }
 
@@ -96,11 +96,30 @@ fn counts_tokens_in_every_dialect() {
 #[test]
 fn counts_tokens_in_json() {
     let mut tap = Tap::new(Surface::Messages, false, Timestamp(0));
-    tap.feed(br#"{"id":"msg_1","usage":{"input_"#);
+    tap.feed(&Bytes::from_static(br#"{"id":"msg_1","usage":{"input_"#));
     assert!(!tap.finished && !tap.is_between_events());
-    tap.feed(br#"tokens":3,"output_tokens":4}}"#);
-    assert!(tap.end());
+    tap.feed(&Bytes::from_static(br#"tokens":3,"output_tokens":4}}"#));
+    assert!(tap.end() && !tap.garbled);
     assert_eq!((tap.usage.input, tap.usage.output), (Some(3), Some(4)));
+}
+
+#[test]
+fn tells_garbage_from_the_unforeseen() {
+    let cases: [(&[u8], bool); 7] = [
+        (b"{\"id\":\"a\"}\n", false),
+        (b"{\"id\":1,\"usage\":\"none\"}", false),
+        (b"[1,2]", false),
+        (b"", true),
+        (b"{\"id\":\"a\"", true),
+        (b"{\"id\":1}}", true),
+        (b"{\"x\":\"\xff\"}", true),
+    ];
+    for (body, garbled) in cases {
+        let mut tap = Tap::new(Surface::Responses, false, Timestamp(0));
+        tap.feed(&Bytes::from_static(body));
+        assert!(tap.end());
+        assert_eq!(tap.garbled, garbled, "{}", body.escape_ascii());
+    }
 }
 
 #[test]

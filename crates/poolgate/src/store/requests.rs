@@ -1,8 +1,12 @@
 //! The ledger's rows: requests, attempts, and who owns the state behind a response.
 
+use std::sync::LazyLock;
+
 use poolgate_core::account::AccountId;
 use poolgate_core::units::Timestamp;
-use sqlx::{QueryBuilder, Row, Sqlite};
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Row, Sqlite};
 
 use super::Store;
 use crate::ledger::{Begin, End};
@@ -23,9 +27,38 @@ pub struct ResponseOwner {
     pub at: Timestamp,
 }
 
-/// Rows per statement: enough to make the cost per row small, few enough to stay far below the
-/// limit of bound values.
-const ROWS: usize = 200;
+/// Rows per statement. Each table has one statement, prepared once, whatever the number of rows:
+/// values not bound are NULL, and rows without an id are left out.
+const ROWS: usize = 100;
+
+static BEGINS: LazyLock<String> = LazyLock::new(|| {
+    let columns = "id, started_at, key_id, surface, model, stream, account_id";
+    insert("requests", columns, "(id) DO NOTHING")
+});
+
+static ENDS: LazyLock<String> = LazyLock::new(|| {
+    insert(
+        "requests",
+        "id, started_at, key_id, surface, model, stream, account_id, ended_at, status, outcome, code, \
+         wait_ms, head_ms, first_ms, total_ms, input_tokens, output_tokens, cache_read_tokens, \
+         cache_write_tokens, reasoning_tokens, bytes",
+        "(id) DO UPDATE SET account_id = excluded.account_id, ended_at = excluded.ended_at, \
+         status = excluded.status, outcome = excluded.outcome, code = excluded.code, \
+         wait_ms = excluded.wait_ms, head_ms = excluded.head_ms, first_ms = excluded.first_ms, \
+         total_ms = excluded.total_ms, input_tokens = excluded.input_tokens, \
+         output_tokens = excluded.output_tokens, cache_read_tokens = excluded.cache_read_tokens, \
+         cache_write_tokens = excluded.cache_write_tokens, \
+         reasoning_tokens = excluded.reasoning_tokens, bytes = excluded.bytes \
+         WHERE requests.outcome IS NULL",
+    )
+});
+
+static ATTEMPTS: LazyLock<String> = LazyLock::new(|| {
+    let columns = "request_id, n, account_id, outcome, status, ms";
+    insert("attempts", columns, "(request_id, n) DO NOTHING")
+});
+
+type Rows<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 impl Store {
     pub async fn spool_position(&self) -> sqlx::Result<SpoolPosition> {
@@ -43,37 +76,34 @@ impl Store {
     /// records come again, or none of them does.
     pub async fn record(
         &self,
-        begins: &[Begin],
-        ends: &[End],
+        begins: &[Begin<'_>],
+        ends: &[End<'_>],
         position: SpoolPosition,
     ) -> sqlx::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         for chunk in begins.chunks(ROWS) {
-            insert_begins(chunk).build().execute(&mut *tx).await?;
+            let rows = chunk.iter().fold(sqlx::query(BEGINS.as_str()), bind_begin);
+            rows.execute(&mut *tx).await?;
         }
         for chunk in ends.chunks(ROWS) {
-            insert_ends(chunk).build().execute(&mut *tx).await?;
+            let rows = chunk.iter().fold(sqlx::query(ENDS.as_str()), bind_end);
+            rows.execute(&mut *tx).await?;
         }
         let attempts: Vec<_> = ends
             .iter()
-            .flat_map(|end| {
-                end.attempts.iter().enumerate().map(|(n, a)| (end.begin.id.as_str(), n, a))
-            })
+            .flat_map(|end| (1_i64..).zip(&end.attempts).map(move |a| (end, a)))
             .collect();
         for chunk in attempts.chunks(ROWS) {
-            let mut sql = QueryBuilder::<Sqlite>::new(
-                "INSERT INTO attempts (request_id, n, account_id, outcome, status, ms) ",
-            );
-            sql.push_values(chunk, |mut row, (id, n, attempt)| {
-                row.push_bind(*id)
-                    .push_bind(i64::try_from(*n).unwrap_or(0) + 1)
-                    .push_bind(attempt.account)
-                    .push_bind(&attempt.outcome)
-                    .push_bind(attempt.status.map(i64::from))
-                    .push_bind(attempt.ms);
-            });
-            sql.push(" ON CONFLICT (request_id, n) DO NOTHING");
-            sql.build().execute(&mut *tx).await?;
+            let rows =
+                chunk.iter().fold(sqlx::query(ATTEMPTS.as_str()), |rows, (end, (n, attempt))| {
+                    rows.bind(&*end.begin.id)
+                        .bind(n)
+                        .bind(attempt.account)
+                        .bind(&*attempt.outcome)
+                        .bind(attempt.status)
+                        .bind(attempt.ms)
+                });
+            rows.execute(&mut *tx).await?;
         }
         for (response, account, begin) in ends.iter().filter_map(End::owner) {
             sqlx::query(
@@ -135,14 +165,14 @@ impl Store {
     /// Deletes rows older than `before`, and owners nobody can use any more. Returns rows deleted.
     pub async fn prune(&self, before: Timestamp, owners_before: Timestamp) -> sqlx::Result<u64> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query(
-            "DELETE FROM attempts WHERE request_id IN (SELECT id FROM requests WHERE started_at < $1)",
-        )
-        .bind(before.0)
-        .execute(&mut *tx)
-        .await?;
-        let requests = sqlx::query("DELETE FROM requests WHERE started_at < $1")
-            .bind(before.0)
+        // Ids begin with their time, and so does the table.
+        let first_kept = format!("{:012x}", before.0.max(0));
+        sqlx::query("DELETE FROM attempts WHERE request_id < $1")
+            .bind(&first_kept)
+            .execute(&mut *tx)
+            .await?;
+        let requests = sqlx::query("DELETE FROM requests WHERE id < $1")
+            .bind(&first_kept)
             .execute(&mut *tx)
             .await?;
         sqlx::query("DELETE FROM response_owners WHERE created_at < $1")
@@ -163,62 +193,71 @@ impl Store {
     }
 }
 
-fn insert_begins(begins: &[Begin]) -> QueryBuilder<Sqlite> {
-    let mut sql = QueryBuilder::new(
-        "INSERT INTO requests (id, started_at, key_id, surface, model, stream, account_id) ",
-    );
-    sql.push_values(begins, |mut row, begin| {
-        row.push_bind(begin.id.clone())
-            .push_bind(begin.at)
-            .push_bind(begin.key)
-            .push_bind(begin.surface.clone())
-            .push_bind(begin.model.clone())
-            .push_bind(i64::from(begin.stream))
-            .push_bind(begin.account);
-    });
-    sql.push(" ON CONFLICT (id) DO NOTHING");
-    sql
+fn insert(table: &str, columns: &str, conflict: &str) -> String {
+    let row = vec!["?"; columns.split(',').count()].join(",");
+    let rows = vec![format!("({row})"); ROWS].join(",");
+    format!(
+        "INSERT INTO {table} ({columns}) SELECT * FROM (VALUES {rows}) \
+         WHERE column1 IS NOT NULL ON CONFLICT {conflict}"
+    )
 }
 
-fn insert_ends(ends: &[End]) -> QueryBuilder<Sqlite> {
-    let mut sql = QueryBuilder::new(
-        "INSERT INTO requests (id, started_at, key_id, surface, model, stream, account_id, ended_at, \
-         status, outcome, code, wait_ms, head_ms, first_ms, total_ms, input_tokens, output_tokens, \
-         cache_read_tokens, cache_write_tokens, reasoning_tokens, bytes) ",
-    );
+fn bind_begin<'q>(rows: Rows<'q>, begin: &'q Begin<'_>) -> Rows<'q> {
+    rows.bind(&*begin.id)
+        .bind(begin.at)
+        .bind(begin.key)
+        .bind(&*begin.surface)
+        .bind(&*begin.model)
+        .bind(begin.stream)
+        .bind(begin.account)
+}
+
+fn bind_end<'q>(rows: Rows<'q>, end: &'q End<'_>) -> Rows<'q> {
     let count = |tokens: Option<u64>| tokens.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-    sql.push_values(ends, |mut row, end| {
-        row.push_bind(end.begin.id.clone())
-            .push_bind(end.begin.at)
-            .push_bind(end.begin.key)
-            .push_bind(end.begin.surface.clone())
-            .push_bind(end.begin.model.clone())
-            .push_bind(i64::from(end.begin.stream))
-            .push_bind(end.begin.account)
-            .push_bind(end.begin.at + end.total_ms)
-            .push_bind(i64::from(end.status))
-            .push_bind(end.outcome.clone())
-            .push_bind(end.code.clone())
-            .push_bind(end.wait_ms)
-            .push_bind(end.head_ms)
-            .push_bind(end.first_ms)
-            .push_bind(end.total_ms)
-            .push_bind(count(end.input))
-            .push_bind(count(end.output))
-            .push_bind(count(end.cache_read))
-            .push_bind(count(end.cache_write))
-            .push_bind(count(end.reasoning))
-            .push_bind(count(Some(end.bytes)));
-    });
-    sql.push(
-        " ON CONFLICT (id) DO UPDATE SET account_id = excluded.account_id, ended_at = excluded.ended_at, \
-         status = excluded.status, outcome = excluded.outcome, code = excluded.code, \
-         wait_ms = excluded.wait_ms, head_ms = excluded.head_ms, first_ms = excluded.first_ms, \
-         total_ms = excluded.total_ms, input_tokens = excluded.input_tokens, \
-         output_tokens = excluded.output_tokens, cache_read_tokens = excluded.cache_read_tokens, \
-         cache_write_tokens = excluded.cache_write_tokens, \
-         reasoning_tokens = excluded.reasoning_tokens, bytes = excluded.bytes \
-         WHERE requests.outcome IS NULL",
-    );
-    sql
+    bind_begin(rows, &end.begin)
+        .bind(end.begin.at + end.total_ms)
+        .bind(end.status)
+        .bind(&*end.outcome)
+        .bind(end.code.as_deref())
+        .bind(end.wait_ms)
+        .bind(end.head_ms)
+        .bind(end.first_ms)
+        .bind(end.total_ms)
+        .bind(count(end.input))
+        .bind(count(end.output))
+        .bind(count(end.cache_read))
+        .bind(count(end.cache_write))
+        .bind(count(end.reasoning))
+        .bind(count(Some(end.bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::AttemptRecord;
+
+    /// The first 12 digits of an id are its time.
+    fn end(id: String) -> End<'static> {
+        let begin = Begin { id: id.into(), ..Begin::default() };
+        let attempts = vec![AttemptRecord::default(), AttemptRecord::default()];
+        End { begin, outcome: "complete".into(), attempts, ..End::default() }
+    }
+
+    #[tokio::test]
+    async fn prunes_by_the_time_in_the_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let count = 2 * ROWS + 1;
+        let ends: Vec<_> = (0..count).map(|at| end(format!("{at:012x}7abc"))).collect();
+        for _ in 0..2 {
+            store.record(&[], &ends, SpoolPosition::default()).await.unwrap();
+        }
+        let total = i64::try_from(count).unwrap();
+        assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), total)]);
+        assert_eq!(store.prune(Timestamp(200), Timestamp(0)).await.unwrap(), 200);
+        assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), total - 200)]);
+        let attempts = sqlx::query_scalar("SELECT count(*) FROM attempts");
+        let attempts: i64 = attempts.fetch_one(&store.read).await.unwrap();
+        assert_eq!(attempts, 2 * (total - 200));
+    }
 }
