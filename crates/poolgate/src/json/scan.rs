@@ -126,31 +126,35 @@ impl Scan {
     }
 
     /// Skips to the end of the string, or of the piece.
-    fn in_string(&mut self, bytes: &[u8], at: usize, key: bool) -> Result<usize, Invalid> {
-        let at = skip_plain(bytes, at);
-        match bytes.get(at) {
-            None => Ok(at),
-            Some(b'"') => {
-                if key {
-                    if self.depth == 1 {
-                        self.key.end = self.before + at + 1;
-                    }
-                    self.state = State::Colon;
-                } else {
-                    self.end_value(at + 1);
+    fn in_string(&mut self, bytes: &[u8], mut at: usize, key: bool) -> Result<usize, Invalid> {
+        loop {
+            at = skip_plain(bytes, at);
+            match (bytes.get(at), bytes.get(at + 1)) {
+                (None, _) => return Ok(at),
+                (Some(b'"'), _) => {
+                    self.end_string(at + 1, key);
+                    return Ok(at + 1);
                 }
-                Ok(at + 1)
-            }
-            // The usual escapes at once; `\u`, and one cut by the piece's end, by steps.
-            Some(b'\\') => {
-                let usual = bytes.get(at + 1).is_some_and(|byte| is_escape(*byte));
-                if !usual {
+                // The usual escapes at once; `\u`, and one cut by the piece's end, by steps.
+                (Some(b'\\'), Some(byte)) if is_escape(*byte) => at += 2,
+                (Some(b'\\'), _) => {
                     self.state = State::Escape { key };
+                    return Ok(at + 1);
                 }
-                Ok(if usual { at + 2 } else { at + 1 })
+                (Some(_), _) => return Err(self.wrong(at)),
             }
-            Some(_) => Err(self.wrong(at)),
         }
+    }
+
+    fn end_string(&mut self, end: usize, key: bool) {
+        if !key {
+            self.end_value(end);
+            return;
+        }
+        if self.depth == 1 {
+            self.key.end = self.before + end;
+        }
+        self.state = State::Colon;
     }
 
     /// One byte outside a string's plain text; gives the position of the next.
@@ -336,6 +340,7 @@ fn specials(word: u64) -> u64 {
 }
 
 /// Position of the first byte from `at` on that is not plain text of a string.
+#[inline]
 fn skip_plain(bytes: &[u8], mut at: usize) -> usize {
     let word = |bytes: &[u8]| u64::from_le_bytes(*bytes.first_chunk().expect("eight bytes"));
     while let Some(eight) = bytes.get(at..at + 8) {
