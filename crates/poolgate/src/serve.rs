@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::gateway;
 
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a request's head, and, since hyper's timer runs from the end of the request before, for an
+/// idle connection too: shorter would cut connections that clients keep for their next turn.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 const HEADERS_MAX: usize = 100;
 const HEAD_MAX_BYTES: usize = 64 << 10;
 const H2_STREAMS: u32 = 100;
