@@ -5,8 +5,8 @@
 #
 # The simulator is the upstream. poolgate runs as users run it: four accounts, a client key, records
 # to disk, its default log. nginx does what of it nginx can do: it passes requests on with another
-# credential, unbuffered, over kept-open connections. Both have two threads (poolgate's runtime, two
-# nginx workers) and both are asked for the same by the same client, in turns:
+# credential, unbuffered, over kept-open connections. Both have two threads (two workers
+# each) and both are asked for the same by the same client, in turns:
 # direct, nginx, poolgate, direct, nginx, ... CPU time is user and system time of all threads of the
 # proxy, with 0.4 s after each round for what it does later. The figures are medians of the rounds.
 #
@@ -108,7 +108,7 @@ poolgate() {
     env -u POOLGATE_MASTER_KEY -u RUST_LOG "$built/poolgate" --config "$work/poolgate.toml" "$@"
 }
 client_key=$(poolgate key create bench | head -n 1)
-TOKIO_WORKER_THREADS=$threads POOLGATE_CONFIG="$work/poolgate.toml" env -u POOLGATE_MASTER_KEY \
+POOLGATE__WORKERS=$threads POOLGATE_CONFIG="$work/poolgate.toml" env -u POOLGATE_MASTER_KEY \
     -u RUST_LOG "$built/poolgate" serve 2>"$work/poolgate.log" &
 pids+=($!)
 readonly poolgate_pid=$!

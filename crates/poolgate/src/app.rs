@@ -79,7 +79,7 @@ impl App {
         let master_key = Arc::new(MasterKey::load(&config.master_key_file)?);
         store.check_master_key(&master_key).await?;
         let app = Arc::new(Self {
-            egress: Egress::new(config.limits.connect_timeout)?,
+            egress: Egress::new(config.limits.connect_timeout, config.workers)?,
             lanes: Lanes::new(&config.limits),
             waiting: Semaphore::new(WAITING),
             admin_token: crate::admin::load_token(&config.data_dir)?,

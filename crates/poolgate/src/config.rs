@@ -23,6 +23,7 @@ pub struct RawConfig {
     pub listen: Option<String>,
     pub data_dir: Option<PathBuf>,
     pub master_key_file: Option<PathBuf>,
+    pub workers: Option<usize>,
     pub limits: RawLimits,
     pub account: Vec<RawAccount>,
     pub pool: Vec<RawPool>,
@@ -59,6 +60,8 @@ pub struct Config {
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
     pub master_key_file: PathBuf,
+    /// Threads that serve connections; 0: the runtime of the caller does.
+    pub workers: usize,
     pub limits: Limits,
     pub accounts: Vec<AccountSpec>,
     pub pools: Vec<PoolSpec>,
@@ -185,6 +188,7 @@ impl Config {
                     .master_key_file
                     .map_or_else(|| data_dir.join("master.key"), |file| account::at_home(&file)),
                 data_dir,
+                workers: raw.workers.unwrap_or_else(cores),
                 limits: Limits::from_raw(&raw.limits),
                 accounts,
                 pools,
@@ -246,6 +250,10 @@ fn merge_environment(table: &mut toml::Table, variables: impl Iterator<Item = (S
         let parsed = parsed.and_then(|mut t| t.remove("v"));
         at.insert(last, parsed.unwrap_or(toml::Value::String(value)));
     }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn find_file() -> Option<PathBuf> {

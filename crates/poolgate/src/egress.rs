@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::json::{Text, TextBody};
 use crate::secret::Secret;
+use crate::workers;
 
 pub const USER_AGENT: &str = concat!("poolgate/", env!("CARGO_PKG_VERSION"));
 
@@ -27,8 +28,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Most a small answer of a provider's own endpoint may hold.
 const SMALL_MAX: usize = 4 << 20;
 
+type Outbound = Client<HttpsConnector<HttpConnector>, TextBody>;
+
+/// One client for each worker and one for all other threads, so that a request and the connection it
+/// uses stay on one thread.
 #[derive(Clone, Debug)]
-pub struct Egress(Client<HttpsConnector<HttpConnector>, TextBody>);
+pub struct Egress(Arc<[Outbound]>);
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -42,23 +47,14 @@ pub enum SendError {
 }
 
 impl Egress {
-    pub fn new(connect_timeout: Duration) -> anyhow::Result<Self> {
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(KEEP_ALIVE));
-        connector.set_connect_timeout(Some(connect_timeout));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls_config()?)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .http1_max_buf_size(256 << 10)
-            .build(connector);
-        Ok(Self(client))
+    pub fn new(connect_timeout: Duration, workers: usize) -> anyhow::Result<Self> {
+        let tls = tls_config()?;
+        let client = |_| client(tls.clone(), connect_timeout);
+        Ok(Self((0..=workers).map(client).collect()))
+    }
+
+    fn mine(&self) -> &Outbound {
+        &self.0[workers::index() % self.0.len()]
     }
 
     /// To the head of the answer. Dropping the future, or later the body, closes the connection.
@@ -67,7 +63,7 @@ impl Egress {
         request: Request<TextBody>,
         head_timeout: Duration,
     ) -> Result<Response<Incoming>, SendError> {
-        match tokio::time::timeout(head_timeout, self.0.request(request)).await {
+        match tokio::time::timeout(head_timeout, self.mine().request(request)).await {
             Err(_) => Err(SendError::Timeout),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() => Err(SendError::Connect(cause(&error))),
@@ -104,6 +100,24 @@ impl Egress {
         };
         tokio::time::timeout(timeout, answer).await.context("no answer in time")?
     }
+}
+
+fn client(tls: rustls::ClientConfig, connect_timeout: Duration) -> Outbound {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(KEEP_ALIVE));
+    connector.set_connect_timeout(Some(connect_timeout));
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector);
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE)
+        .http1_max_buf_size(256 << 10)
+        .build(connector)
 }
 
 /// The innermost cause says most: "connection refused" rather than "client error (Connect)".

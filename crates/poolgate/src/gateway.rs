@@ -33,6 +33,7 @@ mod waiting;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -71,48 +72,53 @@ pub struct Call {
 
 pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Outgoing> {
     let dialect = route::dialect(request.uri().path(), request.headers());
-    match forward(app, request, dialect).await {
+    let (head, mut body) = request.into_parts();
+    match forward(app, head, &mut body, dialect).await {
         Ok(response) => response,
-        Err(error) => error.render(dialect).map(Outgoing::Whole),
+        Err(error) => {
+            read::discard(&mut body).await;
+            error.render(dialect).map(Outgoing::Whole)
+        }
     }
 }
 
 async fn forward(
     app: Arc<App>,
-    request: Request<Incoming>,
+    head: Parts,
+    body: &mut Incoming,
     dialect: Dialect,
 ) -> Result<Response<Outgoing>, Error> {
-    let uri = request.uri();
-    let endpoint = route::route(request.method(), uri.path(), uri.query(), request.headers())?;
+    let (uri, headers) = (&head.uri, &head.headers);
+    let endpoint = route::route(&head.method, uri.path(), uri.query(), headers)?;
     match endpoint {
         Endpoint::Healthy => Ok(whole(StatusCode::OK, "text/plain", "ok\n".into())),
         Endpoint::Ready => ready(&app),
-        Endpoint::AdminStatus => crate::admin::status(&app, request.headers()),
-        Endpoint::AdminWhy => crate::admin::why(&app, request.headers(), uri.query()),
+        Endpoint::AdminStatus => crate::admin::status(&app, headers),
+        Endpoint::AdminWhy => crate::admin::why(&app, headers, uri.query()),
         Endpoint::Models(list) => {
-            let caller = authenticate::authenticate(&app.keys, request.headers(), app.clock.now())?;
-            models::list(&app, &caller, list, request.headers()).await
+            let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
+            models::list(&app, &caller, list, headers).await
         }
         Endpoint::Proxy { surface, contract } => {
-            proxy(app, request, dialect, surface, contract).await
+            proxy(app, head, body, dialect, (surface, contract)).await
         }
     }
 }
 
 async fn proxy(
     app: Arc<App>,
-    request: Request<Incoming>,
+    head: Parts,
+    body: &mut Incoming,
     dialect: Dialect,
-    surface: Surface,
-    contract: Contract,
+    (surface, contract): (Surface, Contract),
 ) -> Result<Response<Outgoing>, Error> {
-    let caller = authenticate::authenticate(&app.keys, request.headers(), app.clock.now())?;
+    let caller = authenticate::authenticate(&app.keys, &head.headers, app.clock.now())?;
     if app.draining.is_cancelled() {
         return Err(Error::Draining);
     }
     let id = uuid::Uuid::now_v7().simple().to_string();
     let mut record = Record::new(Arc::clone(&app), id.clone(), caller.key.id, surface.name());
-    let served = serve(app, request, caller, surface, contract, &mut record).await;
+    let served = serve(app, head, body, caller, (surface, contract), &mut record).await;
     let mut response = match served {
         Ok(Served::Relay(head, parts)) => {
             let (app, lease, permit, opening, of) = *parts;
@@ -122,6 +128,7 @@ async fn proxy(
         Ok(Served::Whole(response)) => response,
         Err(error) => {
             record.fail(&error);
+            read::discard(body).await;
             error.render(dialect).map(Outgoing::Whole)
         }
     };
@@ -139,10 +146,10 @@ enum Served {
 
 async fn serve(
     app: Arc<App>,
-    request: Request<Incoming>,
+    head: Parts,
+    body: &mut Incoming,
     caller: Caller,
-    surface: Surface,
-    contract: Contract,
+    (surface, contract): (Surface, Contract),
     record: &mut Record,
 ) -> Result<Served, Error> {
     if !app.spool.has_room() {
@@ -150,7 +157,6 @@ async fn serve(
     }
     let permit = app.lanes.admit(surface)?;
     let deadline = Instant::now() + app.config.limits.request_timeout;
-    let (head, body) = request.into_parts();
     let payload = read::read(&head.headers, body, &app.config.limits).await?;
     let peeked = read::peek(surface, &head.headers, &payload.document, caller.key.id)?;
     record.read(&peeked);

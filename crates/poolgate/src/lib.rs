@@ -28,3 +28,4 @@ pub mod store;
 pub mod table;
 pub mod tasks;
 pub mod telemetry;
+pub mod workers;

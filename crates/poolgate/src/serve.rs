@@ -10,13 +10,14 @@ use std::time::Duration;
 use anyhow::Context;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::gateway;
+use crate::workers::{Place, Workers};
 
 /// For a request's head, and, since hyper's timer runs from the end of the request before, for an
 /// idle connection too: shorter would cut connections that clients keep for their next turn.
@@ -53,9 +54,16 @@ impl Server {
         let Self { app, listener, .. } = self;
         let graceful = GracefulShutdown::new();
         let connections = Arc::new(Connections::new(Arc::clone(&app)));
+        let workers = match Workers::start(app.config.workers) {
+            Ok(workers) => workers,
+            Err(error) => {
+                tracing::error!(%error, "worker threads could not be started");
+                return false;
+            }
+        };
         while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
             match accepted {
-                Ok((stream, _)) => connections.serve(stream, &graceful),
+                Ok((stream, _)) => connections.hand_over(stream, &workers, graceful.watcher()),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -68,6 +76,7 @@ impl Server {
             tokio::time::timeout(app.config.limits.drain_timeout, graceful.shutdown()).await;
         connections.abort.cancel();
         let tasks_ended = app.tasks.drain(TASKS_GRACE).await;
+        workers.finish().await;
         finish.is_ok() && tasks_ended
     }
 }
@@ -99,7 +108,19 @@ impl Connections {
         Self { app, builder, abort: CancellationToken::new() }
     }
 
-    fn serve(&self, stream: TcpStream, graceful: &GracefulShutdown) {
+    /// To the worker with the fewest connections, which takes the socket over into its own runtime.
+    fn hand_over(self: &Arc<Self>, stream: TcpStream, workers: &Workers, watcher: Watcher) {
+        let this = Arc::clone(self);
+        match stream.into_std() {
+            Ok(stream) => workers.run(move |place| match TcpStream::from_std(stream) {
+                Ok(stream) => this.serve(stream, place, watcher),
+                Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
+            }),
+            Err(error) => tracing::warn!(%error, "a connection could not be handed over"),
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, place: Place, watcher: Watcher) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "nodelay");
         }
@@ -109,9 +130,10 @@ impl Connections {
             async move { Ok::<_, std::convert::Infallible>(gateway::handle(app, request).await) }
         });
         let connection = self.builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
+        let connection = watcher.watch(connection);
         let abort = self.abort.clone();
         self.app.tasks.spawn(async move {
+            let _place = place;
             // Errors here are the client's: a connection cut, or bytes that are no HTTP.
             if let Some(Err(error)) = abort.run_until_cancelled(connection).await {
                 tracing::debug!(%error, "connection ended");

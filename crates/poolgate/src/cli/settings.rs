@@ -55,6 +55,7 @@ fn describe(config: &Config) -> serde_json::Value {
         "listen": config.listen.to_string(),
         "data_dir": config.data_dir,
         "master_key_file": config.master_key_file,
+        "workers": config.workers,
         "limits": {
             "proxy_http": limits.proxy_http,
             "proxy_compact": limits.proxy_compact,

@@ -46,7 +46,7 @@ impl Gateway {
         };
         let uri: Uri = format!("{}{path}", base.trim_end_matches('/')).parse()?;
         let headers = [("authorization", Secret::new(format!("Bearer {token}")))];
-        let egress = Egress::new(TIMEOUT)?;
+        let egress = Egress::new(TIMEOUT, 0)?;
         let (head, body) = egress
             .call(Method::GET, uri, &headers, None, TIMEOUT)
             .await

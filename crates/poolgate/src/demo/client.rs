@@ -30,7 +30,7 @@ impl<'a> Client<'a> {
 
     pub fn with_key(demo: &'a Demo, key: &str) -> anyhow::Result<Self> {
         let bearer = HeaderValue::from_str(&format!("Bearer {key}"))?;
-        Ok(Self { demo, egress: Egress::new(Duration::from_secs(5))?, bearer })
+        Ok(Self { demo, egress: Egress::new(Duration::from_secs(5), 0)?, bearer })
     }
 
     pub async fn ask(&self, ask: &Request) -> End {

@@ -23,6 +23,8 @@ use crate::secret::sha256;
 /// Silence while a body is being sent.
 const BODY_IDLE: Duration = Duration::from_secs(15);
 const RATIO_MAX: usize = 100;
+/// How long a refused client may go on sending.
+const DISCARD_FOR: Duration = Duration::from_secs(2);
 /// Below this a high ratio is harmless, and common: a prompt of blanks compresses well.
 const RATIO_FROM: usize = 1 << 20;
 /// Parsing more than this at once would hold up other requests of the thread.
@@ -66,7 +68,11 @@ impl Encoding {
     }
 }
 
-pub async fn read(headers: &HeaderMap, body: Incoming, limits: &Limits) -> Result<Payload, Error> {
+pub async fn read(
+    headers: &HeaderMap,
+    body: &mut Incoming,
+    limits: &Limits,
+) -> Result<Payload, Error> {
     check_content_type(headers)?;
     let Some(encoding) = encoding(headers)? else {
         // Scanned as it arrives; a body that breaks a rule is refused before its end.
@@ -116,8 +122,15 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
     }
 }
 
+/// Reads what a refused client still sends, for a moment: closing on it would reset the connection,
+/// and the client would see that instead of the reason.
+pub async fn discard(body: &mut Incoming) {
+    let read = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(DISCARD_FOR, read).await;
+}
+
 async fn collect(
-    mut body: Incoming,
+    body: &mut Incoming,
     limit: usize,
     mut check: impl FnMut(&[u8]) -> Result<(), Invalid>,
 ) -> Result<Text, Error> {

@@ -78,6 +78,7 @@ impl Setup {
         let raw = RawConfig {
             listen: Some("127.0.0.1:0".into()),
             data_dir: Some(dir.path().join("data")),
+            workers: Some(2),
             limits: RawLimits { drain_timeout_s: Some(5), ..RawLimits::default() },
             ..RawConfig::default()
         };
