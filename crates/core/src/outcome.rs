@@ -72,6 +72,8 @@ pub enum Outcome {
     ConnectFailed,
     /// Sent, then lost before any output: the upstream may have acted.
     Lost,
+    /// It broke after output had begun: the account's error, and never sent again.
+    Broke,
 }
 
 const REAUTH: [&str; 9] = [
@@ -241,6 +243,7 @@ impl Outcome {
             Self::UpstreamError => "upstream_error",
             Self::ConnectFailed => "connect_failed",
             Self::Lost => "lost",
+            Self::Broke => "upstream_broke",
         }
     }
 
@@ -278,7 +281,9 @@ impl Outcome {
             Self::Strike => health.strike(at.sent_at, now),
             Self::RateLimited { until } => health.block(Cause::Rate, until, now),
             Self::Overloaded => health.overloaded(at.model, now),
-            Self::UpstreamError | Self::ConnectFailed | Self::Lost => health.error(now),
+            Self::UpstreamError | Self::ConnectFailed | Self::Lost | Self::Broke => {
+                health.error(now);
+            }
         }
     }
 }
@@ -342,9 +347,11 @@ pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
             progress.stripped = true;
             Next::Strip
         }
-        Outcome::Served | Outcome::RequestFault | Outcome::PolicyBlock | Outcome::ForeignState => {
-            Next::Relay
-        }
+        Outcome::Broke
+        | Outcome::Served
+        | Outcome::RequestFault
+        | Outcome::PolicyBlock
+        | Outcome::ForeignState => Next::Relay,
         Outcome::TokenRefused { permanent: false } if !progress.refreshed => {
             progress.refreshed = true;
             Next::Refresh
@@ -474,6 +481,7 @@ mod tests {
         assert_eq!(run(Outcome::Lost), [Another, GiveUp]);
         assert_eq!(run(Outcome::Overloaded), [Another, GiveUp]);
         assert_eq!(run(Outcome::RequestFault), [Relay]);
+        assert_eq!(run(Outcome::Broke), [Relay]);
         assert_eq!(run(Outcome::ForeignState), [Next::Strip, Relay]);
         assert_eq!(run(Outcome::Strike).len(), 10);
         let refused = run(Outcome::TokenRefused { permanent: false });
@@ -495,6 +503,7 @@ mod tests {
         let cause = apply(refused, true).block.map(|b| b.cause);
         assert_eq!(cause, Some(Cause::Credential));
         assert_eq!(apply(Outcome::Lost, false).errors, 1);
+        assert_eq!(apply(Outcome::Broke, false).errors, 1);
         assert!(apply(Outcome::ModelMissing, false).model_block("m", NOW).is_some());
         assert_eq!(apply(Outcome::RequestFault, false), Health::default());
     }

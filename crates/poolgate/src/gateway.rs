@@ -6,7 +6,7 @@
 //! | authenticate | `authenticate` | a caller | 401, 400 |
 //! | admit | `admit` | a permit in its lane, before the body is read | 429 |
 //! | read | `read` | the body, bounded, and its head | 400, 408, 413, 415 |
-//! | lease, attempt, judge | `dispatch` | an answer whose output has begun | 429, 502, 503 |
+//! | lease, attempt, judge | `dispatch`, `waiting`, `trial` | an answer whose output has begun | 429, 502, 503 |
 //! | relay, settle | `relay`, `settle` | bytes to the client, one row in the ledger | – |
 //!
 //! [`handle`] cannot fail: it renders any [`Error`] in the caller's dialect.

@@ -81,7 +81,7 @@ impl Parts {
 pub async fn assemble(answer: Answer, idle: Duration) -> Result<(Reply, Assembled), Bad> {
     let Answer { mut head, opening: Opening { held, mut rest, tap } } = answer;
     let broke = || Bad {
-        outcome: Outcome::RequestFault,
+        outcome: Outcome::Broke,
         status: Some(200),
         reply: None,
         error: Error::UpstreamBroke,

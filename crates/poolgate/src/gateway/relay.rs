@@ -190,7 +190,7 @@ impl Relay {
     /// The upstream broke. What can still be said, if the client would not take it for part of a
     /// torn event.
     fn last_words(&mut self) -> Option<Bytes> {
-        self.settle(Outcome::Lost);
+        self.settle(Outcome::Broke);
         self.record.finish(Ending::UpstreamBroke, self.opening.tap.usage);
         self.opening.rest = None;
         if !self.opening.tap.is_between_events() {

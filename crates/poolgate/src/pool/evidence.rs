@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use poolgate_core::account::AccountId;
 use poolgate_core::availability::state;
-use poolgate_core::health::Stop;
 use poolgate_core::outcome::{Attempt, Outcome};
 use poolgate_core::quota::{Limit, Reading, Source};
 use poolgate_core::units::{Fraction, Timestamp};
@@ -78,13 +77,6 @@ impl Pool {
 
     pub fn note_failover(&self, id: AccountId) {
         self.with(id, |live| live.counters.failovers += 1);
-    }
-
-    pub fn stop_account(&self, id: AccountId, stop: Stop, now: Timestamp) {
-        self.with(id, |live| {
-            live.unsaved_stop |= live.facts.health.stop != Some(stop);
-            live.learn(now, |live| live.facts.health.stop = Some(stop));
-        });
     }
 
     /// The credential came, went, or was replaced.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use poolgate_core::account::{AccountId, Surface};
 use poolgate_core::availability::Ask;
-use poolgate_core::choose::Because;
 use tokio_util::sync::CancellationToken;
 
 use super::{Account, Pool, SessionKey};
@@ -35,7 +34,6 @@ impl Wish<'_> {
 pub struct Lease {
     pub(super) pool: Arc<Pool>,
     pub account: Arc<Account>,
-    pub because: Because,
     /// The request's turn began on another account.
     pub moved: bool,
     pub(super) interrupts: [Option<CancellationToken>; 2],

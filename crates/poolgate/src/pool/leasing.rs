@@ -65,7 +65,6 @@ impl Pool {
         Ok(Lease {
             pool: Arc::clone(self),
             account: Arc::clone(&live.account),
-            because: chosen.because,
             // A turn nobody remembers is taken for this account's, until the account fails.
             moved: wish.turn.is_some()
                 && turn.map_or(!wish.tried.is_empty(), |home| home != chosen.id),

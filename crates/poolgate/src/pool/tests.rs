@@ -10,6 +10,9 @@ use crate::credentials::Source as CredentialSource;
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
 const ASK: Ask<'static> = Ask { surface: Surface::Responses, model: "m", gate: None };
 
+const AT: Attempt<'static> =
+    Attempt { model: "m", sent_at: NOW, now: NOW, refreshed: false, gated: false };
+
 fn loaded(id: i64, max_in_flight: u32) -> Loaded {
     let upstream = Upstream { origin: "https://x".into(), prefix: String::new(), token_url: None };
     let source = CredentialSource::KeyEnv("NONE".into());
@@ -86,7 +89,7 @@ fn fifty_first_requests_of_one_session_land_on_one_account() {
 fn a_reload_keeps_what_was_learnt() {
     let pool = pool(vec![loaded(1, 1), loaded(2, 0)]);
     let lease = pool.lease(&Wish { tried: &[AccountId(2)], ..wish(None, 1) }, NOW).unwrap();
-    pool.stop_account(AccountId(2), Stop::NeedsLogin, NOW);
+    pool.settle(AccountId(2), Outcome::Stopped(Stop::NeedsLogin), AT);
     pool.replace(vec![loaded(1, 1), loaded(2, 0), loaded(3, 0)], &[]);
     assert_eq!(pool.in_flight(), 1, "the running attempt still counts");
     let states: Vec<String> = pool.view(NOW).accounts.into_iter().map(|a| a.state).collect();
@@ -98,16 +101,15 @@ fn a_reload_keeps_what_was_learnt() {
 #[test]
 fn an_operators_resume_clears_what_was_learnt() {
     let pool = pool(vec![loaded(1, 0), loaded(2, 0)]);
-    pool.stop_account(AccountId(1), Stop::Disabled, NOW);
-    let at = Attempt { model: "m", sent_at: NOW, now: NOW, refreshed: false, gated: false };
-    pool.settle(AccountId(2), Outcome::Strike, at);
+    pool.settle(AccountId(1), Outcome::Stopped(Stop::Disabled), AT);
+    pool.settle(AccountId(2), Outcome::Strike, AT);
     let states =
         || -> Vec<String> { pool.view(NOW).accounts.into_iter().map(|a| a.state).collect() };
     assert_eq!(states(), ["disabled", "cooling"]);
     let resumed = |id| Loaded { resumed_at: Some(NOW), ..loaded(id, 0) };
     pool.replace(vec![resumed(1), resumed(2)], &[]);
     assert_eq!(states(), ["ready", "ready"]);
-    pool.settle(AccountId(2), Outcome::Strike, at);
+    pool.settle(AccountId(2), Outcome::Strike, AT);
     pool.replace(vec![resumed(1), resumed(2)], &[]);
     assert_eq!(states(), ["ready", "cooling"], "one resume clears once");
 }

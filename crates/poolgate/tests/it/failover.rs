@@ -160,6 +160,17 @@ async fn a_break_after_output_is_cut_and_never_replayed() {
 }
 
 #[tokio::test]
+async fn a_break_after_output_is_not_replayed_for_a_client_that_does_not_stream_either() {
+    let (h, (a, _)) = two(|s| (s.codex("a"), s.codex("b"))).await;
+    a.fault(Fault::cut_after_output(2)).times(1);
+    let got = h.post(CODEX, &responses("hi [[events=9]]", false)).await;
+    assert_eq!((got.status.as_u16(), got.code()), (502, "upstream_broke"), "{}", got.text());
+    assert_eq!(h.asked(), ["a"]);
+    assert_eq!(h.rows("SELECT outcome FROM attempts").await.concat(), ["upstream_broke"]);
+    h.finish().await;
+}
+
+#[tokio::test]
 async fn an_error_event_after_output_is_relayed_as_it_came() {
     let (h, (c, _)) = two(|s| (s.claude("c"), s.claude("d"))).await;
     c.fault(Fault::error_event_after_output(2)).times(1);
