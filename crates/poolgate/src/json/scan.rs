@@ -2,10 +2,12 @@
 //! outermost object stand.
 //!
 //! A pushdown automaton over bytes that may be cut anywhere. Most bytes of a prompt are inside
-//! strings, and those are skipped eight at a time. What it accepts is what `serde_json` accepts; a
+//! strings, and those are skipped by blocks of 64. What it accepts is what `serde_json` accepts; a
 //! property test holds the two against each other.
 
 use std::ops::Range;
+
+use wide::u8x16;
 
 use super::{Invalid, MAX_DEPTH};
 
@@ -127,22 +129,49 @@ impl Scan {
 
     /// Skips to the end of the string, or of the piece.
     fn in_string(&mut self, bytes: &[u8], mut at: usize, key: bool) -> Result<usize, Invalid> {
-        loop {
-            at = skip_plain(bytes, at);
-            match (bytes.get(at), bytes.get(at + 1)) {
-                (None, _) => return Ok(at),
-                (Some(b'"'), _) => {
-                    self.end_string(at + 1, key);
-                    return Ok(at + 1);
+        while let Some(block) = bytes[at..].first_chunk() {
+            let mut specials = specials(block);
+            let mut next = at + BLOCK;
+            while specials != 0 {
+                let first = specials.trailing_zeros();
+                let special = at + first as usize;
+                if let Some(end) = self.special(bytes, special, key)? {
+                    return Ok(end);
                 }
-                // The usual escapes at once; `\u`, and one cut by the piece's end, by steps.
-                (Some(b'\\'), Some(byte)) if is_escape(*byte) => at += 2,
-                (Some(b'\\'), _) => {
-                    self.state = State::Escape { key };
-                    return Ok(at + 1);
-                }
-                (Some(_), _) => return Err(self.wrong(at)),
+                // The second byte of an escape may be in the next block.
+                specials &= !(0b11 << first);
+                next = next.max(special + 2);
             }
+            at = next;
+        }
+        while let Some(byte) = bytes.get(at) {
+            if !matches!(byte, b'"' | b'\\' | 0..=0x1f) {
+                at += 1;
+                continue;
+            }
+            if let Some(end) = self.special(bytes, at, key)? {
+                return Ok(end);
+            }
+            at += 2;
+        }
+        Ok(at)
+    }
+
+    /// A byte that ends plain text. `None`: it and the next are one of the usual escapes; `\u`, and
+    /// one cut by the piece's end, go by steps.
+    #[inline]
+    fn special(&mut self, bytes: &[u8], at: usize, key: bool) -> Result<Option<usize>, Invalid> {
+        match (bytes[at], bytes.get(at + 1)) {
+            (b'\\', Some(byte)) if is_escape(*byte) => Ok(None),
+            (b'\\', _) => {
+                self.state = State::Escape { key };
+                Ok(Some(at + 1))
+            }
+            (b'"', _) => {
+                self.end_string(at + 1, key);
+                Ok(Some(at + 1))
+            }
+            _ => Err(self.wrong(at)),
         }
     }
 
@@ -322,36 +351,31 @@ impl Number {
 }
 
 fn is_escape(byte: u8) -> bool {
-    matches!(byte, b'n' | b'"' | b'\\' | b't' | b'/' | b'r' | b'b' | b'f')
-}
-
-const ONES: u64 = 0x0101_0101_0101_0101;
-const HIGH: u64 = 0x8080_8080_8080_8080;
-
-/// High bits at bytes of `word` that end plain text: quote, backslash, control. Above the lowest
-/// such byte there may be false ones; below it there are none.
-fn specials(word: u64) -> u64 {
-    let is = |byte: u8| {
-        let x = word ^ (ONES * u64::from(byte));
-        x.wrapping_sub(ONES) & !x
-    };
-    let control = word.wrapping_sub(ONES * 0x20) & !word;
-    (is(b'"') | is(b'\\') | control) & HIGH
-}
-
-/// Position of the first byte from `at` on that is not plain text of a string.
-#[inline]
-fn skip_plain(bytes: &[u8], mut at: usize) -> usize {
-    let word = |bytes: &[u8]| u64::from_le_bytes(*bytes.first_chunk().expect("eight bytes"));
-    while let Some(eight) = bytes.get(at..at + 8) {
-        let found = specials(word(eight));
-        if found != 0 {
-            return at + (found.trailing_zeros() / 8) as usize;
+    const ESCAPES: [bool; 256] = {
+        let mut escapes = [false; 256];
+        let mut rest: &[u8] = b"n\"\\t/rbf";
+        while let [byte, more @ ..] = rest {
+            escapes[*byte as usize] = true;
+            rest = more;
         }
-        at += 8;
-    }
-    let plain = |byte: &u8| !matches!(byte, b'"' | b'\\' | 0..=0x1f);
-    at + bytes[at..].iter().take_while(|byte| plain(byte)).count()
+        escapes
+    };
+    ESCAPES[usize::from(byte)]
+}
+
+const BLOCK: usize = 64;
+
+/// One bit per byte that ends plain text, the first byte's lowest: quote, backslash, control.
+#[inline]
+fn specials(block: &[u8; BLOCK]) -> u64 {
+    let (sixteens, _) = block.as_chunks::<16>();
+    sixteens.iter().rev().fold(0, |bits, sixteen| {
+        let bytes = u8x16::new(*sixteen);
+        let is = |byte| bytes.simd_eq(u8x16::splat(byte));
+        let control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
+        let special = is(b'"') | is(b'\\') | control;
+        bits << 16 | u64::from(special.to_bitmask() & 0xffff)
+    })
 }
 
 #[cfg(test)]
@@ -370,16 +394,37 @@ mod tests {
     }
 
     #[test]
-    fn skips_to_the_first_special_byte() {
-        for special in [b'"', b'\\', 0, 0x1f, b'\n'] {
-            for length in 0..40 {
-                let mut bytes = vec![b'x'; length];
-                bytes.extend([special, b'"', b'\\', 0xff]);
-                assert_eq!(skip_plain(&bytes, 0), length, "{special} at {length}");
+    fn finds_special_bytes_wherever_they_stand() {
+        for at in 0..BLOCK {
+            let mut block = [b'x'; BLOCK];
+            for byte in 0..=255 {
+                block[at] = byte;
+                let special = matches!(byte, b'"' | b'\\' | 0..=0x1f);
+                assert_eq!(specials(&block), u64::from(special) << at, "{byte} at {at}");
             }
         }
-        let high: Vec<u8> = (0x20..=0xff).filter(|b| !matches!(b, b'"' | b'\\')).collect();
-        assert_eq!(skip_plain(&high, 0), high.len());
+    }
+
+    /// Strings longer than a block, with each escape and end at each place of it.
+    #[test]
+    fn long_strings_end_where_they_end() {
+        for length in 0..3 * BLOCK {
+            for (special, valid) in [
+                ("", true),
+                ("\\n", true),
+                ("\\\\\\\"", true),
+                ("\\u00e9", true),
+                ("\\x", false),
+                ("\n", false),
+            ] {
+                let text = format!("{{\"a\":\"{}{special}yz\",\"b\":1}}", "x".repeat(length));
+                let got = scan(&[text.as_bytes()]).map(|spans| spans.len());
+                assert_eq!(got.ok(), valid.then_some(2), "{special:?} after {length}");
+                let (one, two) = text.as_bytes().split_at(text.len() - 8);
+                let got = scan(&[one, two]).map(|spans| spans.len());
+                assert_eq!(got.ok(), valid.then_some(2), "{special:?} after {length}, cut");
+            }
+        }
     }
 
     #[test]
