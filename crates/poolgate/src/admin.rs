@@ -2,6 +2,7 @@
 //! directory, so whoever can read that directory may look.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use http::{HeaderMap, Response, StatusCode};
@@ -70,7 +71,7 @@ pub fn why(
             key.ok_or(Error::BadQuestion("there is no valid key of that name"))?.pools.clone()
         }
     };
-    let ask = Ask { surface, model: &model, gate: app.gates.of(&model) };
+    let ask = Ask { surface, model: &model, gate: app.gates.of(&model).map(Arc::as_ref) };
     let wish = Wish {
         pools: &pools,
         ask,

@@ -13,23 +13,41 @@ mod source;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use http::HeaderValue;
 use parking_lot::Mutex;
 use poolgate_core::account::Kind;
 use poolgate_core::units::Timestamp;
-
-use crate::secret::Secret;
 
 pub use document::SignIn;
 pub use refresh::RefreshContext;
 use source::FileStamp;
 pub use source::{Source, Stored, place};
 
-/// What goes into a request's headers.
+/// What goes into a request's headers, made once; sensitive, so that nothing prints them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bearer {
-    pub token: Secret,
+    /// The bare token, as `x-api-key` has it.
+    pub token: HeaderValue,
+    /// The same as `authorization` has it.
+    pub authorization: HeaderValue,
     /// `chatgpt-account-id`, for Codex sign-ins.
-    pub account_id: Option<String>,
+    pub account_id: Option<HeaderValue>,
+}
+
+impl Bearer {
+    fn new(token: &str, account_id: Option<&str>) -> Result<Self, String> {
+        let header = |text: &str| {
+            let mut value = HeaderValue::from_str(text)
+                .map_err(|_| "the credential has characters no header can carry".to_owned())?;
+            value.set_sensitive(true);
+            Ok::<_, String>(value)
+        };
+        Ok(Self {
+            token: header(token)?,
+            authorization: header(&format!("Bearer {token}"))?,
+            account_id: account_id.map(header).transpose()?,
+        })
+    }
 }
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -43,10 +61,14 @@ pub enum CredentialError {
     Temporary(String),
 }
 
+/// A credential in use, with what each request asks of it worked out.
 #[derive(Clone, Debug)]
-enum Loaded {
-    Key(Secret),
-    SignIn(SignIn),
+struct Loaded {
+    bearer: Bearer,
+    /// When it should be refreshed before its next use.
+    due_at: Option<Timestamp>,
+    /// `None`: an API key.
+    sign_in: Option<SignIn>,
 }
 
 /// One account's credential. Cheap to read; refreshing is serialised by the lock.
@@ -84,7 +106,7 @@ impl Credential {
         match read {
             Ok(loaded) => {
                 *self.problem.lock() = None;
-                let changed = before.is_none_or(|before| !before.is_same(&loaded));
+                let changed = before.is_none_or(|before| before.bearer != loaded.bearer);
                 self.loaded.store(Some(Arc::new(loaded)));
                 changed
             }
@@ -112,18 +134,12 @@ impl Credential {
 
     /// The plan named by the credential itself, if any.
     pub fn plan(&self) -> Option<String> {
-        match self.loaded.load_full()?.as_ref() {
-            Loaded::Key(_) => None,
-            Loaded::SignIn(sign_in) => sign_in.plan(),
-        }
+        self.loaded.load_full()?.sign_in.as_ref()?.plan()
     }
 
     /// Account uuid that a Claude client would put into `metadata.user_id`.
     pub fn claude_account_uuid(&self) -> Option<String> {
-        match self.loaded.load_full()?.as_ref() {
-            Loaded::Key(_) => None,
-            Loaded::SignIn(sign_in) => sign_in.claude_account_uuid(),
-        }
+        self.loaded.load_full()?.sign_in.as_ref()?.claude_account_uuid()
     }
 
     /// What names or authenticates the account, and must not be shown to clients.
@@ -131,10 +147,11 @@ impl Credential {
         let Some(loaded) = self.loaded.load_full() else {
             return Vec::new();
         };
-        let Bearer { token, account_id } = loaded.bearer();
-        let own = account_id.into_iter().chain(self.claude_account_uuid());
+        let Bearer { token, account_id, .. } = &loaded.bearer;
+        let headers = std::iter::once(token).chain(account_id);
+        let own = headers.filter_map(|value| Some(value.to_str().ok()?.to_owned()));
         // A very short one would cut harmless text to pieces.
-        std::iter::once(token.expose().to_owned()).chain(own).filter(|id| id.len() >= 8).collect()
+        own.chain(self.claude_account_uuid()).filter(|id| id.len() >= 8).collect()
     }
 
     /// A token to use now, refreshed first when it is due.
@@ -144,18 +161,22 @@ impl Credential {
     ) -> Result<Bearer, CredentialError> {
         let now = context.clock.now();
         let loaded = self.current()?;
-        match loaded.as_ref() {
-            Loaded::Key(_) => Ok(loaded.bearer()),
-            Loaded::SignIn(sign_in) if !sign_in.is_due(now) => Ok(loaded.bearer()),
-            Loaded::SignIn(sign_in) => match self.refresh(&loaded.bearer(), context).await {
-                Ok(bearer) => Ok(bearer),
-                // A refresh that fails early is no outage.
-                Err(CredentialError::Temporary(_)) if !sign_in.is_expired(now) => {
-                    Ok(loaded.bearer())
-                }
-                Err(error) => Err(error),
-            },
+        let Some(sign_in) = loaded.sign_in.as_ref().filter(|_| loaded.is_due(now)) else {
+            return Ok(loaded.bearer.clone());
+        };
+        match self.refresh(&loaded.bearer, context).await {
+            // A refresh that fails early is no outage.
+            Err(CredentialError::Temporary(_)) if !sign_in.is_expired(now) => {
+                Ok(loaded.bearer.clone())
+            }
+            result => result,
         }
+    }
+
+    /// The token as it is; `None` when it should be refreshed first.
+    pub fn ready(&self, now: Timestamp) -> Result<Option<Bearer>, CredentialError> {
+        let loaded = self.current()?;
+        Ok((!loaded.is_due(now)).then(|| loaded.bearer.clone()))
     }
 
     /// Replaces a token that the upstream refused. An API key cannot be replaced.
@@ -164,10 +185,10 @@ impl Credential {
         refused: &Bearer,
         context: &RefreshContext,
     ) -> Result<Bearer, CredentialError> {
-        match self.current()?.as_ref() {
-            Loaded::Key(_) => Err(CredentialError::Missing("the API key was refused".into())),
-            Loaded::SignIn(_) => self.refresh(refused, context).await,
+        if self.current()?.sign_in.is_none() {
+            return Err(CredentialError::Missing("the API key was refused".into()));
         }
+        self.refresh(refused, context).await
     }
 
     fn current(&self) -> Result<Arc<Loaded>, CredentialError> {
@@ -178,26 +199,24 @@ impl Credential {
 
     fn parse(&self, bytes: &[u8]) -> Result<Loaded, String> {
         if self.kind.is_subscription() {
-            return SignIn::parse(self.kind, bytes).map(Loaded::SignIn);
+            return Loaded::sign_in(SignIn::parse(self.kind, bytes)?);
         }
         let key = std::str::from_utf8(bytes).unwrap_or_default().trim();
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("the API key is empty or has characters no key has".into());
         }
-        Ok(Loaded::Key(Secret::new(key)))
+        Ok(Loaded { bearer: Bearer::new(key, None)?, due_at: None, sign_in: None })
     }
 }
 
 impl Loaded {
-    fn bearer(&self) -> Bearer {
-        match self {
-            Self::Key(key) => Bearer { token: key.clone(), account_id: None },
-            Self::SignIn(sign_in) => sign_in.bearer(),
-        }
+    fn sign_in(sign_in: SignIn) -> Result<Self, String> {
+        let bearer = sign_in.bearer()?;
+        Ok(Self { bearer, due_at: sign_in.due_at(), sign_in: Some(sign_in) })
     }
 
-    fn is_same(&self, other: &Self) -> bool {
-        self.bearer() == other.bearer()
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.due_at.is_some_and(|at| at <= now)
     }
 }
 

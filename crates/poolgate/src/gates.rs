@@ -1,5 +1,7 @@
 //! The table of gated models, compiled in from `data/quota-limits.toml`.
 
+use std::sync::Arc;
+
 use poolgate_core::gate::Gate;
 use serde::Deserialize;
 
@@ -20,7 +22,7 @@ struct Row {
 
 /// Few, and looked through for each request.
 #[derive(Clone, Debug)]
-pub struct Gates(Vec<Gate>);
+pub struct Gates(Vec<Arc<Gate>>);
 
 impl Gates {
     pub fn builtin() -> Self {
@@ -28,12 +30,12 @@ impl Gates {
             .expect("a test reads the table that is compiled in");
         let gate = |row: Row| {
             let Row { id, aliases, models, plans } = row;
-            Gate { id, aliases, models, plans }
+            Arc::new(Gate { id, aliases, models, plans })
         };
         Self(table.limit.into_iter().map(gate).collect())
     }
 
-    pub fn of(&self, model: &str) -> Option<&Gate> {
+    pub fn of(&self, model: &str) -> Option<&Arc<Gate>> {
         self.0.iter().find(|gate| gate.covers(model))
     }
 }

@@ -38,6 +38,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use poolgate_core::account::{Kind, Surface, model_matches};
+use poolgate_core::gate::Gate;
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -65,6 +66,8 @@ pub struct Call {
     pub headers: HeaderMap,
     pub payload: read::Payload,
     pub head: read::Head,
+    /// The additional limit that governs the model, if any.
+    pub gate: Option<Arc<Gate>>,
     /// The turn that an earlier answer named.
     pub turn: Option<SessionKey>,
     pub deadline: Instant,
@@ -168,6 +171,7 @@ async fn serve(
     let call = Call {
         turn: turn.map(|turn| scoped(caller.key.id, turn)),
         query: head.uri.query().map(str::to_owned),
+        gate: app.gates.of(&peeked.model).cloned(),
         headers: head.headers,
         caller,
         surface,
@@ -190,7 +194,7 @@ fn answer(
     sent_at: poolgate_core::units::Timestamp,
     record: &mut Record,
 ) -> Served {
-    let Call { caller, surface, head: request_head, .. } = call;
+    let Call { caller, surface, head: request_head, gate, .. } = call;
     let (lease, reply, assembled) = match dispatched {
         Dispatched::Stream(lease, answer) => {
             record.headed(answer.head.status.as_u16());
@@ -204,6 +208,7 @@ fn answer(
                 key_id: caller.key.id,
                 stores: request_head.stores && lease.account.kind != Kind::Codex,
                 sent_at,
+                gated: gate.is_some(),
                 drop_codex_events: contract == Contract::Strict
                     && lease.account.kind == Kind::Codex,
             };
@@ -221,7 +226,7 @@ fn answer(
             sent_at,
             now: app.clock.now(),
             refreshed: false,
-            gated: app.gates.of(&request_head.model).is_some(),
+            gated: gate.is_some(),
         };
         app.pool.settle(lease.account.id, poolgate_core::outcome::Outcome::Served, attempt);
     }

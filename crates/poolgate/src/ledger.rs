@@ -30,7 +30,8 @@ pub use spool::Spool;
 /// record is made, the spool's bytes where it is read.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begin<'a> {
-    #[serde(borrow)]
+    /// Stands before the JSON in its line.
+    #[serde(skip)]
     pub id: Cow<'a, str>,
     /// Milliseconds since the Unix epoch, as all times here.
     pub at: i64,
@@ -75,8 +76,9 @@ pub struct End<'a> {
     pub reasoning: Option<u64>,
     /// Relayed to the client.
     pub bytes: u64,
+    /// Those that came to nothing; the one that answered is the request itself.
     #[serde(borrow)]
-    pub attempts: Vec<AttemptRecord<'a>>,
+    pub failed: Vec<AttemptRecord<'a>>,
     /// The response whose state the account now holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owns: Option<String>,
@@ -99,8 +101,8 @@ impl End<'_> {
     }
 }
 
-/// A line of the spool is one of these and then a record as JSON. Not a tagged enum: serde would
-/// copy every field on its way through.
+/// A line of the spool is one of these, the request's id, and a record as JSON. The id stands apart
+/// so that a begin whose end is known need not be parsed.
 const BEGIN: u8 = b'B';
 const END: u8 = b'E';
 

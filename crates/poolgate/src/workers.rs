@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,11 @@ thread_local! {
 pub fn index() -> usize {
     INDEX.get()
 }
+
+/// A timer that is due before everything a thread has gone to sleep for makes tokio wake that thread
+/// through the kernel, even from itself: two system calls, for each of several timers per request.
+/// With a timer of the thread's own always due before them, there is nothing to wake it for.
+const TICK: Duration = Duration::from_millis(500);
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -91,10 +97,13 @@ impl Worker {
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 INDEX.set(index);
                 let serve = async {
-                    while let Some(work) = receiver.recv().await {
-                        work();
+                    let mut tick = tokio::time::interval(TICK);
+                    loop {
+                        tokio::select! {
+                            Some(work) = receiver.recv() => work(),
+                            _ = tick.tick() => {}
+                        }
                     }
-                    std::future::pending::<()>().await;
                 };
                 runtime.block_on(finished.run_until_cancelled(serve));
             })?;

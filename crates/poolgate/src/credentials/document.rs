@@ -78,11 +78,8 @@ impl SignIn {
         self.document.get(group)?.get(name)?.as_str()
     }
 
-    pub fn bearer(&self) -> Bearer {
-        Bearer {
-            token: Secret::new(self.text("access").unwrap_or_default()),
-            account_id: self.chatgpt_account(),
-        }
+    pub fn bearer(&self) -> Result<Bearer, String> {
+        Bearer::new(self.text("access").unwrap_or_default(), self.chatgpt_account().as_deref())
     }
 
     pub fn refresh_token(&self) -> Option<&str> {
@@ -140,15 +137,15 @@ impl SignIn {
         self.expires_at().is_some_and(|at| at <= now)
     }
 
-    /// It should be refreshed before its next use.
-    pub fn is_due(&self, now: Timestamp) -> bool {
-        if self.refresh_token().is_none() {
-            return false;
-        }
+    /// When it should be refreshed before its next use; `None`: never.
+    pub fn due_at(&self) -> Option<Timestamp> {
+        self.refresh_token()?;
         match (self.expires_at(), self.kind) {
-            (Some(at), _) => at <= now.plus(EARLY),
-            (None, Kind::Codex) => self.last_refresh().is_none_or(|at| at.plus(CODEX_AGE) <= now),
-            (None, _) => false,
+            (Some(at), _) => Some(at.minus(EARLY)),
+            (None, Kind::Codex) => {
+                Some(self.last_refresh().map_or(Timestamp::default(), |at| at.plus(CODEX_AGE)))
+            }
+            (None, _) => None,
         }
     }
 
@@ -241,7 +238,8 @@ mod tests {
             ("no date", claude(0), false, false),
         ];
         for (name, sign_in, due, expired) in cases {
-            assert_eq!((sign_in.is_due(NOW), sign_in.is_expired(NOW)), (due, expired), "{name}");
+            let is_due = sign_in.due_at().is_some_and(|at| at <= NOW);
+            assert_eq!((is_due, sign_in.is_expired(NOW)), (due, expired), "{name}");
         }
     }
 
@@ -254,7 +252,7 @@ mod tests {
             ..Grant::default()
         };
         let codex = codex(0).renewed(&grant, NOW);
-        assert_eq!((codex.bearer().token.expose(), codex.refresh_token()), ("a2", Some("r2")));
+        assert_eq!((codex.text("access"), codex.refresh_token()), (Some("a2"), Some("r2")));
         let written: Value = serde_json::from_slice(&codex.to_bytes()).unwrap();
         assert_eq!((&written["mine"], &written["tokens"]["new"]), (&true.into(), &1.into()));
         let claude = claude(0).renewed(&grant, NOW);
@@ -267,7 +265,7 @@ mod tests {
 
     #[test]
     fn reads_identity_and_plan() {
-        assert_eq!(codex(1).bearer().account_id.as_deref(), Some("acc-1"));
+        assert_eq!(codex(1).bearer().unwrap().account_id.unwrap(), "acc-1");
         assert_eq!(codex(1).plan().as_deref(), Some("plus"));
         assert_eq!(claude(1).plan().as_deref(), Some("max/default_claude_max_20x"));
     }

@@ -87,7 +87,7 @@ impl Credential {
             return Ok(fresh);
         }
         let loaded = self.current()?;
-        let Loaded::SignIn(sign_in) = loaded.as_ref() else {
+        let Some(sign_in) = &loaded.sign_in else {
             return Err(CredentialError::Missing("an API key cannot be refreshed".into()));
         };
         let Some(refresh_token) = sign_in.refresh_token() else {
@@ -113,8 +113,8 @@ impl Credential {
     }
 
     fn newer_than(&self, stale: &Bearer) -> Option<Bearer> {
-        let current = self.loaded.load_full()?.bearer();
-        (current.token != stale.token).then_some(current)
+        let current = &self.loaded.load_full()?.bearer;
+        (current.token != stale.token).then(|| current.clone())
     }
 
     /// Writes first, then uses. A write that fails must not lose the only good token: it is used
@@ -125,9 +125,10 @@ impl Credential {
             Ok(false) => tracing::error!("another writer replaced a credential during its refresh"),
             Err(error) => tracing::error!(error, "a refreshed credential could not be saved"),
         }
-        let bearer = renewed.bearer();
+        let loaded = Loaded::sign_in(renewed).map_err(CredentialError::Temporary)?;
+        let bearer = loaded.bearer.clone();
         *self.problem.lock() = None;
-        self.loaded.store(Some(Arc::new(Loaded::SignIn(renewed))));
+        self.loaded.store(Some(Arc::new(loaded)));
         Ok(bearer)
     }
 }

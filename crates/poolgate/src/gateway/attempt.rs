@@ -63,7 +63,10 @@ pub async fn refresh(
 
 /// A token to try with.
 pub async fn bearer(app: &App, account: &Account) -> Result<Bearer, CredentialError> {
-    account.credential.bearer(&app.refresh_context(account)).await
+    match account.credential.ready(app.clock.now())? {
+        Some(bearer) => Ok(bearer),
+        None => account.credential.bearer(&app.refresh_context(account)).await,
+    }
 }
 
 /// Sends, up to the head of the answer.
@@ -103,40 +106,28 @@ fn build(
         // Turn state is bound to the account that issued it.
         headers.remove("x-codex-turn-state");
     }
-    authorize(headers, account.kind, call.surface, target.bearer)?;
+    authorize(headers, account.kind, call.surface, target.bearer);
     Ok(request)
 }
 
 /// The account's own credential, in the form its upstream reads.
-pub fn authorize(
-    headers: &mut HeaderMap,
-    kind: Kind,
-    surface: Surface,
-    bearer: &Bearer,
-) -> Result<(), http::Error> {
-    let sensitive = |text: &str| {
-        HeaderValue::from_str(text).map(|mut value| {
-            value.set_sensitive(true);
-            value
-        })
-    };
-    let token = bearer.token.expose();
+pub fn authorize(headers: &mut HeaderMap, kind: Kind, surface: Surface, bearer: &Bearer) {
     let speaks_messages = matches!(surface, Surface::Messages | Surface::CountTokens);
     match kind {
         Kind::Anthropic => {
-            headers.insert("x-api-key", sensitive(token)?);
+            headers.insert("x-api-key", bearer.token.clone());
         }
         // Nobody knows which of the two a compatible Messages endpoint reads.
         Kind::Compatible if speaks_messages => {
-            headers.insert("x-api-key", sensitive(token)?);
-            headers.insert(AUTHORIZATION, sensitive(&format!("Bearer {token}"))?);
+            headers.insert("x-api-key", bearer.token.clone());
+            headers.insert(AUTHORIZATION, bearer.authorization.clone());
         }
         _ => {
-            headers.insert(AUTHORIZATION, sensitive(&format!("Bearer {token}"))?);
+            headers.insert(AUTHORIZATION, bearer.authorization.clone());
         }
     }
     if let (Kind::Codex, Some(account)) = (kind, &bearer.account_id) {
-        headers.insert("chatgpt-account-id", sensitive(account)?);
+        headers.insert("chatgpt-account-id", account.clone());
     }
     if kind == Kind::Claude {
         add_beta(headers, OAUTH_BETA);
@@ -144,7 +135,6 @@ pub fn authorize(
     if speaks_messages && !headers.contains_key("anthropic-version") {
         headers.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
     }
-    Ok(())
 }
 
 impl From<&AttemptError> for Error {

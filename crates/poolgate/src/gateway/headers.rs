@@ -3,7 +3,7 @@
 //! cookies, forwarding headers and whatever names another account cannot, because nothing lists
 //! them.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 
 const FAMILIES: [&str; 6] =
     ["x-codex-", "x-openai-", "openai-", "anthropic-", "x-claude-code-", "x-stainless-"];
@@ -51,12 +51,17 @@ fn in_family(name: &str) -> bool {
     FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
+fn passes_to_upstream(name: &str) -> bool {
+    (in_family(name) && !REQUEST_NEVER.contains(&name)) || REQUEST_SINGLES.contains(&name)
+}
+
+fn passes_to_client(name: &str) -> bool {
+    (in_family(name) && !RESPONSE_NEVER.contains(&name) && !is_limit(name))
+        || RESPONSE_SINGLES.contains(&name)
+}
+
 /// What of the client's headers goes upstream. Credentials and framing are added by the attempt.
 pub fn to_upstream(client: &HeaderMap) -> HeaderMap {
-    let passes = |name: &HeaderName| {
-        let name = name.as_str();
-        (in_family(name) && !REQUEST_NEVER.contains(&name)) || REQUEST_SINGLES.contains(&name)
-    };
     // A header named by Connection belongs to the client's own hop.
     let hop: Vec<String> = client
         .get_all(header::CONNECTION)
@@ -67,7 +72,7 @@ pub fn to_upstream(client: &HeaderMap) -> HeaderMap {
         .collect();
     let mut out = HeaderMap::with_capacity(client.len());
     for (name, value) in client {
-        if passes(name) && !hop.iter().any(|h| h == name.as_str()) {
+        if passes_to_upstream(name.as_str()) && !hop.iter().any(|h| h == name.as_str()) {
             out.append(name.clone(), value.clone());
         }
     }
@@ -76,13 +81,9 @@ pub fn to_upstream(client: &HeaderMap) -> HeaderMap {
 
 /// What of an upstream's headers goes to the client.
 pub fn to_client(upstream: &HeaderMap) -> HeaderMap {
-    let passes = |name: &str| {
-        (in_family(name) && !RESPONSE_NEVER.contains(&name) && !is_limit(name))
-            || RESPONSE_SINGLES.contains(&name)
-    };
     let mut out = HeaderMap::with_capacity(upstream.len());
     for (name, value) in upstream {
-        if passes(name.as_str()) {
+        if passes_to_client(name.as_str()) {
             out.append(name.clone(), value.clone());
         }
     }
@@ -122,6 +123,8 @@ pub fn add_beta(headers: &mut HeaderMap, beta: &str) {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {

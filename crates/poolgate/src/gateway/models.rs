@@ -174,7 +174,7 @@ pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, St
         .map_err(|error: http::uri::InvalidUri| error.to_string())?;
     let token = bearer(app, account).await.map_err(|error| error.to_string())?;
     let mut headers = HeaderMap::new();
-    authorize(&mut headers, account.kind, surface, &token).map_err(|error| error.to_string())?;
+    authorize(&mut headers, account.kind, surface, &token);
     let headers: Vec<(&'static str, Secret)> =
         ["authorization", "x-api-key", "chatgpt-account-id", "anthropic-beta", "anthropic-version"]
             .into_iter()

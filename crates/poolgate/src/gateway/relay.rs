@@ -50,6 +50,7 @@ pub struct Relay {
     key_id: i64,
     stores: bool,
     sent_at: Timestamp,
+    gated: bool,
     /// Leaves out events that the client's contract does not have.
     splitter: Option<Splitter>,
     idle: Duration,
@@ -74,6 +75,7 @@ pub struct Relayed {
     pub key_id: i64,
     pub stores: bool,
     pub sent_at: Timestamp,
+    pub gated: bool,
     pub drop_codex_events: bool,
 }
 
@@ -98,6 +100,7 @@ impl Relay {
             key_id: of.key_id,
             stores: of.stores,
             sent_at: of.sent_at,
+            gated: of.gated,
             splitter: of.drop_codex_events.then(Splitter::default),
             idle,
             heard_at: now,
@@ -181,10 +184,10 @@ impl Relay {
             sent_at: self.sent_at,
             now,
             refreshed: false,
-            gated: self.app.gates.of(&self.model).is_some(),
+            gated: self.gated,
         };
         self.app.pool.settle(self.lease.account.id, outcome, attempt);
-        self.record.amend_attempt(outcome);
+        self.record.turned_out(outcome);
     }
 
     /// The upstream broke. What can still be said, if the client would not take it for part of a

@@ -81,7 +81,8 @@ impl Record {
         Ok(())
     }
 
-    pub fn attempt(
+    /// An attempt that came to nothing.
+    pub fn failed(
         &mut self,
         account: AccountId,
         outcome: &'static str,
@@ -90,13 +91,14 @@ impl Record {
     ) {
         let ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
         let outcome = Cow::Borrowed(outcome);
-        self.end.attempts.push(AttemptRecord { account: account.0, outcome, status, ms });
+        self.end.failed.push(AttemptRecord { account: account.0, outcome, status, ms });
     }
 
-    /// The last attempt turned out otherwise than its beginning promised.
-    pub fn amend_attempt(&mut self, outcome: Outcome) {
-        if let Some(last) = self.end.attempts.last_mut() {
-            last.outcome = Cow::Borrowed(outcome.name());
+    /// The attempt whose answer the client got turned out otherwise than its beginning promised.
+    pub fn turned_out(&mut self, outcome: Outcome) {
+        if let (Some(account), true) = (self.end.begin.account, outcome != Outcome::Served) {
+            let status = Some(self.end.status);
+            self.failed(AccountId(account), outcome.name(), status, self.started);
         }
     }
 
@@ -140,7 +142,7 @@ impl Record {
             request.id = self.id(),
             outcome = &*self.end.outcome,
             status = self.end.status,
-            attempts = self.end.attempts.len(),
+            failed = self.end.failed.len(),
             total_ms = self.end.total_ms,
             "request ended"
         );

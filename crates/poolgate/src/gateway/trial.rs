@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use poolgate_core::outcome::{Attempt, Next, Outcome, Progress, next};
+use poolgate_core::outcome::{Attempt, Next, Progress, next};
 use tokio::time::{Instant, sleep};
 
 use super::attempt::{self, AttemptError, Target};
@@ -47,24 +47,21 @@ pub async fn try_account(
             biased;
             judged = attempt_once(app, call, &lease, &payload, &bearer) => judged,
             () = lease.interrupted() => {
-                record.attempt(account.id, "moved", None, since);
+                record.failed(account.id, "moved", None, since);
                 return Ok(Tried::Moved(lease));
             }
         };
         let bad = match judged {
-            Ok(done) => {
-                record.attempt(account.id, Outcome::Served.name(), Some(done.status()), since);
-                return Ok(Tried::Done(done.into_dispatched(lease)));
-            }
+            Ok(done) => return Ok(Tried::Done(done.into_dispatched(lease))),
             Err(bad) => bad,
         };
-        record.attempt(account.id, bad.outcome.name(), bad.status, since);
+        record.failed(account.id, bad.outcome.name(), bad.status, since);
         let attempt = Attempt {
             model: &call.head.model,
             sent_at,
             now: app.clock.now(),
             refreshed: progress.refreshed,
-            gated: app.gates.of(&call.head.model).is_some(),
+            gated: call.gate.is_some(),
         };
         app.pool.settle(account.id, bad.outcome, attempt);
         match next(bad.outcome, progress) {
@@ -101,13 +98,6 @@ enum Answered {
 }
 
 impl Answered {
-    fn status(&self) -> u16 {
-        match self {
-            Self::Stream(answer) => answer.head.status.as_u16(),
-            Self::Assembled(reply, _) => reply.head.status.as_u16(),
-        }
-    }
-
     fn into_dispatched(self, lease: Lease) -> Dispatched {
         match self {
             Self::Stream(answer) => Dispatched::Stream(lease, answer),

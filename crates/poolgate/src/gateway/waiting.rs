@@ -19,11 +19,11 @@ const BUSY_WAIT: Duration = Duration::from_secs(10);
 /// Waiting for a short cooldown to end.
 const COOLDOWN_WAIT: Duration = Duration::from_mins(1);
 
-fn wish<'a>(app: &'a App, call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
+fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
     let model = &call.head.model;
     Wish {
         pools: &call.caller.key.pools,
-        ask: Ask { surface: call.surface, model, gate: app.gates.of(model) },
+        ask: Ask { surface: call.surface, model, gate: call.gate.as_deref() },
         session: call.head.session,
         owner: call.head.owner,
         turn: call.turn,
@@ -34,7 +34,7 @@ fn wish<'a>(app: &'a App, call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
 
 /// Waits, within bounds, while somebody is expected to become able.
 pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<Lease, Refusal> {
-    let wish = wish(app, call, tried);
+    let wish = wish(call, tried);
     let started = Instant::now();
     let mut place = None;
     loop {
@@ -72,7 +72,7 @@ pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<L
 /// What to tell the client now that `tried` have failed: what the pool as a whole has left, or else
 /// `last`.
 pub fn left(app: &Arc<App>, call: &Call, tried: &[AccountId], last: Error) -> Error {
-    let wish = Wish { session: None, owner: None, turn: None, ..wish(app, call, tried) };
+    let wish = Wish { session: None, owner: None, turn: None, ..wish(call, tried) };
     match app.pool.lease(&wish, app.clock.now()) {
         Ok(_) => last,
         Err(refusal) => explain(app, call, refusal, Some(last)),

@@ -145,30 +145,57 @@ fn read_lines(mut file: &File, offset: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// A begin whose end is in the same batch needs no row of its own.
+/// A begin whose end is in the same batch needs no row of its own, and is not looked at.
 async fn parse(bytes: &[u8]) -> (Vec<Begin<'_>>, Vec<End<'_>>) {
-    let (mut begins, mut ends) = (Vec::new(), Vec::new());
+    let (mut begun, mut ends) = (Vec::new(), Vec::new());
     let mut start = 0;
     for (n, end) in memchr::memchr_iter(b'\n', bytes).enumerate() {
         let line = &bytes[start..end];
         start = end + 1;
-        let understood = match line.split_first() {
-            None => true,
-            Some((&BEGIN, json)) => serde_json::from_slice(json).map(|b| begins.push(b)).is_ok(),
-            Some((&END, json)) => serde_json::from_slice(json).map(|e| ends.push(e)).is_ok(),
-            Some(_) => false,
-        };
-        if !understood {
-            // Torn by a full disk or a power cut.
-            tracing::warn!(bytes = line.len(), "skipped a damaged line of the spool");
+        match Line::split(line) {
+            _ if line.is_empty() => {}
+            Some(Line { kind: BEGIN, id, json }) => begun.push((id, json)),
+            Some(Line { kind: END, id, json }) => match serde_json::from_slice::<End<'_>>(json) {
+                Ok(mut end) => {
+                    end.begin.id = id.into();
+                    ends.push(end);
+                }
+                Err(_) => damaged(line),
+            },
+            _ => damaged(line),
         }
         if n % TURN == TURN - 1 {
             tokio::task::yield_now().await;
         }
     }
-    let ended: HashSet<&str> = ends.iter().map(|end: &End<'_>| end.begin.id.as_ref()).collect();
-    begins.retain(|begin: &Begin<'_>| !ended.contains(begin.id.as_ref()));
+    let ended: HashSet<&str> = ends.iter().map(|end| end.begin.id.as_ref()).collect();
+    let mut begins = Vec::new();
+    for (id, json) in begun.into_iter().filter(|(id, _)| !ended.contains(id)) {
+        match serde_json::from_slice::<Begin<'_>>(json) {
+            Ok(begin) => begins.push(Begin { id: id.into(), ..begin }),
+            Err(_) => damaged(json),
+        }
+    }
     (begins, ends)
+}
+
+struct Line<'a> {
+    kind: u8,
+    id: &'a str,
+    json: &'a [u8],
+}
+
+impl<'a> Line<'a> {
+    fn split(line: &'a [u8]) -> Option<Self> {
+        let (kind, rest) = line.split_first()?;
+        let (id, json) = rest.split_at(memchr::memchr(b'{', rest)?);
+        Some(Self { kind: *kind, id: std::str::from_utf8(id).ok()?, json })
+    }
+}
+
+/// Torn by a full disk or a power cut.
+fn damaged(line: &[u8]) {
+    tracing::warn!(bytes = line.len(), "skipped a damaged line of the spool");
 }
 
 #[cfg(test)]
@@ -184,9 +211,9 @@ mod tests {
     }
 
     fn end(id: &str) -> End<'_> {
-        let attempts =
-            vec![AttemptRecord { account: 1, outcome: "served".into(), ..Default::default() }];
-        End { begin: begin(id), outcome: "complete".into(), attempts, ..Default::default() }
+        let failed =
+            vec![AttemptRecord { account: 1, outcome: "lost".into(), ..Default::default() }];
+        End { begin: begin(id), outcome: "complete".into(), failed, ..Default::default() }
     }
 
     async fn open(dir: &std::path::Path) -> (Store, Arc<Spool>, Tasks) {
@@ -232,7 +259,7 @@ mod tests {
         assert!(!spool.has_room(), "and a full spool says so");
         let segment = spool.path(1);
         let mut torn = std::fs::read(&segment).unwrap();
-        torn.extend_from_slice(b"E{\"begin\":{\"id\":\"b\"");
+        torn.extend_from_slice(b"\nEb{\"begin\":{\"at\":5");
         std::fs::write(&segment, torn).unwrap();
         store.close().await;
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -22,7 +22,8 @@ const LINE: usize = 512;
 pub struct Spool {
     dir: PathBuf,
     max_bytes: u64,
-    writer: Mutex<Writer>,
+    /// Shared for appending, which the file system keeps apart; alone for changing the segment.
+    writer: RwLock<Writer>,
     /// Bytes appended and taken over since the start; their difference is what waits.
     appended: AtomicU64,
     moved: watch::Sender<u64>,
@@ -33,9 +34,7 @@ pub struct Spool {
 struct Writer {
     file: File,
     segment: u64,
-    length: u64,
-    /// The last write failed part-way: the next line must not be glued to its rest.
-    torn: bool,
+    length: AtomicU64,
 }
 
 impl Spool {
@@ -52,12 +51,11 @@ impl Spool {
             .map(|metadata| metadata.len())
             .sum();
         let taken = std::fs::metadata(path(dir, position.segment)).map_or(0, |_| position.offset);
-        let writer =
-            Writer { file: create(dir, last + 1)?, segment: last + 1, length: 0, torn: false };
+        let writer = Writer::create(dir, last + 1)?;
         Ok(Self {
             dir: dir.to_owned(),
             max_bytes,
-            writer: Mutex::new(writer),
+            writer: RwLock::new(writer),
             appended: AtomicU64::new(waiting.saturating_sub(taken)),
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
@@ -70,7 +68,7 @@ impl Spool {
         Self {
             dir: PathBuf::new(),
             max_bytes: 0,
-            writer: Mutex::new(Writer { file, segment: 0, length: 0, torn: false }),
+            writer: RwLock::new(Writer { file, segment: 0, length: AtomicU64::new(0) }),
             appended: AtomicU64::new(0),
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
@@ -78,11 +76,11 @@ impl Spool {
     }
 
     pub fn begin(&self, begin: &Begin<'_>) -> io::Result<()> {
-        self.append(BEGIN, begin)
+        self.append(BEGIN, &begin.id, begin)
     }
 
     pub fn end(&self, end: &End<'_>) -> io::Result<()> {
-        self.append(END, end)
+        self.append(END, &end.begin.id, end)
     }
 
     /// Whether another request may be taken on.
@@ -103,31 +101,36 @@ impl Spool {
         let _ = moved.wait_for(|moved| *moved >= goal).await;
     }
 
-    fn append(&self, kind: u8, record: &impl Serialize) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(LINE);
-        bytes.push(kind);
-        serde_json::to_writer(&mut bytes, record)?;
-        bytes.push(b'\n');
-        let mut writer = self.writer.lock();
-        if std::mem::take(&mut writer.torn) {
-            bytes.insert(0, b'\n');
-        }
-        let length = u64::try_from(bytes.len()).unwrap_or(0);
-        if let Err(error) = writer.file.write_all(&bytes) {
-            writer.torn = true;
-            return Err(error);
-        }
-        writer.length += length;
-        self.appended.fetch_add(length, Ordering::Relaxed);
+    /// One `write`, so that lines of two threads never mix. It begins with a line feed too: a line
+    /// torn by a full disk must not take the next one with it.
+    fn append(&self, kind: u8, id: &str, record: &impl Serialize) -> io::Result<()> {
+        let mut line = Vec::with_capacity(LINE);
+        line.extend([b'\n', kind]);
+        line.extend(id.as_bytes());
+        serde_json::to_writer(&mut line, record)?;
+        line.push(b'\n');
+        let bytes = u64::try_from(line.len()).unwrap_or(0);
+        let writer = self.writer.read();
+        (&writer.file).write_all(&line)?;
+        let length = writer.length.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        drop(writer);
+        self.appended.fetch_add(bytes, Ordering::Relaxed);
         self.dirty.store(true, Ordering::Relaxed);
-        if writer.length >= SEGMENT_MAX {
-            let segment = writer.segment + 1;
-            // Failing to begin a segment is no reason to lose a line: this one goes on.
-            if let Ok(file) = create(&self.dir, segment) {
-                *writer = Writer { file, segment, length: 0, torn: false };
-            }
+        if length >= SEGMENT_MAX {
+            self.begin_segment();
         }
         Ok(())
+    }
+
+    fn begin_segment(&self) {
+        let mut writer = self.writer.write();
+        if writer.length.load(Ordering::Relaxed) < SEGMENT_MAX {
+            return;
+        }
+        // Failing to begin a segment is no reason to lose a line: the old one goes on.
+        if let Ok(next) = Writer::create(&self.dir, writer.segment + 1) {
+            *writer = next;
+        }
     }
 
     /// Makes what was appended survive a power cut.
@@ -135,7 +138,7 @@ impl Spool {
         if !self.dirty.swap(false, Ordering::Relaxed) {
             return;
         }
-        let Ok(file) = self.writer.lock().file.try_clone() else {
+        let Ok(file) = self.writer.read().file.try_clone() else {
             return;
         };
         let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
@@ -146,7 +149,7 @@ impl Spool {
 
     /// The segment being written; all below it are final.
     pub(super) fn current_segment(&self) -> u64 {
-        self.writer.lock().segment
+        self.writer.read().segment
     }
 
     pub(super) fn has_news(&self) -> bool {
@@ -171,8 +174,12 @@ fn path(dir: &Path, segment: u64) -> PathBuf {
     dir.join(format!("{segment:012}.spool"))
 }
 
-fn create(dir: &Path, segment: u64) -> io::Result<File> {
-    OpenOptions::new().append(true).create_new(true).mode(0o600).open(path(dir, segment))
+impl Writer {
+    fn create(dir: &Path, segment: u64) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let file = options.append(true).create_new(true).mode(0o600).open(path(dir, segment))?;
+        Ok(Self { file, segment, length: AtomicU64::new(0) })
+    }
 }
 
 fn segments(dir: &Path) -> io::Result<Vec<u64>> {

@@ -89,10 +89,8 @@ impl Store {
             let rows = chunk.iter().fold(sqlx::query(ENDS.as_str()), bind_end);
             rows.execute(&mut *tx).await?;
         }
-        let attempts: Vec<_> = ends
-            .iter()
-            .flat_map(|end| (1_i64..).zip(&end.attempts).map(move |a| (end, a)))
-            .collect();
+        let attempts: Vec<_> =
+            ends.iter().flat_map(|end| (1_i64..).zip(&end.failed).map(move |a| (end, a))).collect();
         for chunk in attempts.chunks(ROWS) {
             let rows =
                 chunk.iter().fold(sqlx::query(ATTEMPTS.as_str()), |rows, (end, (n, attempt))| {
@@ -239,8 +237,8 @@ mod tests {
     /// The first 12 digits of an id are its time.
     fn end(id: String) -> End<'static> {
         let begin = Begin { id: id.into(), ..Begin::default() };
-        let attempts = vec![AttemptRecord::default(), AttemptRecord::default()];
-        End { begin, outcome: "complete".into(), attempts, ..End::default() }
+        let failed = vec![AttemptRecord::default(), AttemptRecord::default()];
+        End { begin, outcome: "complete".into(), failed, ..End::default() }
     }
 
     #[tokio::test]

@@ -45,9 +45,12 @@ async fn attempts_and_refusals_have_their_rows() {
     h.post(CODEX, &responses("hi", true)).await;
     h.post(CODEX, &serde_json::json!({"model": ""})).await;
     let rows = h.rows("SELECT n, outcome, status FROM attempts").await;
-    assert_eq!(rows, [["1", "quota_spent", "429"], ["2", "served", "200"]]);
-    let rows = h.rows("SELECT outcome, status, code FROM requests").await;
-    assert_eq!(rows, [["complete", "200", "NULL"], ["refused", "400", "missing_model"]]);
+    assert_eq!(rows, [["1", "quota_spent", "429"]]);
+    let rows = h.rows("SELECT outcome, status, code, account_id FROM requests").await;
+    assert_eq!(
+        rows,
+        [["complete", "200", "NULL", "2"], ["refused", "400", "missing_model", "NULL"]]
+    );
     h.finish().await;
 }
 
