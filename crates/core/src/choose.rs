@@ -112,8 +112,22 @@ impl Because {
 
 /// Picks the account for one attempt.
 pub fn choose(accounts: &[&Account], choice: &Choice<'_>) -> Result<Chosen, Refusal> {
+    choose_among(accounts, &fits(accounts, choice), choice)
+}
+
+/// Whether each of them may serve the request, tried or not.
+pub fn fits(accounts: &[&Account], choice: &Choice<'_>) -> Vec<Result<Fit, Reason>> {
+    accounts.iter().map(|a| availability(a, choice.ask, choice.now)).collect()
+}
+
+/// The same as [`choose`], for who has asked for their [`fits`] already.
+pub fn choose_among(
+    accounts: &[&Account],
+    fits: &[Result<Fit, Reason>],
+    choice: &Choice<'_>,
+) -> Result<Chosen, Refusal> {
     if let Some(owner) = choice.owner {
-        return choose_owner(accounts, owner, choice);
+        return choose_owner(accounts, fits, owner, choice);
     }
     // `single` means the first account or nobody.
     let accounts = match choice.strategy {
@@ -122,12 +136,12 @@ pub fn choose(accounts: &[&Account], choice: &Choice<'_>) -> Result<Chosen, Refu
     };
     let able: Vec<(&Account, Fit)> = accounts
         .iter()
-        .copied()
-        .filter(|a| !choice.tried.contains(&a.id))
-        .filter_map(|a| Some((a, availability(a, choice.ask, choice.now).ok()?)))
+        .zip(fits)
+        .filter(|(a, _)| !choice.tried.contains(&a.id))
+        .filter_map(|(a, fit)| Some((*a, (*fit).ok()?)))
         .collect();
     let Some(first) = able.iter().map(|(a, _)| a.priority).min() else {
-        return Err(refusal(accounts, choice));
+        return Err(refusal(accounts, fits, choice));
     };
     let probes = |id| able.iter().any(|(a, fit)| a.id == id && *fit == Fit::Probe);
     let pick = Pick { ask: choice.ask, turn: choice.turn, seed: choice.seed, now: choice.now };
@@ -169,13 +183,14 @@ fn rebalance(
 
 fn choose_owner(
     accounts: &[&Account],
+    fits: &[Result<Fit, Reason>],
     owner: AccountId,
     choice: &Choice<'_>,
 ) -> Result<Chosen, Refusal> {
-    let Some(account) = accounts.iter().find(|a| a.id == owner) else {
+    let Some(at) = accounts.iter().position(|a| a.id == owner) else {
         return Err(Refusal::Owner { reason: None });
     };
-    match availability(account, choice.ask, choice.now) {
+    match fits[at] {
         Ok(_) if choice.tried.contains(&owner) => Err(Refusal::AllTried),
         Ok(fit) => Ok(Chosen { id: owner, because: Because::Owner, probes: fit == Fit::Probe }),
         Err(Reason::Busy) => Err(Refusal::Busy),
@@ -184,7 +199,7 @@ fn choose_owner(
 }
 
 /// Why nobody: the most hopeful of the reasons.
-fn refusal(accounts: &[&Account], choice: &Choice<'_>) -> Refusal {
+fn refusal(accounts: &[&Account], fits: &[Result<Fit, Reason>], choice: &Choice<'_>) -> Refusal {
     let sooner = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
@@ -192,8 +207,8 @@ fn refusal(accounts: &[&Account], choice: &Choice<'_>) -> Refusal {
     let (mut fit, mut not_allowed, mut missing) = (0, 0, 0);
     let (mut busy, mut tried) = (false, false);
     let mut later: Option<Later> = None;
-    for account in accounts {
-        match availability(account, choice.ask, choice.now) {
+    for (account, fit_or_reason) in accounts.iter().zip(fits) {
+        match *fit_or_reason {
             Err(Reason::Unfit) => continue,
             Err(Reason::NotAllowed) => not_allowed += 1,
             // Whoever probes will be back in a moment, one way or the other.

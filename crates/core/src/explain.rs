@@ -1,10 +1,11 @@
-//! Who would serve this, and why not the others: the decision of [`crate::choose`], said for each
-//! account.
+//! A choice said for each account: what it saw, and what came of it.
+
+use std::collections::BTreeMap;
 
 use crate::account::AccountId;
-use crate::availability::{Account, Fit, Reason, availability};
-use crate::choose::{Choice, Chosen, Refusal, choose};
-use crate::strategy::Pick;
+use crate::availability::{Account, Fit, Reason};
+use crate::choose::{Choice, Chosen, Refusal, choose_among, fits};
+use crate::strategy::{Parts, Pick};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
@@ -15,8 +16,22 @@ pub struct Verdict {
     pub tried: bool,
     /// Serves only when no lower number can.
     pub priority: i32,
-    /// What the pool's strategy thinks of it; `None`: the strategy does not score.
+    /// What the pool's strategy thinks of it; `None`: the strategy does not score, or it cannot be
+    /// used.
     pub score: Option<f64>,
+    pub parts: Parts,
+}
+
+impl Verdict {
+    /// Stable word: `ready`, `probe`, `tried`, or the reason why not.
+    pub const fn name(&self) -> &'static str {
+        match self.fit {
+            Ok(_) if self.tried => "tried",
+            Ok(Fit::Ready) => "ready",
+            Ok(Fit::Probe) => "probe",
+            Err(reason) => reason.name(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -26,18 +41,40 @@ pub struct Explanation {
     pub verdicts: Vec<Verdict>,
 }
 
+/// The decision of [`crate::choose::choose`], with everything it was made from.
 pub fn explain(accounts: &[&Account], choice: &Choice<'_>) -> Explanation {
     let pick = Pick { ask: choice.ask, turn: choice.turn, seed: choice.seed, now: choice.now };
-    let verdict = |account: &&Account| Verdict {
+    let fits = fits(accounts, choice);
+    let chosen = choose_among(accounts, &fits, choice);
+    let verdict = |(account, fit): (&&Account, &Result<Fit, Reason>)| Verdict {
         id: account.id,
-        fit: availability(account, choice.ask, choice.now),
+        fit: *fit,
         tried: choice.tried.contains(&account.id),
         priority: account.priority,
-        score: pick.score(choice.strategy, account),
+        score: fit.ok().and_then(|_| pick.score(choice.strategy, account)),
+        parts: pick.parts(account),
     };
-    Explanation {
-        chosen: choose(accounts, choice),
-        verdicts: accounts.iter().map(verdict).collect(),
+    Explanation { chosen, verdicts: accounts.iter().zip(&fits).map(verdict).collect() }
+}
+
+impl Explanation {
+    /// Keeps the `most` best: the one chosen, then those that may serve by score, then the others.
+    /// Returns how many were left out, by the word for their verdict.
+    pub fn keep(&mut self, most: usize) -> BTreeMap<&'static str, u32> {
+        let mut left_out = BTreeMap::new();
+        if self.verdicts.len() <= most {
+            return left_out;
+        }
+        let chosen = self.chosen.ok().map(|chosen| chosen.id);
+        let rank = |v: &Verdict| (Some(v.id) != chosen, v.fit.is_err() || v.tried, v.priority);
+        self.verdicts.sort_by(|a, b| {
+            let by_score = b.score.unwrap_or(0.0).total_cmp(&a.score.unwrap_or(0.0));
+            rank(a).cmp(&rank(b)).then(by_score)
+        });
+        for verdict in self.verdicts.drain(most..) {
+            *left_out.entry(verdict.name()).or_default() += 1;
+        }
+        left_out
     }
 }
 
@@ -47,6 +84,7 @@ mod tests {
     use crate::account::Surface;
     use crate::availability::Ask;
     use crate::availability::tests::{NOW, account, later, used};
+    use crate::quota::WEEK;
     use crate::strategy::Strategy;
 
     #[test]
@@ -70,5 +108,32 @@ mod tests {
         assert_eq!(spent.fit, Err(Reason::Exhausted { until: Some(later(86_400)) }));
         assert!(chosen.score > spent.score);
         assert_eq!((tried.fit, tried.tried), (Ok(Fit::Ready), true));
+    }
+
+    #[test]
+    fn keeps_the_chosen_and_the_best_and_counts_the_rest() {
+        let mut accounts: Vec<Account> = (1..=20).map(|id| used(id, 5.0, 40.0)).collect();
+        accounts.extend((21..=30).map(|id| used(id, 5.0, 100.0)));
+        let best = used(31, 5.0, 1.0);
+        accounts.push(best);
+        let all: Vec<&Account> = accounts.iter().collect();
+        let choice = Choice {
+            ask: Ask { surface: Surface::Responses, model: "m", gate: None },
+            strategy: Strategy::LeastUsed,
+            rebalance_threshold: None,
+            owner: None,
+            home: Some(AccountId(7)),
+            tried: &[],
+            turn: 0,
+            seed: 0,
+            now: NOW,
+        };
+        let mut explanation = explain(&all, &choice);
+        let left_out = explanation.keep(16);
+        let kept: Vec<i64> = explanation.verdicts.iter().map(|v| v.id.0).collect();
+        assert_eq!((kept.len(), &kept[..3]), (16, [7, 31, 1].as_slice()));
+        assert_eq!(left_out, BTreeMap::from([("limited", 10), ("ready", 5)]));
+        let (left, until) = explanation.verdicts[1].parts.weekly.expect("a weekly window");
+        assert!(left.ppm() == 980_000 && until <= WEEK, "{left:?} {until:?}");
     }
 }

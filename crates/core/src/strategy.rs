@@ -4,6 +4,7 @@
 //! A window that is stale says nothing and is left out.
 
 use std::cmp::Ordering;
+use std::time::Duration;
 
 use crate::availability::{Account, Ask};
 use crate::quota::{STALE_AFTER, Window};
@@ -105,6 +106,22 @@ impl Pick<'_> {
         })
     }
 
+    /// What scores are made of.
+    pub fn parts(&self, account: &Account) -> Parts {
+        let windows = Windows::of(account, self.ask, self.now);
+        let part = |window: Option<&Window>| {
+            let window = window?;
+            Some((windows.left(Some(window)), windows.until_reset(window)))
+        };
+        Parts {
+            short: part(windows.short),
+            weekly: part(windows.weekly),
+            weight: account.weight,
+            in_flight: account.in_flight,
+            errors: account.health.errors,
+        }
+    }
+
     /// `open` is not empty, and in the order of `all`. Ties go to the first.
     pub fn among<'a>(
         &self,
@@ -175,6 +192,18 @@ impl Pick<'_> {
     }
 }
 
+/// What a score is made of, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Parts {
+    /// Of the 5-hour window: what is left up to its cap, and the time to its reset.
+    pub short: Option<(Fraction, Duration)>,
+    /// The same of the weekly window.
+    pub weekly: Option<(Fraction, Duration)>,
+    pub weight: f64,
+    pub in_flight: u32,
+    pub errors: u32,
+}
+
 /// A weekly window holds about this many 5-hour windows. A planning figure from public reports; it
 /// only has to put the two windows of one account on one scale.
 pub const WEEKLY_IN_FIVE_HOURS: f64 = 8.0;
@@ -216,10 +245,14 @@ impl<'a> Windows<'a> {
         window.map_or(caps.weekly, |w| w.cap(caps).less(w.used_at(self.now)))
     }
 
-    fn hours_to_reset(&self, window: &Window) -> f64 {
+    /// The whole length when the reset is unknown or past.
+    fn until_reset(&self, window: &Window) -> Duration {
         let ahead = window.resets_at.filter(|at| self.now < *at);
-        let left = ahead.map_or(window.length, |at| self.now.until(at));
-        left.as_secs_f64() / 3600.0
+        ahead.map_or(window.length, |at| self.now.until(at))
+    }
+
+    fn hours_to_reset(&self, window: &Window) -> f64 {
+        self.until_reset(window).as_secs_f64() / 3600.0
     }
 
     /// (cap − used) · weight · 168 / max(hours to reset, 1), of the weekly window; unknown reset:

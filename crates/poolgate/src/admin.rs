@@ -1,5 +1,7 @@
-//! The operator's side: what `poolgate status` reads. Its token stands in a file of the data
+//! The operator's side: what `poolgate status`, `why` and `explain` read. Its token stands in a file of the data
 //! directory, so whoever can read that directory may look.
+
+mod explain;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +17,8 @@ use crate::error::Error;
 use crate::gateway::{Outgoing, presented_key, whole};
 use crate::pool::{PoolView, Wish};
 use crate::secret::{random_token, sha256};
+
+pub use explain::Explained;
 
 pub const TOKEN_FILE: &str = "admin.token";
 
@@ -56,10 +60,7 @@ pub fn why(
     query: Option<&str>,
 ) -> Result<Response<Outgoing>, Error> {
     authenticate(app, headers)?;
-    let field = |name: &str| {
-        let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-        pairs.into_iter().find(|(known, _)| *known == name).map(|(_, value)| unescape(value))
-    };
+    let field = |name| field(query, name);
     let model = field("model").filter(|model| !model.is_empty()).ok_or(Error::NoModel)?;
     let surface = field("surface").unwrap_or_else(|| "responses".into());
     let surface = Surface::ALL.into_iter().find(|known| known.name() == surface);
@@ -82,6 +83,23 @@ pub fn why(
         seed: rand::random(),
     };
     answer(&app.pool.why(&wish, app.clock.now()))
+}
+
+/// The request `id`.
+pub async fn explain(
+    app: &App,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Response<Outgoing>, Error> {
+    authenticate(app, headers)?;
+    let id = field(query, "id").unwrap_or_default();
+    let told = explain::explain(app, &id).await?;
+    answer(&told.ok_or(Error::BadQuestion("there is no request of that id on record"))?)
+}
+
+fn field(query: Option<&str>, name: &str) -> Option<String> {
+    let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(known, _)| *known == name).map(|(_, value)| unescape(value))
 }
 
 /// Undoes `%XX` and `+`; what is no text reads as nothing.

@@ -1,6 +1,7 @@
 //! The command line. Output is for people; `--json` makes it for machines.
 
 mod account;
+mod explain;
 mod key;
 mod settings;
 mod status;
@@ -71,6 +72,8 @@ enum Command {
     Status(status::Status),
     /// Who would serve a request now, and why not the others
     Why(why::Command),
+    /// Why a past request went where it went
+    Explain(explain::Command),
     /// The configuration
     #[command(subcommand)]
     Config(settings::Command),
@@ -117,6 +120,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Key(command) => key::run(command, &Context::open(&global).await?).await,
         Command::Status(command) => status::run(&command, &global).await,
         Command::Why(command) => why::run(&command, &global).await,
+        Command::Explain(command) => explain::run(&command, &global).await,
         Command::Config(command) => settings::run(&command, &global),
     }
 }

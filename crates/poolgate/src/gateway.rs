@@ -98,6 +98,7 @@ async fn forward(
         Endpoint::Ready => ready(&app),
         Endpoint::AdminStatus => crate::admin::status(&app, headers),
         Endpoint::AdminWhy => crate::admin::why(&app, headers, uri.query()),
+        Endpoint::AdminExplain => crate::admin::explain(&app, headers, uri.query()).await,
         Endpoint::Models(list) => {
             let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
             models::list(&app, &caller, list, headers).await

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use crate::app::App;
 use crate::pool::OWNED_FOR;
+use crate::store::Before;
 
 /// How soon a change made by the command line, or a revoked key, takes effect.
 const CHANGES_EVERY: Duration = Duration::from_millis(500);
 const SAVE_EVERY: Duration = Duration::from_secs(5);
 const PRUNE_EVERY: Duration = Duration::from_hours(1);
 const ROWS_KEPT: Duration = Duration::from_hours(30 * 24);
+const DECISIONS_KEPT: Duration = Duration::from_hours(7 * 24);
 
 pub fn start(app: &Arc<App>) {
     let job = Arc::clone(app);
@@ -78,7 +80,12 @@ async fn save_state(app: &App) {
 async fn prune(app: &App) {
     while pause(app, PRUNE_EVERY).await {
         let now = app.clock.now();
-        match app.store.prune(now.minus(ROWS_KEPT), now.minus(OWNED_FOR)).await {
+        let before = Before {
+            requests: now.minus(ROWS_KEPT),
+            decisions: now.minus(DECISIONS_KEPT),
+            owners: now.minus(OWNED_FOR),
+        };
+        match app.store.prune(before).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "deleted old requests"),
             Err(error) => tracing::warn!(%error, "old requests could not be deleted"),

@@ -10,6 +10,7 @@
 //! The spool is bounded: when the store has been away for long enough to fill it, requests are
 //! refused. Nothing is dropped.
 
+mod archive;
 mod mover;
 mod spool;
 
@@ -20,10 +21,12 @@ use std::time::Duration;
 use anyhow::Context;
 use poolgate_core::units::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::store::Store;
 use crate::tasks::Tasks;
 
+pub use archive::{Archive, find as find_decisions};
 pub use spool::Spool;
 
 /// A request that is about to be sent upstream. Text is borrowed: names from the program where a
@@ -45,9 +48,9 @@ pub struct Begin<'a> {
     pub account: Option<i64>,
 }
 
-/// A request that has ended, with everything known of it.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End<'a> {
+/// A request that has ended, with everything known of it; `D` as in [`Ended`].
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct End<'a, D> {
     #[serde(borrow)]
     pub begin: Begin<'a>,
     /// What the client was answered; 0: it left before.
@@ -82,7 +85,12 @@ pub struct End<'a> {
     /// The response whose state the account now holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owns: Option<String>,
+    /// Why it went where it went, one for each time it was asked.
+    pub decisions: D,
 }
+
+/// As read back: decisions are kept as they are, and looked at only when somebody asks.
+pub type Ended<'a> = End<'a, Option<&'a RawValue>>;
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptRecord<'a> {
@@ -94,7 +102,7 @@ pub struct AttemptRecord<'a> {
     pub ms: i64,
 }
 
-impl End<'_> {
+impl<D> End<'_, D> {
     /// Response id and account, when the account holds state that later requests refer to.
     pub fn owner(&self) -> Option<(&str, i64, &Begin<'_>)> {
         Some((self.owns.as_deref()?, self.begin.account?, &self.begin))

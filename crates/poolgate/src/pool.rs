@@ -5,6 +5,7 @@
 //! slot, and fifty first requests of one session land on one account. Leases exist only in memory,
 //! so a crash leaves nothing to repair.
 
+mod decision;
 mod evidence;
 mod lease;
 mod leasing;
@@ -31,8 +32,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
 use crate::credentials::Credential;
 
+pub use decision::{Candidate, Decision};
 pub use evidence::Resets;
-pub use lease::{Lease, Wish};
+pub use lease::{Lease, Refused, Wish};
 pub use load::{load, plan_weight};
 pub use view::{AccountView, PoolView, WindowView};
 pub use why::{Why, WhyAccount};

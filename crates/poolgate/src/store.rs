@@ -6,6 +6,7 @@
 
 mod accounts;
 mod client_keys;
+mod explained;
 mod requests;
 
 use std::path::Path;
@@ -20,7 +21,8 @@ use crate::secret::MasterKey;
 
 pub use accounts::{AccountRow, Origin};
 pub use client_keys::{ClientKeyRow, NewClientKey};
-pub use requests::{ResponseOwner, SpoolPosition};
+pub use explained::RequestRow;
+pub use requests::{Before, ResponseOwner, SpoolPosition};
 
 /// Before this, several WAL connections could lose committed transactions
 /// (sqlite.org/wal.html#walresetbug).
@@ -116,14 +118,15 @@ impl Store {
 
 /// Forward only: a migration that has landed is never changed.
 fn migrations() -> Migrator {
-    let init = Migration::new(
-        1,
-        "init".into(),
-        MigrationType::Simple,
-        include_str!("../migrations/0001_init.sql").into_sql_str(),
-        false,
-    );
-    Migrator::with_migrations(vec![init])
+    let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
+        let kind = MigrationType::Simple;
+        Migration::new(version, name.into(), kind, sql.into_sql_str(), false)
+    };
+    let all = [
+        (1, "init", include_str!("../migrations/0001_init.sql")),
+        (2, "decisions", include_str!("../migrations/0002_decisions.sql")),
+    ];
+    Migrator::with_migrations(all.map(migration).into())
 }
 
 async fn check_version(db: &SqlitePool) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ use super::waiting::{explain, lease, left};
 use super::{Call, assemble};
 use crate::app::App;
 use crate::error::Error;
-use crate::pool::Lease;
+use crate::pool::{Lease, Refused};
 use crate::secret::sha256;
 
 /// What the client will be given.
@@ -47,10 +47,16 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
     let mut same = SameText::default();
     let mut last: Option<Error> = None;
     loop {
-        let lease = match lease(app, call, &tried).await {
+        let mut lease = match lease(app, call, &tried).await {
             Ok(lease) => lease,
-            Err(refusal) => return Err(explain(app, call, refusal, last)),
+            Err(Refused { refusal, decision }) => {
+                record.decided(*decision);
+                return Err(explain(app, call, refusal, last));
+            }
         };
+        if let Some(decision) = lease.decision.take() {
+            record.decided(*decision);
+        }
         match try_account(app, call, lease, &mut progress, record).await? {
             Tried::Done(done) => return Ok(done),
             Tried::Moved(lease) => {

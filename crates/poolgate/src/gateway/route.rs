@@ -29,6 +29,7 @@ pub enum Endpoint {
     Models(ModelList),
     AdminStatus,
     AdminWhy,
+    AdminExplain,
     Healthy,
     Ready,
 }
@@ -74,6 +75,7 @@ fn find(path: &str, query: Option<&str>, headers: &HeaderMap) -> Option<Endpoint
         "/readyz" => return Some(Endpoint::Ready),
         "/api/admin/status" => return Some(Endpoint::AdminStatus),
         "/api/admin/why" => return Some(Endpoint::AdminWhy),
+        "/api/admin/explain" => return Some(Endpoint::AdminExplain),
         _ => {}
     }
     let path = path.strip_suffix('/').unwrap_or(path);

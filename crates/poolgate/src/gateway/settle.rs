@@ -16,11 +16,12 @@ use super::read::Head;
 use crate::app::App;
 use crate::error::Error;
 use crate::ledger::{AttemptRecord, Begin, End};
+use crate::pool::Decision;
 
 #[derive(Debug)]
 pub struct Record {
     app: Arc<App>,
-    end: End<'static>,
+    end: End<'static, Vec<Decision>>,
     started: Instant,
     /// A `begin` line is in the spool.
     begun: bool,
@@ -79,6 +80,11 @@ impl Record {
             self.begun = true;
         }
         Ok(())
+    }
+
+    /// An account was chosen for it, or nobody could be.
+    pub fn decided(&mut self, decision: Decision) {
+        self.end.decisions.push(decision);
     }
 
     /// An attempt that came to nothing.

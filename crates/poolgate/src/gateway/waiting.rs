@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Call;
 use crate::app::App;
 use crate::error::Error;
-use crate::pool::{Lease, Wish};
+use crate::pool::{Lease, Refused, Wish};
 
 /// Waiting for a slot, when every account that could serve is busy.
 const BUSY_WAIT: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
 }
 
 /// Waits, within bounds, while somebody is expected to become able.
-pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<Lease, Refusal> {
+pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<Lease, Refused> {
     let wish = wish(call, tried);
     let started = Instant::now();
     let mut place = None;
@@ -42,25 +42,28 @@ pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<L
         let mut freed = pin!(app.pool.freed());
         freed.as_mut().enable();
         let now = app.clock.now();
-        let (refusal, until) = match app.pool.lease(&wish, now) {
+        let refused = match app.pool.lease(&wish, now) {
             Ok(lease) => return Ok(lease),
-            Err(Refusal::Busy) => (Refusal::Busy, started + BUSY_WAIT),
-            Err(refusal @ Refusal::Later(Later { untried_until: Some(at), .. })) => {
+            Err(refused) => refused,
+        };
+        let until = match refused.refusal {
+            Refusal::Busy => started + BUSY_WAIT,
+            Refusal::Later(Later { untried_until: Some(at), .. }) => {
                 let end = Instant::now() + now.until(at) + Duration::from_millis(1);
                 if end > started + COOLDOWN_WAIT {
-                    return Err(refusal);
+                    return Err(refused);
                 }
-                (refusal, end)
+                end
             }
-            Err(refusal) => return Err(refusal),
+            _ => return Err(refused),
         };
         if place.is_none() {
             place = app.waiting.try_acquire().ok();
         }
-        let over = refusal == Refusal::Busy && Instant::now() >= until;
+        let over = refused.refusal == Refusal::Busy && Instant::now() >= until;
         // No place: the queue is full.
         if place.is_none() || over {
-            return Err(refusal);
+            return Err(refused);
         }
         tokio::select! {
             () = freed => {}
@@ -75,7 +78,7 @@ pub fn left(app: &Arc<App>, call: &Call, tried: &[AccountId], last: Error) -> Er
     let wish = Wish { session: None, owner: None, turn: None, ..wish(call, tried) };
     match app.pool.lease(&wish, app.clock.now()) {
         Ok(_) => last,
-        Err(refusal) => explain(app, call, refusal, Some(last)),
+        Err(Refused { refusal, .. }) => explain(app, call, refusal, Some(last)),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{BEGIN, Begin, END, EVERY, End, Spool};
+use super::{BEGIN, Begin, END, EVERY, Ended, Spool, archive};
 use crate::store::{SpoolPosition, Store};
 
 /// Read at once, into one transaction; a longer single line is read whole all the same.
@@ -89,7 +89,8 @@ impl Mover {
             return Ok(Moved::Nothing);
         };
         let (begins, ends) = parse(&batch.lines).await;
-        self.store.record(&begins, &ends, batch.position).await?;
+        let decisions = archive::pack(&ends).await?;
+        self.store.record(&begins, &ends, decisions.as_ref(), batch.position).await?;
         let finished = self.position.segment;
         self.position = batch.position;
         self.spool.note_moved(batch.bytes);
@@ -146,7 +147,7 @@ fn read_lines(mut file: &File, offset: u64) -> io::Result<Vec<u8>> {
 }
 
 /// A begin whose end is in the same batch needs no row of its own, and is not looked at.
-async fn parse(bytes: &[u8]) -> (Vec<Begin<'_>>, Vec<End<'_>>) {
+async fn parse(bytes: &[u8]) -> (Vec<Begin<'_>>, Vec<Ended<'_>>) {
     let (mut begun, mut ends) = (Vec::new(), Vec::new());
     let mut start = 0;
     for (n, end) in memchr::memchr_iter(b'\n', bytes).enumerate() {
@@ -155,7 +156,7 @@ async fn parse(bytes: &[u8]) -> (Vec<Begin<'_>>, Vec<End<'_>>) {
         match Line::split(line) {
             _ if line.is_empty() => {}
             Some(Line { kind: BEGIN, id, json }) => begun.push((id, json)),
-            Some(Line { kind: END, id, json }) => match serde_json::from_slice::<End<'_>>(json) {
+            Some(Line { kind: END, id, json }) => match serde_json::from_slice::<Ended<'_>>(json) {
                 Ok(mut end) => {
                     end.begin.id = id.into();
                     ends.push(end);
@@ -210,10 +211,10 @@ mod tests {
         Begin { id: id.into(), at: 5, key: 1, surface: "chat".into(), ..Default::default() }
     }
 
-    fn end(id: &str) -> End<'_> {
+    fn end(id: &str) -> Ended<'_> {
         let failed =
             vec![AttemptRecord { account: 1, outcome: "lost".into(), ..Default::default() }];
-        End { begin: begin(id), outcome: "complete".into(), failed, ..Default::default() }
+        Ended { begin: begin(id), outcome: "complete".into(), failed, ..Default::default() }
     }
 
     async fn open(dir: &std::path::Path) -> (Store, Arc<Spool>, Tasks) {

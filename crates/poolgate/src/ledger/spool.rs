@@ -79,7 +79,7 @@ impl Spool {
         self.append(BEGIN, &begin.id, begin)
     }
 
-    pub fn end(&self, end: &End<'_>) -> io::Result<()> {
+    pub fn end(&self, end: &End<'_, impl Serialize>) -> io::Result<()> {
         self.append(END, &end.begin.id, end)
     }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use poolgate_core::account::{AccountId, Surface};
 use poolgate_core::availability::Ask;
+use poolgate_core::choose::Refusal;
 use tokio_util::sync::CancellationToken;
 
-use super::{Account, Pool, SessionKey};
+use super::{Account, Decision, Pool, SessionKey};
 
 /// What a request wants of the pool.
 #[derive(Clone, Copy, Debug)]
@@ -29,11 +30,20 @@ impl Wish<'_> {
     }
 }
 
+/// Nobody, and what was seen of each.
+#[derive(Debug)]
+pub struct Refused {
+    pub refusal: Refusal,
+    pub decision: Box<Decision>,
+}
+
 /// Given back when dropped, however the attempt ended.
 #[derive(Debug)]
 pub struct Lease {
     pub(super) pool: Arc<Pool>,
     pub account: Arc<Account>,
+    /// Why this account; taken by the record of the request.
+    pub decision: Option<Box<Decision>>,
     /// The request's turn began on another account.
     pub moved: bool,
     pub(super) interrupts: [Option<CancellationToken>; 2],

@@ -4,77 +4,121 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use poolgate_core::account::AccountId;
 use poolgate_core::affinity::Scope;
 use poolgate_core::availability::Account as Facts;
-use poolgate_core::choose::{Because, Choice, Refusal, choose};
+use poolgate_core::choose::{Because, Choice, Chosen};
+use poolgate_core::explain::{Explanation, explain};
+use poolgate_core::strategy::Strategy;
 use poolgate_core::units::Timestamp;
+use tokio_util::sync::CancellationToken;
 
-use super::{Lease, Members, Pool, State, Wish};
+use super::{Account, Decision, Lease, Live, Members, Pool, Refused, State, Wish};
 
 /// A probe that is not back by then is given up, and another may try.
 const PROBE_FOR: Duration = Duration::from_mins(2);
 
 impl Pool {
-    pub fn lease(self: &Arc<Self>, wish: &Wish<'_>, now: Timestamp) -> Result<Lease, Refusal> {
-        let mut state = self.state.lock();
-        let state = &mut *state;
-        let owner = wish.owner.and_then(|owner| state.owners.home(&owner, now));
-        let turn = wish.turn.and_then(|turn| state.owners.home(&turn, now));
-        let home = turn.or_else(|| state.homes.home(&wish.session?, now));
-        let members = state.members(wish.pools);
-        let scope = scope(wish.pools);
-        state.turn = state.turn.wrapping_add(1);
-        let chosen = {
-            let candidates = state.candidates(&members);
-            let choice = Choice {
-                ask: wish.ask,
-                strategy: members.strategy,
-                rebalance_threshold: members.rebalance_threshold,
-                owner,
-                home,
-                tried: wish.tried,
-                turn: state.turn,
-                seed: wish.seed,
-                now,
-            };
-            choose(&candidates, &choice)?
+    pub fn lease(self: &Arc<Self>, wish: &Wish<'_>, now: Timestamp) -> Result<Lease, Refused> {
+        let (reserved, explanation, strategy) = self.state.lock().reserve(wish, now);
+        let chosen = explanation.chosen;
+        let decision = Box::new(Decision::new(explanation, strategy, now));
+        match (reserved, chosen) {
+            (Some(reserved), _) => Ok(Lease {
+                pool: Arc::clone(self),
+                account: reserved.account,
+                decision: Some(decision),
+                moved: reserved.moved,
+                interrupts: reserved.interrupts,
+                counted: wish.is_counted(),
+            }),
+            (None, Err(refusal)) => Err(Refused { refusal, decision }),
+            (None, Ok(_)) => unreachable!("whoever is chosen is reserved"),
+        }
+    }
+}
+
+struct Reserved {
+    account: Arc<Account>,
+    moved: bool,
+    interrupts: [Option<CancellationToken>; 2],
+}
+
+impl State {
+    fn reserve(
+        &mut self,
+        wish: &Wish<'_>,
+        now: Timestamp,
+    ) -> (Option<Reserved>, Explanation, Strategy) {
+        let owner = wish.owner.and_then(|owner| self.owners.home(&owner, now));
+        let turn = wish.turn.and_then(|turn| self.owners.home(&turn, now));
+        let home = turn.or_else(|| self.homes.home(&wish.session?, now));
+        let members = self.members(wish.pools);
+        self.turn = self.turn.wrapping_add(1);
+        let choice = Choice {
+            ask: wish.ask,
+            strategy: members.strategy,
+            rebalance_threshold: members.rebalance_threshold,
+            owner,
+            home,
+            tried: wish.tried,
+            turn: self.turn,
+            seed: wish.seed,
+            now,
         };
+        let explanation = explain(&self.candidates(&members), &choice);
+        let reserved = explanation.chosen.ok().map(|chosen| Reserved {
+            interrupts: self.settle_session(wish, &members, chosen, now),
+            account: self.count_in(wish, chosen, now),
+            // A turn nobody remembers is taken for this account's, until the account fails.
+            moved: wish.turn.is_some()
+                && turn.map_or(!wish.tried.is_empty(), |home| home != chosen.id),
+        });
+        (reserved, explanation, members.strategy)
+    }
+
+    /// The session belongs to the chosen account from now on. Returns what interrupts the attempt.
+    fn settle_session(
+        &mut self,
+        wish: &Wish<'_>,
+        members: &Members,
+        chosen: Chosen,
+        now: Timestamp,
+    ) -> [Option<CancellationToken>; 2] {
+        let scope = scope(wish.pools);
         if let Because::Rebalanced { from } = chosen.because {
-            state.homes.evict(from, scope);
-            if let Some(moved) = state.moves.remove(&(scope, from)) {
+            self.homes.evict(from, scope);
+            if let Some(moved) = self.moves.remove(&(scope, from)) {
                 moved.cancel();
             }
         }
         if let Some(session) = wish.session {
-            state.homes.settle(session, chosen.id, scope, now);
+            self.homes.settle(session, chosen.id, scope, now);
         }
         let moves = members
             .rebalance_threshold
             .is_some()
-            .then(|| state.moves.entry((scope, chosen.id)).or_default().clone());
-        let live = state.live.iter_mut().find(|live| live.facts.id == chosen.id);
-        let live = live.expect("chosen from it");
+            .then(|| self.moves.entry((scope, chosen.id)).or_default().clone());
+        [Some(self.live_mut(chosen.id).interrupt.clone()), moves]
+    }
+
+    fn count_in(&mut self, wish: &Wish<'_>, chosen: Chosen, now: Timestamp) -> Arc<Account> {
+        let live = self.live_mut(chosen.id);
         live.counters.attempts += 1;
         if chosen.probes {
             live.facts.probing_until = Some(now.plus(PROBE_FOR));
         }
-        let counted = wish.is_counted();
-        if counted {
+        if wish.is_counted() {
             live.facts.in_flight += 1;
         }
-        Ok(Lease {
-            pool: Arc::clone(self),
-            account: Arc::clone(&live.account),
-            // A turn nobody remembers is taken for this account's, until the account fails.
-            moved: wish.turn.is_some()
-                && turn.map_or(!wish.tried.is_empty(), |home| home != chosen.id),
-            interrupts: [Some(live.interrupt.clone()), moves],
-            counted,
-        })
+        Arc::clone(&live.account)
     }
-}
 
-impl State {
+    fn live_mut(&mut self, id: AccountId) -> &mut Live {
+        let live = self.live.iter_mut().find(|live| live.facts.id == id);
+        live.expect("chosen from it under the same lock")
+    }
+
     pub(super) fn candidates(&self, members: &Members) -> Vec<&Facts> {
         let find = |id| self.live.iter().find(|live| live.facts.id == id);
         members.ids.iter().filter_map(|id| find(*id)).map(|live| &live.facts).collect()

@@ -62,7 +62,7 @@ fn leases_are_counted_and_given_back() {
     let first = pool.lease(&wish(None, 1), NOW).unwrap();
     let second = pool.lease(&wish(None, 2), NOW).unwrap();
     assert_ne!(first.account.id, second.account.id);
-    assert_eq!(pool.lease(&wish(None, 3), NOW).unwrap_err(), Refusal::Busy);
+    assert_eq!(pool.lease(&wish(None, 3), NOW).unwrap_err().refusal, Refusal::Busy);
     let freed = first.account.id;
     drop(first);
     assert_eq!(pool.lease(&wish(None, 4), NOW).unwrap().account.id, freed);
@@ -130,6 +130,6 @@ fn pools_limit_who_may_serve() {
     assert_eq!(lease.account.name, "a2");
     let unknown = ["nowhere".to_owned()];
     let refusal = pool.lease(&Wish { pools: &unknown, ..wish(None, 1) }, NOW).unwrap_err();
-    assert_eq!(refusal, Refusal::Unfit);
+    assert_eq!(refusal.refusal, Refusal::Unfit);
     assert_eq!(pool.members(&[]).len(), 2);
 }

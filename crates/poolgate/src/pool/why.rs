@@ -1,6 +1,6 @@
 //! Who would serve a request now, and why not the others; nothing is reserved by asking.
 
-use poolgate_core::availability::{Fit, Reason};
+use poolgate_core::availability::Reason;
 use poolgate_core::choose::Choice;
 use poolgate_core::explain::explain;
 use poolgate_core::units::Timestamp;
@@ -53,11 +53,7 @@ impl Pool {
         };
         let account = |verdict: &poolgate_core::explain::Verdict| WhyAccount {
             name: name(verdict.id),
-            verdict: match verdict.fit {
-                Ok(Fit::Ready) => "ready".into(),
-                Ok(Fit::Probe) => "probe".into(),
-                Err(reason) => reason.name().into(),
-            },
+            verdict: verdict.name().into(),
             until: verdict.fit.err().and_then(Reason::until).map(|at| at.0),
             priority: verdict.priority,
             score: verdict.score,

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{Row, Sqlite};
 
 use super::Store;
-use crate::ledger::{Begin, End};
+use crate::ledger::{Archive, Begin, Ended};
 
 /// How far the spool has been taken over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,14 @@ pub struct ResponseOwner {
     pub key_id: i64,
     pub account: AccountId,
     pub at: Timestamp,
+}
+
+/// Until when each kind of row is deleted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Before {
+    pub requests: Timestamp,
+    pub decisions: Timestamp,
+    pub owners: Timestamp,
 }
 
 /// Rows per statement. Each table has one statement, prepared once, whatever the number of rows:
@@ -77,7 +85,8 @@ impl Store {
     pub async fn record(
         &self,
         begins: &[Begin<'_>],
-        ends: &[End<'_>],
+        ends: &[Ended<'_>],
+        decisions: Option<&Archive>,
         position: SpoolPosition,
     ) -> sqlx::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
@@ -103,7 +112,7 @@ impl Store {
                 });
             rows.execute(&mut *tx).await?;
         }
-        for (response, account, begin) in ends.iter().filter_map(End::owner) {
+        for (response, account, begin) in ends.iter().filter_map(Ended::owner) {
             sqlx::query(
                 "INSERT INTO response_owners (response, key_id, account_id, created_at)
                  VALUES ($1, $2, $3, $4) ON CONFLICT (key_id, response) DO NOTHING",
@@ -114,6 +123,14 @@ impl Store {
             .bind(begin.at)
             .execute(&mut *tx)
             .await?;
+        }
+        if let Some(archive) = decisions {
+            sqlx::query("INSERT INTO decisions (first_end, last_end, lines) VALUES ($1, $2, $3)")
+                .bind(archive.first_end)
+                .bind(archive.last_end)
+                .bind(&archive.lines)
+                .execute(&mut *tx)
+                .await?;
         }
         sqlx::query(
             "INSERT INTO spool_position (id, segment, offset) VALUES (1, $1, $2)
@@ -160,11 +177,11 @@ impl Store {
         Ok(rows.iter().map(owner).collect())
     }
 
-    /// Deletes rows older than `before`, and owners nobody can use any more. Returns rows deleted.
-    pub async fn prune(&self, before: Timestamp, owners_before: Timestamp) -> sqlx::Result<u64> {
+    /// Deletes what is older than `before`. Returns how many requests that were.
+    pub async fn prune(&self, before: Before) -> sqlx::Result<u64> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         // Ids begin with their time, and so does the table.
-        let first_kept = format!("{:012x}", before.0.max(0));
+        let first_kept = format!("{:012x}", before.requests.0.max(0));
         sqlx::query("DELETE FROM attempts WHERE request_id < $1")
             .bind(&first_kept)
             .execute(&mut *tx)
@@ -173,8 +190,12 @@ impl Store {
             .bind(&first_kept)
             .execute(&mut *tx)
             .await?;
+        sqlx::query("DELETE FROM decisions WHERE last_end < $1")
+            .bind(before.decisions.0)
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM response_owners WHERE created_at < $1")
-            .bind(owners_before.0)
+            .bind(before.owners.0)
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
@@ -210,10 +231,10 @@ fn bind_begin<'q>(rows: Rows<'q>, begin: &'q Begin<'_>) -> Rows<'q> {
         .bind(begin.account)
 }
 
-fn bind_end<'q>(rows: Rows<'q>, end: &'q End<'_>) -> Rows<'q> {
+fn bind_end<'q>(rows: Rows<'q>, end: &'q Ended<'_>) -> Rows<'q> {
     let count = |tokens: Option<u64>| tokens.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
     bind_begin(rows, &end.begin)
-        .bind(end.begin.at + end.total_ms)
+        .bind(end.ended_at())
         .bind(end.status)
         .bind(&*end.outcome)
         .bind(end.code.as_deref())
@@ -235,10 +256,10 @@ mod tests {
     use crate::ledger::AttemptRecord;
 
     /// The first 12 digits of an id are its time.
-    fn end(id: String) -> End<'static> {
+    fn end(id: String) -> Ended<'static> {
         let begin = Begin { id: id.into(), ..Begin::default() };
         let failed = vec![AttemptRecord::default(), AttemptRecord::default()];
-        End { begin, outcome: "complete".into(), failed, ..End::default() }
+        Ended { begin, outcome: "complete".into(), failed, ..Ended::default() }
     }
 
     #[tokio::test]
@@ -248,11 +269,14 @@ mod tests {
         let count = 2 * ROWS + 1;
         let ends: Vec<_> = (0..count).map(|at| end(format!("{at:012x}7abc"))).collect();
         for _ in 0..2 {
-            store.record(&[], &ends, SpoolPosition::default()).await.unwrap();
+            store.record(&[], &ends, None, SpoolPosition::default()).await.unwrap();
         }
         let total = i64::try_from(count).unwrap();
         assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), total)]);
-        assert_eq!(store.prune(Timestamp(200), Timestamp(0)).await.unwrap(), 200);
+        assert_eq!(
+            store.prune(Before { requests: Timestamp(200), ..Before::default() }).await.unwrap(),
+            200
+        );
         assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), total - 200)]);
         let attempts = sqlx::query_scalar("SELECT count(*) FROM attempts");
         let attempts: i64 = attempts.fetch_one(&store.read).await.unwrap();

@@ -7,8 +7,8 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::harness::{Harness, PATIENCE, Setup};
-use crate::requests::responses;
+use crate::harness::{Answer, Harness, PATIENCE, Setup};
+use crate::requests::{messages, responses};
 
 async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
@@ -135,6 +135,36 @@ async fn why_says_who_would_serve_and_why_not_the_others() {
     assert_eq!(nobody["because"], "no account of a fitting kind");
     fails(&data, &["why", "--model", "m", "--key", "nobody", "--url", &h.url], "no valid key")
         .await;
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn explain_tells_what_each_choice_saw_and_what_came_of_it() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("alice"), s.codex("bob"))
+    })
+    .await;
+    a.fault(poolgate_sim::Fault::usage_limit_reached()).forever();
+    let data = h.app.config.data_dir.clone();
+    let id = |got: Answer| got.headers["x-poolgate-request-id"].to_str().unwrap().to_owned();
+    let moved = id(h.post("/v1/responses", &responses("hi", true)).await);
+    let told = json(&data, &["explain", &moved, "--url", &h.url]).await;
+    assert_eq!((&told["outcome"], &told["account"]), (&"complete".into(), &"bob".into()));
+    assert_eq!(told["failed"][0]["outcome"], "quota_spent");
+    let decisions = told["decisions"].as_array().unwrap();
+    assert_eq!((decisions.len(), &decisions[0]["because"]), (2, &"strategy".into()), "{told}");
+    assert_eq!(decisions[1]["candidates"][0][1], "limited", "{told}");
+    assert_eq!(told["names"][decisions[1]["chosen"].to_string()], "bob", "{told}");
+    let text = run(&data, &["explain", &moved, "--url", &h.url], "").await;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("→ quota_spent (429)") && text.contains("> bob"), "{text}");
+
+    let refused = id(h.post("/v1/messages", &messages("hi", true)).await);
+    let told = json(&data, &["explain", &refused, "--url", &h.url]).await;
+    assert_eq!(told["decisions"][0]["because"], "no account of a fitting kind", "{told}");
+    assert_eq!(told["decisions"][0]["candidates"][1][1], "unfit", "{told}");
+    fails(&data, &["explain", "0123", "--url", &h.url], "no request of that id").await;
     h.finish().await;
 }
 
