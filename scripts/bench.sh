@@ -14,12 +14,17 @@
 # opening events, which carry nothing, until the first output, because until then it can still go to
 # another account; "+ 1st text" is what it adds to the time to the first word.
 #
+# Before that, what a choice costs: instructions by callgrind, among 10, 20 and 40 accounts, with
+# every account able and no session at home, which is the dearest case.
+#
 # --keep leaves the temporary folder and says where it is. Exit status 1: above the limit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # CPU per request may be so many times nginx's.
 readonly limit=2.0
+# Instructions of a choice among ten accounts.
+readonly choice_limit=8000
 readonly threads=2
 readonly profile="${POOLGATE_BENCH_PROFILE:-release}"
 readonly cache="${POOLGATE_CACHE:-${HOME:?set HOME or POOLGATE_CACHE}/.cache/poolgate}"
@@ -47,7 +52,30 @@ have_cargo() { command -v cargo >/dev/null; }
 have_cargo || PATH="$HOME/.cargo/bin:$PATH"
 have_cargo || fail "Rust is missing: install rustup, open a new shell, and run this again"
 cargo build --locked --profile "$profile" -p poolgate -p poolgate-sim --bins --example compare
+cargo build --locked --profile "$profile" -p poolgate-core --example choose
 readonly built="${CARGO_TARGET_DIR:-target}/$profile"
+
+# --- a choice
+
+over=""
+choose() { # accounts, times, [explained]
+    valgrind --tool=callgrind --callgrind-out-file=/dev/null "$built/examples/choose" "$@" 2>&1 |
+        sed -n 's/.*Collected : \([0-9]*\).*/\1/p'
+}
+each() { # accounts, [explained]; instructions of one choice
+    echo $((($(choose "$1" 3000 "${@:2}") - $(choose "$1" 1000 "${@:2}")) / 2000))
+}
+if command -v valgrind >/dev/null; then
+    printf 'a choice by headroom: %s\n' "instructions, and with its explanation"
+    for accounts in 10 20 40; do
+        plain=$(each "$accounts")
+        printf '  %2s accounts %8s %8s\n' "$accounts" "$plain" "$(each "$accounts" explained)"
+        [[ "$accounts" != 10 || "$plain" -le "$choice_limit" ]] || over="a choice among 10 accounts"
+    done
+    echo
+else
+    fail "no valgrind: run make bench, or scripts/setup.sh bench"
+fi
 
 # --- what is started is stopped
 
@@ -175,4 +203,5 @@ about=(
 "$built/examples/compare" --limit "$limit" "${about[@]}" ${options[@]+"${options[@]}"} \
     --target "direct,$sim,$upstream_key" \
     --target "nginx,127.0.0.1:$port,$upstream_key,$workers" \
-    --target "poolgate,$gateway,$client_key,$poolgate_pid"
+    --target "poolgate,$gateway,$client_key,$poolgate_pid" || over="${over:-CPU per request}"
+[[ -z "$over" ]] || { echo "bench: above the limit: $over" >&2; exit 1; }

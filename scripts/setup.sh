@@ -4,7 +4,7 @@
 #   build    a C compiler: some crates compile C
 #   tools    cargo-nextest and cargo-deny
 #   clients  Codex and Claude Code from npm, the OpenAI and Anthropic SDKs from PyPI
-#   bench    nginx, unpacked only: installing it would start a web server on this machine
+#   bench    valgrind; nginx, unpacked only: installing it would start a web server on this machine
 #
 # All but Debian packages goes to $POOLGATE_CACHE (~/.cache/poolgate), outside the checkout, at the
 # versions pinned in clients/. A part is done when its stamp holds the hash of what decides it, so a
@@ -41,7 +41,7 @@ is_done() {
         build) have cc && set -- ;;
         tools) set -- "$cache"/bin/cargo-{nextest,deny} ;;
         clients) set -- "$cache"/bin/{codex,claude} "$cache/venv/bin/python" ;;
-        bench) set -- "$cache/bin/nginx" ;;
+        bench) have valgrind && set -- "$cache/bin/nginx" ;;
     esac || return 1
     for program in "$@"; do [[ -x "$program" ]] || return 1; done
 }
@@ -131,6 +131,7 @@ link() { # name, pattern below node_modules
 bench() {
     rm -rf "$cache/nginx"
     mkdir -p "$cache/nginx"
+    have valgrind || debian valgrind
     say "nginx"
     if have nginx; then
         ln -sf "$(command -v nginx)" "$cache/bin/nginx"

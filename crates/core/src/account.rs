@@ -153,7 +153,8 @@ pub fn model_matches(pattern: &str, model: &str) -> bool {
         return rest.is_empty();
     };
     for part in parts {
-        match rest.find(part) {
+        // Model names are shorter than what a search would prepare.
+        match (0..=rest.len()).find(|at| rest.as_bytes()[*at..].starts_with(part.as_bytes())) {
             Some(at) => rest = &rest[at + part.len()..],
             None => return false,
         }

@@ -21,7 +21,6 @@ use std::time::Duration;
 use anyhow::Context;
 use poolgate_core::units::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
 use crate::store::Store;
 use crate::tasks::Tasks;
@@ -38,59 +37,66 @@ pub struct Begin<'a> {
     pub id: Cow<'a, str>,
     /// Milliseconds since the Unix epoch, as all times here.
     pub at: i64,
+    #[serde(rename = "k")]
     pub key: i64,
-    #[serde(borrow)]
+    #[serde(borrow, rename = "s")]
     pub surface: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, rename = "m")]
     pub model: Cow<'a, str>,
+    #[serde(rename = "t")]
     pub stream: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "a", skip_serializing_if = "Option::is_none")]
     pub account: Option<i64>,
 }
 
 /// A request that has ended, with everything known of it; `D` as in [`Ended`].
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct End<'a, D> {
-    #[serde(borrow)]
+    #[serde(borrow, rename = "b")]
     pub begin: Begin<'a>,
     /// What the client was answered; 0: it left before.
+    #[serde(rename = "u")]
     pub status: u16,
     /// `complete`, `refused`, `client_left`, `upstream_broke`.
-    #[serde(borrow)]
+    #[serde(borrow, rename = "o")]
     pub outcome: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "c", skip_serializing_if = "Option::is_none")]
     pub code: Option<Cow<'a, str>>,
     /// Waiting for an account; to the upstream's head; to the first byte for the client; in all.
+    #[serde(rename = "w")]
     pub wait_ms: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "h", skip_serializing_if = "Option::is_none")]
     pub head_ms: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "f", skip_serializing_if = "Option::is_none")]
     pub first_ms: Option<i64>,
+    #[serde(rename = "l")]
     pub total_ms: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "i", skip_serializing_if = "Option::is_none")]
     pub input: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "p", skip_serializing_if = "Option::is_none")]
     pub output: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "r", skip_serializing_if = "Option::is_none")]
     pub cache_read: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "v", skip_serializing_if = "Option::is_none")]
     pub cache_write: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "n", skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<u64>,
     /// Relayed to the client.
+    #[serde(rename = "y")]
     pub bytes: u64,
     /// Those that came to nothing; the one that answered is the request itself.
-    #[serde(borrow)]
+    #[serde(borrow, rename = "x")]
     pub failed: Vec<AttemptRecord<'a>>,
     /// The response whose state the account now holds.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "z", skip_serializing_if = "Option::is_none")]
     pub owns: Option<String>,
-    /// Why it went where it went, one for each time it was asked.
+    /// Why it went where it went, one for each time it was asked. Stands behind the JSON in its line.
+    #[serde(skip)]
     pub decisions: D,
 }
 
 /// As read back: decisions are kept as they are, and looked at only when somebody asks.
-pub type Ended<'a> = End<'a, Option<&'a RawValue>>;
+pub type Ended<'a> = End<'a, &'a str>;
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptRecord<'a> {
@@ -109,8 +115,10 @@ impl<D> End<'_, D> {
     }
 }
 
-/// A line of the spool is one of these, the request's id, and a record as JSON. The id stands apart
-/// so that a begin whose end is known need not be parsed.
+/// A line of the spool is one of these, the request's id, a record as JSON, and for an end a tab and
+/// its decisions. The id stands apart so that a begin whose end is known need not be parsed, the
+/// decisions because nobody parses them. Names in the JSON are short: each request has them written
+/// and read once.
 const BEGIN: u8 = b'B';
 const END: u8 = b'E';
 

@@ -93,17 +93,18 @@ pub fn to_client(upstream: &HeaderMap) -> HeaderMap {
 
 /// One account's limits, which would jump with every failover.
 fn is_limit(name: &str) -> bool {
-    name.starts_with("anthropic-ratelimit-")
-        || name.starts_with("x-codex-credits-")
-        || name.contains("-primary-")
-        || name.contains("-secondary-")
-        || name.ends_with("-limit-name")
+    if let Some(name) = name.strip_prefix("anthropic-") {
+        return name.starts_with("ratelimit-");
+    }
+    let Some(name) = name.strip_prefix("x-codex-") else {
+        return false;
+    };
+    name.starts_with("credits-")
+        || name.split('-').any(|word| matches!(word, "primary" | "secondary"))
+        || name.ends_with("limit-name")
         || matches!(
             name,
-            "x-codex-active-limit"
-                | "x-codex-plan-type"
-                | "x-codex-promo-message"
-                | "x-codex-rate-limit-reached-type"
+            "active-limit" | "plan-type" | "promo-message" | "rate-limit-reached-type"
         )
 }
 

@@ -129,7 +129,19 @@ impl Scan {
 
     /// Skips to the end of the string, or of the piece.
     fn in_string(&mut self, bytes: &[u8], mut at: usize, key: bool) -> Result<usize, Invalid> {
-        while let Some(block) = bytes[at..].first_chunk() {
+        // Most strings are keys and kinds, and end before this.
+        if let Some(sixteen) = bytes[at..].first_chunk() {
+            let specials = specials_of_sixteen(sixteen);
+            let special = at + specials.trailing_zeros() as usize;
+            if specials == 0 {
+                at += 16;
+            } else if let Some(end) = self.special(bytes, special, key)? {
+                return Ok(end);
+            } else {
+                at = special + 2;
+            }
+        }
+        while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
             let mut specials = specials(block);
             let mut next = at + BLOCK;
             while specials != 0 {
@@ -368,14 +380,17 @@ const BLOCK: usize = 64;
 /// One bit per byte that ends plain text, the first byte's lowest: quote, backslash, control.
 #[inline]
 fn specials(block: &[u8; BLOCK]) -> u64 {
-    let (sixteens, _) = block.as_chunks::<16>();
-    sixteens.iter().rev().fold(0, |bits, sixteen| {
-        let bytes = u8x16::new(*sixteen);
-        let is = |byte| bytes.simd_eq(u8x16::splat(byte));
-        let control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
-        let special = is(b'"') | is(b'\\') | control;
-        bits << 16 | u64::from(special.to_bitmask() & 0xffff)
-    })
+    let (sixteens, _) = block.as_chunks();
+    let join = |bits, sixteen| bits << 16 | u64::from(specials_of_sixteen(sixteen));
+    sixteens.iter().rev().fold(0, join)
+}
+
+#[inline]
+fn specials_of_sixteen(bytes: &[u8; 16]) -> u32 {
+    let bytes = u8x16::new(*bytes);
+    let is = |byte| bytes.simd_eq(u8x16::splat(byte));
+    let control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
+    (is(b'"') | is(b'\\') | control).to_bitmask() & 0xffff
 }
 
 #[cfg(test)]

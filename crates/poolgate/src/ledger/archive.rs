@@ -26,16 +26,14 @@ impl<D> super::End<'_, D> {
 
 /// `None`: nobody had to decide anything.
 pub async fn pack(ends: &[Ended<'_>]) -> io::Result<Option<Archive>> {
-    let decided = || {
-        ends.iter().filter_map(|end| Some((end, end.decisions?.get()))).filter(|(_, d)| *d != "[]")
-    };
-    let times = || decided().map(|(end, _)| end.ended_at());
+    let decided = || ends.iter().filter(|end| !matches!(end.decisions, "" | "[]"));
+    let times = || decided().map(Ended::ended_at);
     let (Some(first_end), Some(last_end)) = (times().min(), times().max()) else {
         return Ok(None);
     };
     let mut encoder = ZstdEncoder::with_quality(Vec::new(), Level::Fastest);
-    for (end, decisions) in decided() {
-        for part in [&*end.begin.id, " ", decisions, "\n"] {
+    for end in decided() {
+        for part in [&*end.begin.id, " ", end.decisions, "\n"] {
             encoder.write_all(part.as_bytes()).await?;
         }
     }
@@ -61,7 +59,6 @@ mod tests {
 
     #[tokio::test]
     async fn finds_what_was_packed() {
-        let raw = |json: &'static str| Some(serde_json::from_str(json).unwrap());
         let end = |id: &'static str, at, decisions| Ended {
             begin: Begin { id: id.into(), at, ..Begin::default() },
             total_ms: 5,
@@ -69,10 +66,10 @@ mod tests {
             ..Ended::default()
         };
         let ends = [
-            end("a", 10, raw(r#"[{"at":1}]"#)),
-            end("ab", 30, raw(r#"[{"at":2}]"#)),
-            end("b", 99, raw("[]")),
-            end("c", 99, None),
+            end("a", 10, r#"[{"at":1}]"#),
+            end("ab", 30, r#"[{"at":2}]"#),
+            end("b", 99, "[]"),
+            end("c", 99, ""),
         ];
         let archive = pack(&ends).await.unwrap().unwrap();
         assert_eq!((archive.first_end, archive.last_end), (15, 35));

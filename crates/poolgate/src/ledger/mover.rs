@@ -88,7 +88,8 @@ impl Mover {
         let Some(batch) = self.next_batch()? else {
             return Ok(Moved::Nothing);
         };
-        let (begins, ends) = parse(&batch.lines).await;
+        let lines = String::from_utf8_lossy(&batch.lines);
+        let (begins, ends) = parse(&lines).await;
         let decisions = archive::pack(&ends).await?;
         self.store.record(&begins, &ends, decisions.as_ref(), batch.position).await?;
         let finished = self.position.segment;
@@ -147,21 +148,22 @@ fn read_lines(mut file: &File, offset: u64) -> io::Result<Vec<u8>> {
 }
 
 /// A begin whose end is in the same batch needs no row of its own, and is not looked at.
-async fn parse(bytes: &[u8]) -> (Vec<Begin<'_>>, Vec<Ended<'_>>) {
+async fn parse(text: &str) -> (Vec<Begin<'_>>, Vec<Ended<'_>>) {
     let (mut begun, mut ends) = (Vec::new(), Vec::new());
     let mut start = 0;
-    for (n, end) in memchr::memchr_iter(b'\n', bytes).enumerate() {
-        let line = &bytes[start..end];
+    for (n, end) in memchr::memchr_iter(b'\n', text.as_bytes()).enumerate() {
+        let line = &text[start..end];
         start = end + 1;
         match Line::split(line) {
             _ if line.is_empty() => {}
-            Some(Line { kind: BEGIN, id, json }) => begun.push((id, json)),
-            Some(Line { kind: END, id, json }) => match serde_json::from_slice::<Ended<'_>>(json) {
-                Ok(mut end) => {
+            Some(Line { kind: BEGIN, id, json, .. }) => begun.push((id, json)),
+            Some(Line { kind: END, id, json, decisions }) => match Line::ended(json) {
+                Some(mut end) => {
                     end.begin.id = id.into();
+                    end.decisions = decisions;
                     ends.push(end);
                 }
-                Err(_) => damaged(line),
+                None => damaged(line),
             },
             _ => damaged(line),
         }
@@ -172,7 +174,7 @@ async fn parse(bytes: &[u8]) -> (Vec<Begin<'_>>, Vec<Ended<'_>>) {
     let ended: HashSet<&str> = ends.iter().map(|end| end.begin.id.as_ref()).collect();
     let mut begins = Vec::new();
     for (id, json) in begun.into_iter().filter(|(id, _)| !ended.contains(id)) {
-        match serde_json::from_slice::<Begin<'_>>(json) {
+        match serde_json::from_str::<Begin<'_>>(json) {
             Ok(begin) => begins.push(Begin { id: id.into(), ..begin }),
             Err(_) => damaged(json),
         }
@@ -183,19 +185,26 @@ async fn parse(bytes: &[u8]) -> (Vec<Begin<'_>>, Vec<Ended<'_>>) {
 struct Line<'a> {
     kind: u8,
     id: &'a str,
-    json: &'a [u8],
+    json: &'a str,
+    decisions: &'a str,
 }
 
 impl<'a> Line<'a> {
-    fn split(line: &'a [u8]) -> Option<Self> {
-        let (kind, rest) = line.split_first()?;
-        let (id, json) = rest.split_at(memchr::memchr(b'{', rest)?);
-        Some(Self { kind: *kind, id: std::str::from_utf8(id).ok()?, json })
+    fn split(line: &'a str) -> Option<Self> {
+        let kind = *line.as_bytes().first().filter(|kind| kind.is_ascii())?;
+        let (id, rest) = line[1..].split_at(line[1..].find('{')?);
+        let tab = memchr::memrchr(b'\t', rest.as_bytes());
+        let (json, decisions) = tab.map_or((rest, ""), |tab| (&rest[..tab], &rest[tab + 1..]));
+        Some(Self { kind, id, json, decisions })
+    }
+
+    fn ended(json: &'a str) -> Option<Ended<'a>> {
+        serde_json::from_str(json).ok()
     }
 }
 
 /// Torn by a full disk or a power cut.
-fn damaged(line: &[u8]) {
+fn damaged(line: &str) {
     tracing::warn!(bytes = line.len(), "skipped a damaged line of the spool");
 }
 

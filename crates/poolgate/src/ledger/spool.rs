@@ -16,7 +16,7 @@ use crate::store::SpoolPosition;
 /// A new segment is begun beyond this size; segments taken over whole are deleted.
 const SEGMENT_MAX: u64 = 16 << 20;
 /// Few lines are longer.
-const LINE: usize = 512;
+const LINE: usize = 1024;
 
 #[derive(Debug)]
 pub struct Spool {
@@ -76,11 +76,11 @@ impl Spool {
     }
 
     pub fn begin(&self, begin: &Begin<'_>) -> io::Result<()> {
-        self.append(BEGIN, &begin.id, begin)
+        self.append(BEGIN, &begin.id, begin, None::<&()>)
     }
 
     pub fn end(&self, end: &End<'_, impl Serialize>) -> io::Result<()> {
-        self.append(END, &end.begin.id, end)
+        self.append(END, &end.begin.id, end, Some(&end.decisions))
     }
 
     /// Whether another request may be taken on.
@@ -103,11 +103,22 @@ impl Spool {
 
     /// One `write`, so that lines of two threads never mix. It begins with a line feed too: a line
     /// torn by a full disk must not take the next one with it.
-    fn append(&self, kind: u8, id: &str, record: &impl Serialize) -> io::Result<()> {
+    fn append(
+        &self,
+        kind: u8,
+        id: &str,
+        record: &impl Serialize,
+        decisions: Option<&impl Serialize>,
+    ) -> io::Result<()> {
         let mut line = Vec::with_capacity(LINE);
         line.extend([b'\n', kind]);
         line.extend(id.as_bytes());
         serde_json::to_writer(&mut line, record)?;
+        if let Some(decisions) = decisions {
+            // JSON has no tab of its own: in text it is escaped.
+            line.push(b'\t');
+            serde_json::to_writer(&mut line, decisions)?;
+        }
         line.push(b'\n');
         let bytes = u64::try_from(line.len()).unwrap_or(0);
         let writer = self.writer.read();
