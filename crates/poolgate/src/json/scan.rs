@@ -95,10 +95,25 @@ impl Scan {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Invalid> {
         self.check_utf8(bytes)?;
         let mut at = 0;
-        while at < bytes.len() {
-            at = match self.state {
-                State::InString { key } => self.in_string(bytes, at, key)?,
-                _ => self.step(bytes[at], at)?,
+        while let Some(&byte) = bytes.get(at) {
+            at = match (self.state, byte) {
+                (State::InString { key }, _) => self.in_string(bytes, at, key)?,
+                // What most tokens of a prompt are; the same as `step` would do.
+                (State::Colon, b':') => {
+                    self.state = State::Value;
+                    at + 1
+                }
+                (State::CommaOrEnd, b',') => {
+                    self.state = if self.in_object() { State::Key } else { State::Value };
+                    at + 1
+                }
+                (State::Value, b'"') if self.depth > 1 => {
+                    self.in_string_from(bytes, at + 1, false)?
+                }
+                (State::Key | State::KeyOrEnd, b'"') if self.depth > 1 => {
+                    self.in_string_from(bytes, at + 1, true)?
+                }
+                _ => self.step(byte, at)?,
             };
         }
         self.before += bytes.len();
@@ -125,6 +140,11 @@ impl Scan {
 
     fn wrong(&self, at: usize) -> Invalid {
         Invalid::Syntax(format!("unexpected byte at position {}", self.before + at))
+    }
+
+    fn in_string_from(&mut self, bytes: &[u8], at: usize, key: bool) -> Result<usize, Invalid> {
+        self.state = State::InString { key };
+        self.in_string(bytes, at, key)
     }
 
     /// Skips to the end of the string, or of the piece.

@@ -1,5 +1,6 @@
 //! The reading side: carries lines from the spool into the store.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
@@ -88,7 +89,11 @@ impl Mover {
         let Some(batch) = self.next_batch()? else {
             return Ok(Moved::Nothing);
         };
-        let lines = String::from_utf8_lossy(&batch.lines);
+        // Checked once, which is cheaper than text by text; a torn line may hold half a character.
+        let lines = match std::str::from_utf8(&batch.lines) {
+            Ok(lines) => Cow::Borrowed(lines),
+            Err(_) => String::from_utf8_lossy(&batch.lines),
+        };
         let (begins, ends) = parse(&lines).await;
         let decisions = archive::pack(&ends).await?;
         self.store.record(&begins, &ends, decisions.as_ref(), batch.position).await?;
