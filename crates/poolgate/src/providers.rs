@@ -1,10 +1,12 @@
-//! What the two protocol families put on the wire, read into our words: quota headers, error
-//! bodies, events and token counts. Sync functions over plain data; nothing here does I/O.
+//! What the two protocol families put on the wire, read into our words: quota headers, usage
+//! answers, error bodies, events and token counts. Sync functions over plain data; nothing here does I/O.
 
 pub mod anthropic;
 pub mod fields;
 pub mod openai;
+mod pair;
 pub mod tap;
+pub mod usage;
 
 use http::HeaderMap;
 use poolgate_core::account::Family;
@@ -13,6 +15,7 @@ use poolgate_core::units::Timestamp;
 
 pub use fields::ErrorFields;
 pub use tap::Tap;
+pub use usage::{Credits, Usage};
 
 /// Quota windows in the headers of an answer, good or bad.
 pub fn readings(family: Family, headers: &HeaderMap, now: Timestamp) -> Vec<Reading> {

@@ -1,8 +1,11 @@
 //! Anthropic's unified limit headers.
 //!
 //! `anthropic-ratelimit-unified-{5h,7d,7d_oi}-{utilization,reset,status}`: utilization is a fraction
-//! 0–1, reset Unix seconds (as Claude Code 2.1.330 reads them, 2026-11). `7d_oi` is a limit of
-//! one model family, never the account's own.
+//! 0–1, reset Unix seconds (as Claude Code 2.1.330 reads them, 2026-11), or milliseconds (as sub2api
+//! 0.1.179 has met them). `7d_oi` is a limit of one model family, never the account's own.
+//!
+//! A refusal may leave out the windows and name only its claim and one reset for all; then the claimed
+//! window is spent until that.
 
 use std::time::Duration;
 
@@ -12,28 +15,76 @@ use poolgate_core::units::{Fraction, Timestamp};
 
 use super::{number, text};
 
-const WINDOWS: [(&str, Duration, Option<&str>); 3] =
-    [("5h", FIVE_HOURS, None), ("7d", WEEK, None), ("7d_oi", WEEK, Some("7d_oi"))];
+struct Name {
+    header: &'static str,
+    /// In `representative-claim`.
+    claim: &'static str,
+    length: Duration,
+    /// A model family's own.
+    named: Option<&'static str>,
+}
+
+const WINDOWS: [Name; 3] = [
+    Name { header: "5h", claim: "five_hour", length: FIVE_HOURS, named: None },
+    Name { header: "7d", claim: "seven_day", length: WEEK, named: None },
+    Name {
+        header: "7d_oi",
+        claim: "seven_day_overage_included",
+        length: WEEK,
+        named: Some("7d_oi"),
+    },
+];
+
+/// No reset in seconds is as large, and no reset in milliseconds as small.
+const MILLISECONDS_FROM: i64 = 100_000_000_000;
 
 pub fn readings(headers: &HeaderMap) -> Vec<Reading> {
-    let of = |(window, length, named): &(&str, Duration, Option<&str>)| {
-        let name = |part: &str| format!("anthropic-ratelimit-unified-{window}-{part}");
-        let rejected = text(headers, &name("status")) == Some("rejected");
-        let used = number(headers, &name("utilization"))
-            .and_then(Fraction::from_share)
-            // A refusal without a number still says that the window is spent.
-            .or(rejected.then_some(Fraction::ONE));
-        let resets_at = number::<i64>(headers, &name("reset"))
-            .filter(|seconds| *seconds > 0)
-            .and_then(Timestamp::from_unix_seconds);
-        (used.is_some() || resets_at.is_some()).then(|| Reading {
-            limit: named.map_or(Limit::Ordinary, |name| Limit::Named(name.to_owned())),
-            length: *length,
-            used,
-            resets_at,
-        })
-    };
-    WINDOWS.iter().filter_map(of).collect()
+    let mut readings: Vec<Reading> =
+        WINDOWS.iter().filter_map(|name| of_window(headers, name)).collect();
+    let spent = |r: &Reading| r.used == Some(Fraction::ONE);
+    if !readings.iter().any(spent)
+        && let Some(claimed) = claimed(headers)
+    {
+        readings.retain(|r| (&r.limit, r.length) != (&claimed.limit, claimed.length));
+        readings.push(claimed);
+    }
+    readings
+}
+
+fn of_window(headers: &HeaderMap, name: &Name) -> Option<Reading> {
+    let header = |part: &str| format!("anthropic-ratelimit-unified-{}-{part}", name.header);
+    let rejected = text(headers, &header("status")) == Some("rejected");
+    let used = number(headers, &header("utilization"))
+        .and_then(Fraction::from_share)
+        // A refusal without a number still says that the window is spent.
+        .or(rejected.then_some(Fraction::ONE));
+    let resets_at = reset(headers, &header("reset"));
+    (used.is_some() || resets_at.is_some()).then(|| name.reading(used, resets_at))
+}
+
+/// The window that a refusal says it is about, with the reset it names for the whole.
+fn claimed(headers: &HeaderMap) -> Option<Reading> {
+    let of_all = |part: &str| format!("anthropic-ratelimit-unified-{part}");
+    if text(headers, &of_all("status")) != Some("rejected") {
+        return None;
+    }
+    let claim = text(headers, &of_all("representative-claim"))?;
+    let name = WINDOWS.iter().find(|name| name.claim == claim || name.header == claim)?;
+    let own = reset(headers, &of_all(&format!("{}-reset", name.header)));
+    let resets_at = own.or_else(|| reset(headers, &of_all("reset")))?;
+    Some(name.reading(Some(Fraction::ONE), Some(resets_at)))
+}
+
+impl Name {
+    fn reading(&self, used: Option<Fraction>, resets_at: Option<Timestamp>) -> Reading {
+        let limit = self.named.map_or(Limit::Ordinary, |name| Limit::Named(name.to_owned()));
+        Reading { limit, length: self.length, used, resets_at }
+    }
+}
+
+fn reset(headers: &HeaderMap, name: &str) -> Option<Timestamp> {
+    let told = number::<i64>(headers, name).filter(|told| *told > 0)?;
+    Timestamp::from_unix_seconds(if told > MILLISECONDS_FROM { told / 1000 } else { told })
 }
 
 #[cfg(test)]
@@ -56,28 +107,35 @@ mod tests {
     }
 
     #[test]
+    #[rustfmt::skip]
     fn fractions_are_fractions() {
         let at = 1_795_313_303;
-        let cases: [(&str, &[(&str, &str)], Vec<_>); 5] = [
-            (
-                "both windows",
+        let own = |hours, used, reset| (Limit::Ordinary, hours, used, reset);
+        let family = |used, reset| (Limit::Named("7d_oi".into()), 168, used, reset);
+        let cases: [(&str, &[(&str, &str)], Vec<_>); 15] = [
+            ("both windows",
                 &[("5h-utilization", "0.12"), ("5h-reset", "1795313303"), ("7d-utilization", "1")],
-                vec![
-                    (Limit::Ordinary, 5, Some(12.0), Some(at)),
-                    (Limit::Ordinary, 168, Some(100.0), None),
-                ],
-            ),
-            (
-                "a model family's limit is not the account's",
-                &[("7d_oi-utilization", "0.5")],
-                vec![(Limit::Named("7d_oi".into()), 168, Some(50.0), None)],
-            ),
-            (
-                "rejected",
-                &[("5h-status", "rejected")],
-                vec![(Limit::Ordinary, 5, Some(100.0), None)],
-            ),
-            ("malformed", &[("5h-utilization", "x"), ("5h-reset", "-3")], vec![]),
+                vec![own(5, Some(12.0), Some(at)), own(168, Some(100.0), None)]),
+            ("0.01 is one percent", &[("5h-utilization", "0.01")], vec![own(5, Some(1.0), None)]),
+            ("a model family's limit is not the account's", &[("7d_oi-utilization", "0.5")], vec![family(Some(50.0), None)]),
+            ("its threshold is a number, not a verdict", &[("7d_oi-surpassed-threshold", "0.9")], vec![]),
+            ("sub2api R7: rejected",
+                &[("5h-status", "rejected"), ("5h-reset", "1795313303")], vec![own(5, Some(100.0), Some(at))]),
+            ("sub2api R8: both rejected",
+                &[("5h-status", "rejected"), ("7d-status", "rejected")], vec![own(5, Some(100.0), None), own(168, Some(100.0), None)]),
+            ("sub2api R9: a family's, rejected", &[("7d_oi-status", "rejected")], vec![family(Some(100.0), None)]),
+            ("sub2api R11: milliseconds", &[("5h-reset", "1795313303000")], vec![own(5, None, Some(at))]),
+            ("sub2api R12: allowed", &[("5h-status", "allowed"), ("5h-utilization", "0.02")], vec![own(5, Some(2.0), None)]),
+            ("only a claim and a reset for all",
+                &[("status", "rejected"), ("representative-claim", "seven_day"), ("reset", "1795313303")],
+                vec![own(168, Some(100.0), Some(at))]),
+            ("a claim beside a window that says less",
+                &[("status", "rejected"), ("representative-claim", "5h"), ("5h-utilization", "0.99"), ("5h-reset", "1795313303")],
+                vec![own(5, Some(100.0), Some(at))]),
+            ("a claim without a refusal",
+                &[("status", "allowed_warning"), ("representative-claim", "five_hour"), ("reset", "1795313303")], vec![]),
+            ("multiplexer 18.2 #24: a refusal without claim or reset", &[("status", "rejected")], vec![]),
+            ("multiplexer 18.2 #24: malformed", &[("5h-utilization", "x"), ("5h-reset", "-3")], vec![]),
             ("nothing", &[("status", "allowed")], vec![]),
         ];
         for (name, headers, want) in cases {

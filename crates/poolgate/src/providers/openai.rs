@@ -3,73 +3,92 @@
 //! `x-codex-{primary,secondary}-{used-percent,window-minutes,reset-at}`, and the same under
 //! `x-codex-<name>-…` for additional limits (as Codex CLI 0.169.0 reads them,
 //! 2026-11). Percent are 0–100 and mean *used*. Each header counts on its own: a malformed
-//! one is as good as absent. A window with 0 percent, no length and no reset is no window.
+//! one is as good as absent. How a pair of them becomes windows is in `pair`.
 
 use std::time::Duration;
 
 use http::HeaderMap;
-use poolgate_core::quota::{FIVE_HOURS, Limit, Reading, WEEK};
-use poolgate_core::units::{Fraction, Timestamp};
+use poolgate_core::quota::{Limit, Reading};
+use poolgate_core::units::Timestamp;
 
-use super::number;
+use super::pair::{Half, pair};
+use super::{Credits, number, text};
 
 const USED: &str = "-used-percent";
 
 pub fn readings(headers: &HeaderMap, now: Timestamp) -> Vec<Reading> {
-    let mut readings = Vec::new();
-    for name in headers.keys() {
-        let Some(window) = name.as_str().strip_suffix(USED) else {
-            continue;
-        };
-        let Some(window_name) = window.strip_prefix("x-") else {
-            continue;
-        };
-        let (limit, default_length) = match window_name.strip_suffix("-primary") {
-            Some(limit) => (limit, FIVE_HOURS),
-            None => match window_name.strip_suffix("-secondary") {
-                Some(limit) => (limit, WEEK),
-                None => continue,
-            },
-        };
-        let used = number::<f64>(headers, name.as_str()).and_then(Fraction::from_percent);
-        let minutes = number::<u64>(headers, &format!("{window}-window-minutes"));
-        let resets_at = number(headers, &format!("{window}-reset-at"))
-            .and_then(Timestamp::from_unix_seconds)
-            .or_else(|| {
-                let seconds: i64 = number(headers, &format!("{window}-reset-after-seconds"))?;
-                Some(now.plus(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
-            });
-        if minutes.is_none() && resets_at.is_none() && used.is_none_or(|u| u == Fraction::ZERO) {
-            continue;
-        }
-        readings.push(Reading {
-            limit: if limit == "codex" {
-                Limit::Ordinary
-            } else {
-                Limit::Named(limit.replace('-', "_"))
-            },
-            length: minutes.filter(|m| *m > 0).map_or(default_length, Duration::from_mins),
-            used,
-            resets_at,
-        });
+    let mut limits: Vec<&str> = headers.keys().filter_map(|name| limit_of(name.as_str())).collect();
+    limits.sort_unstable();
+    limits.dedup();
+    limits.into_iter().flat_map(|limit| of_limit(headers, limit, now)).collect()
+}
+
+/// `x-<limit>-primary-used-percent` → `<limit>`. A window exists only when this header does.
+fn limit_of(name: &str) -> Option<&str> {
+    let window = name.strip_suffix(USED)?.strip_prefix("x-")?;
+    window.strip_suffix("-primary").or_else(|| window.strip_suffix("-secondary"))
+}
+
+fn of_limit(headers: &HeaderMap, limit: &str, now: Timestamp) -> Vec<Reading> {
+    let half = |position: &str| {
+        let name = |part: &str| format!("x-{limit}-{position}{part}");
+        headers.contains_key(name(USED)).then(|| Half {
+            used_percent: number(headers, &name(USED)),
+            length: number(headers, &name("-window-minutes")).map(Duration::from_mins),
+            resets_at: number(headers, &name("-reset-at")),
+            resets_in: number(headers, &name("-reset-after-seconds")),
+        })
+    };
+    pair(&named(limit), half("primary"), half("secondary"), now)
+}
+
+fn named(limit: &str) -> Limit {
+    if limit == "codex" { Limit::Ordinary } else { Limit::Named(limit.replace('-', "_")) }
+}
+
+/// The additional limit that a refusal says is spent; `None`: the ordinary one, or none named.
+pub fn active_limit(headers: &HeaderMap) -> Option<String> {
+    let name = text(headers, "x-codex-active-limit")?.to_ascii_lowercase().replace('_', "-");
+    match named(&name) {
+        Limit::Named(name) if !name.is_empty() => Some(name),
+        _ => None,
     }
-    readings
+}
+
+/// Both flags are needed (Codex CLI 0.169.0 reads them so, 2026-11).
+pub fn credits(headers: &HeaderMap) -> Option<Credits> {
+    let flag = |name: &str| match text(headers, name)?.to_ascii_lowercase().as_str() {
+        "true" | "1" => Some(true),
+        "false" | "0" => Some(false),
+        _ => None,
+    };
+    let balance = text(headers, "x-codex-credits-balance").filter(|text| !text.is_empty());
+    Some(Credits {
+        has_credits: flag("x-codex-credits-has-credits")?,
+        unlimited: flag("x-codex-credits-unlimited")?,
+        balance: balance.map(str::to_owned),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use poolgate_core::units::Fraction;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_795_300_000_000);
 
-    fn read(
-        headers: &[(&'static str, &'static str)],
-    ) -> Vec<(Limit, u64, Option<f64>, Option<i64>)> {
-        let headers: HeaderMap = headers
+    fn map(headers: &[(&str, &str)]) -> HeaderMap {
+        headers
             .iter()
-            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
-            .collect::<HeaderMap>();
-        let mut readings: Vec<_> = readings(&headers, NOW)
+            .map(|(name, value)| {
+                (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap())
+            })
+            .collect()
+    }
+
+    fn read(headers: &[(&str, &str)]) -> Vec<(Limit, u64, Option<f64>, Option<i64>)> {
+        let mut readings: Vec<_> = readings(&map(headers), NOW)
             .into_iter()
             .map(|r| {
                 let reset = r.resets_at.map(Timestamp::unix_seconds);
@@ -80,6 +99,7 @@ mod tests {
         readings
     }
 
+    /// sub2api C1.
     #[test]
     fn a_fresh_account_that_reports_one_percent_is_one_percent_used() {
         let swapped = [
@@ -94,44 +114,86 @@ mod tests {
     }
 
     #[test]
+    #[rustfmt::skip]
     fn reads_what_is_there() {
-        let reset = ("x-codex-primary-reset-at", "1795312935");
-        let cases: [(&str, &[(&str, &str)], Vec<_>); 6] = [
-            (
-                "by position without a length",
-                &[("x-codex-primary-used-percent", "7.5"), reset],
-                vec![(Limit::Ordinary, 300, Some(7.5), Some(1_795_312_935))],
-            ),
-            (
-                "seconds from now",
-                &[
-                    ("x-codex-secondary-used-percent", "3"),
-                    ("x-codex-secondary-reset-after-seconds", "60"),
-                ],
-                vec![(Limit::Ordinary, 10_080, Some(3.0), Some(1_795_300_060))],
-            ),
-            (
-                "another limit",
-                &[
-                    ("x-codex-bengalfox-primary-used-percent", "9"),
-                    ("x-codex-bengalfox-primary-window-minutes", "300"),
-                ],
-                vec![(Limit::Named("codex_bengalfox".into()), 300, Some(9.0), None)],
-            ),
-            (
-                "nonsense is absence",
-                &[("x-codex-primary-used-percent", "many"), reset],
-                vec![(Limit::Ordinary, 300, None, Some(1_795_312_935))],
-            ),
+        type Row = (Limit, u64, Option<f64>, Option<i64>);
+        let five = |used, reset| (Limit::Ordinary, 300, used, reset);
+        let week = |used, reset| (Limit::Ordinary, 10_080, used, reset);
+        let other = |name: &str, minutes, used| (Limit::Named(name.into()), minutes, used, None);
+        let cases: [(&str, &[(&str, &str)], Vec<Row>); 11] = [
+            ("sub2api C2: in order",
+                &[("x-codex-primary-used-percent", "10"), ("x-codex-primary-window-minutes", "300"),
+                  ("x-codex-secondary-used-percent", "40"), ("x-codex-secondary-window-minutes", "10080")],
+                vec![five(Some(10.0), None), week(Some(40.0), None)]),
+            ("sub2api C3: swapped, with resets from now",
+                &[("x-codex-primary-used-percent", "88"), ("x-codex-primary-window-minutes", "10080"), ("x-codex-primary-reset-after-seconds", "86400"),
+                  ("x-codex-secondary-used-percent", "12"), ("x-codex-secondary-window-minutes", "300"), ("x-codex-secondary-reset-after-seconds", "3600")],
+                vec![five(Some(12.0), Some(1_795_303_600)), week(Some(88.0), Some(1_795_386_400))]),
+            ("sub2api C5: only a secondary one",
+                &[("x-codex-secondary-used-percent", "5"), ("x-codex-secondary-window-minutes", "10080")],
+                vec![week(Some(5.0), None)]),
+            ("sub2api C6: only a primary one",
+                &[("x-codex-primary-used-percent", "5"), ("x-codex-primary-window-minutes", "300")],
+                vec![five(Some(5.0), None)]),
+            ("sub2api C7: a reset in the past is now",
+                &[("x-codex-secondary-used-percent", "5"), ("x-codex-secondary-reset-after-seconds", "-15")],
+                vec![week(Some(5.0), Some(1_795_300_000))]),
+            ("sub2api C8: nonsense is absence",
+                &[("x-codex-primary-used-percent", "abc"), ("x-codex-primary-window-minutes", "300")],
+                vec![five(None, None)]),
+            ("sub2api C9: no such headers",
+                &[("x-codex-turn-state", "1"), ("x-used-percent", "4")], vec![]),
+            ("a monthly one",
+                &[("x-codex-primary-used-percent", "5"), ("x-codex-primary-window-minutes", "43200")],
+                vec![(Limit::Ordinary, 43_200, Some(5.0), None)]),
+            ("an absolute reset wins",
+                &[("x-codex-primary-used-percent", "7.5"), ("x-codex-primary-reset-at", "1795312935"), ("x-codex-primary-reset-after-seconds", "5")],
+                vec![five(Some(7.5), Some(1_795_312_935))]),
+            ("another limit",
+                &[("x-codex-bengalfox-primary-used-percent", "9"), ("x-codex-bengalfox-primary-window-minutes", "300"), ("x-codex-bengalfox-limit-name", "Spark")],
+                vec![other("codex_bengalfox", 300, Some(9.0))]),
             ("no window", &[("x-codex-primary-used-percent", "0")], vec![]),
-            ("other headers", &[("x-codex-turn-state", "1"), ("x-used-percent", "4")], vec![]),
         ];
         for (name, headers, want) in cases {
-            let headers: Vec<(&'static str, &'static str)> = headers
-                .iter()
-                .map(|(n, v)| (&*n.to_string().leak(), &*v.to_string().leak()))
-                .collect();
-            assert_eq!(read(&headers), want, "{name}");
+            assert_eq!(read(headers), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn reads_the_limit_that_is_named() {
+        let cases = [
+            ("codex", None),
+            ("", None),
+            (" Codex_Bengalfox ", Some("codex_bengalfox")),
+            ("codex-other", Some("codex_other")),
+        ];
+        for (value, want) in cases {
+            let got = active_limit(&map(&[("x-codex-active-limit", value)]));
+            assert_eq!(got.as_deref(), want, "{value}");
+        }
+        assert_eq!(active_limit(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn reads_credits_only_with_both_flags() {
+        let has = ("x-codex-credits-has-credits", "True");
+        let unlimited = ("x-codex-credits-unlimited", "0");
+        let empty = ("x-codex-credits-balance", "");
+        let balance = ("x-codex-credits-balance", "12.50");
+        let credits = |balance: Option<&str>| Credits {
+            has_credits: true,
+            unlimited: false,
+            balance: balance.map(str::to_owned),
+        };
+        let cases = [
+            (vec![has, unlimited, balance], Some(credits(Some("12.50")))),
+            (vec![has, unlimited, empty], Some(credits(None))),
+            (vec![has, balance], None),
+            (vec![unlimited], None),
+            (vec![has, ("x-codex-credits-unlimited", "maybe")], None),
+        ];
+        for (headers, want) in cases {
+            assert_eq!(super::credits(&map(&headers)), want, "{headers:?}");
         }
     }
 }
