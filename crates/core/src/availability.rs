@@ -204,6 +204,11 @@ fn gated(account: &Account, gate: &Gate, now: Timestamp) -> Result<Fit, Reason> 
     }
 }
 
+/// Every ordinary window that is known leaves room for new work.
+pub fn is_below_caps(account: &Account, now: Timestamp) -> bool {
+    account.quota.ordinary().all(|w| w.used_at(now) < w.cap(account.caps))
+}
+
 /// Of several spent windows the one that resets last decides: until then none of it helps.
 ///
 /// A snapshot two hours old no longer pauses the account. Whoever is being served keeps its snapshot
@@ -221,7 +226,7 @@ fn spent(account: &Account, now: Timestamp) -> Result<Fit, Reason> {
             Reason::Capped { until: w.resets_at }
         });
     }
-    if account.quota.ordinary().find(full).is_none() {
+    if is_below_caps(account, now) {
         return Ok(Fit::Ready);
     }
     match account.probing_until {
@@ -231,211 +236,5 @@ fn spent(account: &Account, now: Timestamp) -> Result<Fit, Reason> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
-
-    pub const NOW: Timestamp = Timestamp(1_000_000_000);
-
-    pub fn later(seconds: u64) -> Timestamp {
-        NOW.plus(Duration::from_secs(seconds))
-    }
-
-    pub fn account(id: i64) -> Account {
-        Account {
-            id: AccountId(id),
-            kind: Kind::Codex,
-            speaks: Speaks::default(),
-            priority: 0,
-            plan: None,
-            weight: 1.0,
-            caps: Caps::default(),
-            models: vec![],
-            max_in_flight: 0,
-            paused: false,
-            has_credential: true,
-            quota: Quota::default(),
-            health: Health::default(),
-            in_flight: 0,
-            probing_until: None,
-        }
-    }
-
-    /// An account with shares used of the 5-hour and weekly windows, which reset in 1 h and 24 h.
-    pub fn used(id: i64, five_hour: f64, weekly: f64) -> Account {
-        let window = |length, percent, resets_at| Reading {
-            limit: Limit::Ordinary,
-            length,
-            used: Fraction::from_percent(percent),
-            resets_at: Some(resets_at),
-        };
-        let mut account = account(id);
-        let readings =
-            [window(FIVE_HOURS, five_hour, later(3600)), window(WEEK, weekly, later(86_400))];
-        account.quota.merge(&readings, Source::Poll, NOW);
-        account
-    }
-
-    const ASK: Ask<'static> = Ask { surface: Surface::Responses, model: "gpt-5.5", gate: None };
-
-    fn with(change: impl FnOnce(&mut Account)) -> Account {
-        let mut account = account(1);
-        change(&mut account);
-        account
-    }
-
-    #[test]
-    fn says_no_for_one_reason_at_a_time() {
-        let cases = [
-            ("nothing known", account(1), Ok(Fit::Ready)),
-            ("plenty left", used(1, 10.0, 20.0), Ok(Fit::Ready)),
-            ("wrong kind", with(|a| a.kind = Kind::Claude), Err(Reason::Unfit)),
-            ("paused", with(|a| a.paused = true), Err(Reason::Paused)),
-            ("no credential", with(|a| a.has_credential = false), Err(Reason::Unavailable)),
-            ("other models", with(|a| a.models = vec!["o*".into()]), Err(Reason::NotAllowed)),
-            ("this model", with(|a| a.models = vec!["gpt-*".into()]), Ok(Fit::Ready)),
-            (
-                "stopped",
-                with(|a| a.health.stop = Some(Stop::Deactivated)),
-                Err(Reason::Stopped(Stop::Deactivated)),
-            ),
-            (
-                "cooling",
-                with(|a| a.health.block(Cause::Rate, later(9), NOW)),
-                Err(Reason::Cooling { cause: Cause::Rate, until: later(9) }),
-            ),
-            (
-                "cooled",
-                with(|a| {
-                    a.health.block(Cause::Rate, NOW, NOW.minus(Duration::from_secs(5)));
-                }),
-                Ok(Fit::Ready),
-            ),
-            (
-                "model cooling",
-                with(|a| a.health.model_missing("gpt-5.5", NOW)),
-                Err(Reason::Model { until: later(1800), missing: true }),
-            ),
-            ("other model cooling", with(|a| a.health.model_missing("gpt-6", NOW)), Ok(Fit::Ready)),
-            (
-                "errors",
-                with(|a| (0..3).for_each(|_| a.health.error(NOW))),
-                Err(Reason::Backoff { until: later(30) }),
-            ),
-            (
-                "spent for the week",
-                used(1, 20.0, 100.0),
-                Err(Reason::Exhausted { until: Some(later(86_400)) }),
-            ),
-            ("capped", used(1, 99.5, 20.0), Err(Reason::Capped { until: Some(later(3600)) })),
-            (
-                "both spent: the later reset counts",
-                used(1, 100.0, 100.0),
-                Err(Reason::Exhausted { until: Some(later(86_400)) }),
-            ),
-            (
-                "full",
-                with(|a| {
-                    a.max_in_flight = 2;
-                    a.in_flight = 2;
-                }),
-                Err(Reason::Busy),
-            ),
-        ];
-        for (name, account, want) in cases {
-            assert_eq!(availability(&account, ASK, NOW), want, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_reset_frees_the_window_by_itself() {
-        let account = used(1, 100.0, 10.0);
-        assert!(availability(&account, ASK, later(3599)).is_err());
-        assert_eq!(availability(&account, ASK, later(3600)), Ok(Fit::Ready));
-    }
-
-    /// sub2api P10–P15, P17, P19.
-    #[test]
-    fn a_stale_snapshot_lets_one_request_find_out() {
-        let hours = |n| NOW.plus(Duration::from_hours(n));
-        let mut poisoned = account(1);
-        let reading = Reading {
-            limit: Limit::Ordinary,
-            length: WEEK,
-            used: Fraction::from_percent(99.0),
-            resets_at: Some(hours(100)),
-        };
-        poisoned.quota.merge(std::slice::from_ref(&reading), Source::Answer, NOW);
-        let capped = Err(Reason::Capped { until: Some(hours(100)) });
-        let just_before = hours(2).minus(Duration::from_millis(1));
-        assert_eq!(availability(&poisoned, ASK, just_before), capped, "fresh: paused");
-        assert_eq!(availability(&poisoned, ASK, hours(2)), Ok(Fit::Probe), "exactly 2 h is stale");
-        poisoned.probing_until = Some(hours(3));
-        let probing = Err(Reason::Probing { until: hours(3) });
-        assert_eq!(availability(&poisoned, ASK, hours(2)), probing, "one at a time");
-        assert_eq!(availability(&poisoned, ASK, hours(3)), Ok(Fit::Probe), "the lease ends");
-        let mut served = poisoned.clone();
-        served.quota.merge(std::slice::from_ref(&reading), Source::Answer, hours(3));
-        assert_eq!(availability(&served, ASK, hours(3)), capped, "still so: paused again");
-        let healed = Reading { used: Fraction::from_percent(5.0), ..reading };
-        poisoned.quota.merge(&[healed], Source::Poll, hours(3));
-        assert_eq!(availability(&poisoned, ASK, hours(3)), Ok(Fit::Ready), "healed");
-    }
-
-    /// codex-lb F1–F6, Q1–Q6, Q14.
-    #[test]
-    fn gated_models_are_judged_by_their_own_limit() {
-        let gate = crate::gate::spark();
-        let ask = Ask { model: "gpt-5.3-codex-spark", gate: Some(&gate), ..ASK };
-        let spent_for_the_week = || used(1, 20.0, 100.0);
-        let row = |mut account: Account, percent: f64, at: Timestamp| {
-            let reading = Reading {
-                limit: Limit::Named("codex_bengalfox".into()),
-                length: FIVE_HOURS,
-                used: Fraction::from_percent(percent),
-                resets_at: Some(later(9000)),
-            };
-            account.quota.merge(&[reading], Source::Poll, at);
-            account
-        };
-        let with = |mut account: Account, change: fn(&mut Account)| {
-            change(&mut account);
-            account
-        };
-        let blocked = |cause: Cause| {
-            let mut account = row(account(1), 10.0, NOW);
-            account.health.block(cause, later(5000), NOW);
-            account
-        };
-        let after_rest = later(120);
-        assert_eq!(
-            availability(&row(spent_for_the_week(), 10.0, NOW), ask, NOW),
-            Ok(Fit::Ready),
-            "F1"
-        );
-        assert!(availability(&row(spent_for_the_week(), 10.0, NOW), ASK, NOW).is_err(), "F2");
-        let paused = with(row(account(1), 10.0, NOW), |a| a.paused = true);
-        assert_eq!(availability(&paused, ask, NOW), Err(Reason::Paused), "F3");
-        let rate = blocked(Cause::Rate);
-        assert!(availability(&rate, ask, after_rest).is_err(), "F4");
-        let quota = blocked(Cause::Quota);
-        assert!(availability(&quota, ask, later(119)).is_err(), "F5: resting");
-        assert_eq!(availability(&quota, ask, after_rest), Ok(Fit::Ready), "F5: rested");
-        assert!(availability(&quota, ASK, after_rest).is_err(), "F5: ordinary requests wait");
-        let failing = with(quota, |a| (0..3).for_each(|_| a.health.error(later(120))));
-        assert!(availability(&failing, ask, after_rest).is_err(), "F6");
-        let until = Some(later(9000));
-        let spent = row(account(1), 100.0, NOW);
-        assert_eq!(availability(&spent, ask, NOW), Err(Reason::Exhausted { until }), "Q14");
-        assert_eq!(availability(&spent, ASK, NOW), Ok(Fit::Ready), "Q12: nothing ordinary");
-        let old = row(account(1), 100.0, NOW.minus(Duration::from_hours(3)));
-        assert_eq!(availability(&old, ask, NOW), Ok(Fit::Ready), "only a fresh row excludes");
-        let exempt = with(row(spent_for_the_week(), 10.0, NOW), |a| a.plan = Some("plus".into()));
-        assert!(
-            availability(&exempt, ask, NOW).is_err(),
-            "Q10: exempt plans follow the ordinary rules"
-        );
-    }
-}
+#[path = "availability_tests.rs"]
+pub(crate) mod tests;

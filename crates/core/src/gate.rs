@@ -64,7 +64,7 @@ pub(crate) fn spark() -> Gate {
     let owned = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
     Gate {
         id: "codex_spark".into(),
-        aliases: owned(&["codex_bengalfox", "codex_other"]),
+        aliases: owned(&["codex_bengalfox", "codex_other", "gpt-5.3-codex-spark"]),
         models: owned(&["*codex-spark*"]),
         plans: owned(&["pro"]),
     }

@@ -16,6 +16,8 @@ const STRIKES_WITHIN: Duration = Duration::from_hours(3);
 /// How long a model that an upstream does not know is not asked for there.
 const MODEL_MISSING_FOR: Duration = Duration::from_mins(30);
 const STRIKE_COOLDOWN: Duration = Duration::from_mins(10);
+/// A refused connection, a name or a certificate does not mend within seconds.
+const UNREACHABLE_FOR: Duration = Duration::from_mins(10);
 pub const STRIKES_ALLOWED: u32 = 3;
 
 /// Why an account takes no work until a person acts.
@@ -51,6 +53,8 @@ pub enum Cause {
     Strike(u32),
     /// 401 that a refresh did not cure.
     Credential,
+    /// No connection can be made to where it is served.
+    Unreachable,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +79,7 @@ pub struct Health {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelBlock {
+    since: Timestamp,
     pub until: Timestamp,
     /// The upstream does not know the model, as opposed to having no room for it.
     pub missing: bool,
@@ -130,7 +135,7 @@ impl Health {
     pub fn take_back(&mut self, outcome: Outcome, since: Timestamp) {
         let ours = |block: &Block| block.since >= since;
         match outcome {
-            Outcome::UpstreamError | Outcome::ConnectFailed | Outcome::Lost => {
+            Outcome::UpstreamError | Outcome::Lost => {
                 self.errors = self.errors.saturating_sub(1);
             }
             Outcome::Strike => {
@@ -144,6 +149,14 @@ impl Health {
         }
     }
 
+    /// A connect failed while the network worked (see [`crate::network`]).
+    pub fn unreachable(&mut self, durable: bool, now: Timestamp) {
+        self.error(now);
+        if durable {
+            self.block(Cause::Unreachable, now.plus(UNREACHABLE_FOR), now);
+        }
+    }
+
     /// End of the error backoff: min(300, 30·2^(n−3)) s from the third consecutive error.
     pub fn backoff_until(&self) -> Option<Timestamp> {
         let past = self.errors.checked_sub(3)?;
@@ -151,14 +164,25 @@ impl Health {
         Some(self.last_error_at.plus(Duration::from_secs(seconds)))
     }
 
-    /// A request sent at `sent_at` came back well.
+    /// A request sent at `sent_at` came back well. What happened after it was sent stands: answers
+    /// overtake each other.
     pub fn success(&mut self, sent_at: Timestamp) {
-        self.errors = 0;
+        if self.last_error_at <= sent_at {
+            self.errors = 0;
+        }
         if self.block.is_some_and(|block| block.since <= sent_at) {
             self.block = None;
         }
         if self.last_strike_at <= sent_at {
             self.strikes = 0;
+        }
+    }
+
+    /// A usage poll asked at `asked_at` found every window below its cap: nobody waits for Thursday
+    /// because of one stale number. It says nothing about rates, strikes or the credential.
+    pub fn quota_is_left(&mut self, asked_at: Timestamp) {
+        if self.block.is_some_and(|b| b.cause == Cause::Quota && b.since <= asked_at) {
+            self.block = None;
         }
     }
 
@@ -180,35 +204,44 @@ impl Health {
     /// The upstream says that this account has no such model.
     pub fn model_missing(&mut self, model: &str, now: Timestamp) {
         self.models.retain(|_, block| now < block.until);
-        let block = ModelBlock { until: now.plus(MODEL_MISSING_FOR), missing: true, times: 0 };
+        let until = now.plus(MODEL_MISSING_FOR);
+        let block = ModelBlock { since: now, until, missing: true, times: 0 };
         self.models.insert(model.to_owned(), block);
     }
 
     /// The model's own limit is spent here until then.
-    pub fn block_model(&mut self, model: &str, until: Timestamp) {
-        let block = ModelBlock { until, missing: false, times: 0 };
+    pub fn block_model(&mut self, model: &str, until: Timestamp, now: Timestamp) {
+        let block = ModelBlock { since: now, until, missing: false, times: 0 };
         let known = self.models.entry(model.to_owned()).or_insert(block);
-        known.until = known.until.max(until);
+        known.extend(until, now);
     }
 
     /// Capacity is short for this model here: 5 s · 2^n, at most 60 s.
     pub fn overloaded(&mut self, model: &str, now: Timestamp) {
-        let fresh = ModelBlock { until: now, missing: false, times: 0 };
+        let fresh = ModelBlock { since: now, until: now, missing: false, times: 0 };
         let block = self.models.entry(model.to_owned()).or_insert(fresh);
         let seconds = 5_u64.saturating_mul(1 << block.times.min(6)).min(60);
         block.times += 1;
-        block.until = block.until.max(now.plus(Duration::from_secs(seconds)));
+        block.extend(now.plus(Duration::from_secs(seconds)), now);
     }
 
-    /// The model answered well here.
-    pub fn model_served(&mut self, model: &str) {
-        if !self.models.is_empty() {
+    /// The model answered well here, to a request sent at `sent_at`.
+    pub fn model_served(&mut self, model: &str, sent_at: Timestamp) {
+        if self.models.get(model).is_some_and(|block| block.since <= sent_at) {
             self.models.remove(model);
         }
     }
 
     pub fn model_block(&self, model: &str, now: Timestamp) -> Option<ModelBlock> {
         self.models.get(model).copied().filter(|block| now < block.until)
+    }
+}
+
+impl ModelBlock {
+    fn extend(&mut self, until: Timestamp, now: Timestamp) {
+        if self.until < until {
+            (self.since, self.until) = (now, until);
+        }
     }
 }
 
@@ -222,6 +255,7 @@ mod tests {
         NOW.plus(Duration::from_secs(seconds))
     }
 
+    /// sub2api F1, F2.
     #[test]
     fn three_strikes_disable() {
         let mut health = Health::default();
@@ -231,6 +265,18 @@ mod tests {
         assert_eq!((health.stop, health.block.map(|b| b.cause)), (None, Some(Cause::Strike(2))));
         health.strike(later(1400), later(1400));
         assert_eq!(health.stop, Some(Stop::Disabled));
+    }
+
+    #[test]
+    fn a_strike_cools_for_ten_minutes_and_a_late_one_extends_it() {
+        let mut health = Health::default();
+        health.strike(NOW, NOW);
+        let block = |health: &Health| health.block.map(|b| (b.cause, b.until));
+        assert_eq!(block(&health), Some((Cause::Strike(1), later(600))));
+        health.strike(NOW.minus(Duration::from_secs(9)), later(60));
+        assert_eq!(block(&health), Some((Cause::Strike(1), later(660))), "sent before it began");
+        health.strike(later(1), later(70));
+        assert_eq!(block(&health), Some((Cause::Strike(2), later(670))), "sent after: another one");
     }
 
     #[test]
@@ -252,7 +298,8 @@ mod tests {
         health.strike(later(12_300), later(12_300));
         health.success(later(12_301));
         health.strike(later(13_000), later(13_000));
-        assert_eq!(health.stop, None, "a success in between");
+        assert_eq!(health.stop, None, "sub2api F14: a success in between");
+        assert_eq!(health.block.map(|b| b.cause), Some(Cause::Strike(1)));
     }
 
     #[test]
@@ -283,6 +330,45 @@ mod tests {
     }
 
     #[test]
+    fn a_poll_ends_what_an_older_answer_said_of_the_quota_and_nothing_else() {
+        let blocked = |cause| {
+            let mut health = Health::default();
+            health.block(cause, later(600), NOW);
+            health
+        };
+        for (cause, ends) in [(Cause::Quota, true), (Cause::Rate, false), (Cause::Strike(1), false)]
+        {
+            let mut health = blocked(cause);
+            health.quota_is_left(later(5));
+            assert_eq!(health.block.is_none(), ends, "spec §4: {cause:?}");
+        }
+        let mut health = blocked(Cause::Quota);
+        health.quota_is_left(NOW.minus(Duration::from_secs(1)));
+        assert!(health.block.is_some(), "asked before the block began");
+    }
+
+    #[test]
+    fn an_older_answer_does_not_end_a_row_of_errors() {
+        let mut health = Health::default();
+        (0..3).for_each(|_| health.error(NOW));
+        health.success(NOW.minus(Duration::from_secs(1)));
+        assert_eq!(health.errors, 3);
+        health.success(later(1));
+        assert_eq!(health.errors, 0);
+    }
+
+    /// sub2api F15.
+    #[test]
+    fn what_cannot_be_reached_counts_as_an_error_and_rests_if_it_will_last() {
+        let mut health = Health::default();
+        health.unreachable(false, NOW);
+        assert_eq!((health.errors, health.block), (1, None));
+        health.unreachable(true, NOW);
+        let block = health.block.map(|b| (b.cause, b.until));
+        assert_eq!((health.errors, block), (2, Some((Cause::Unreachable, later(600)))));
+    }
+
+    #[test]
     fn backoff_starts_at_the_third_error() {
         let mut health = Health::default();
         let want = [None, None, Some(30), Some(60), Some(120), Some(240), Some(300), Some(300)];
@@ -302,7 +388,9 @@ mod tests {
             assert_eq!(health.model_block("m", NOW).map(|b| b.until), Some(later(want)));
         }
         assert_eq!(health.model_block("other", NOW), None);
-        health.model_served("m");
+        health.model_served("m", NOW.minus(Duration::from_secs(1)));
+        assert!(health.model_block("m", NOW).is_some(), "an older answer does not end it");
+        health.model_served("m", NOW);
         assert_eq!(health.model_block("m", NOW), None);
     }
 }

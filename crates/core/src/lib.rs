@@ -11,6 +11,8 @@
 //! | [`units`] | what a time, a share and a number of tokens are |
 //! | [`account`] | kinds of account, and which surfaces each can serve |
 //! | [`quota`] | what upstream readings add up to: windows, their merging, their reset |
+//! | [`resets`] | which resets bear on a refusal |
+//! | [`network`] | whose fault a failed connect is |
 //! | [`health`] | what past outcomes still forbid: cooldowns, strikes, errors, stops |
 //! | [`availability`] | may this account take this request now, and if not, until when |
 //! | [`gate`] | models with a limit of their own, and what that changes |
@@ -28,8 +30,10 @@ pub mod choose;
 pub mod explain;
 pub mod gate;
 pub mod health;
+pub mod network;
 pub mod outcome;
 pub mod quota;
+pub mod resets;
 pub mod strategy;
 pub mod units;
 pub mod usage;

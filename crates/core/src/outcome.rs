@@ -9,8 +9,9 @@
 
 use std::time::Duration;
 
-use crate::account::Family;
-use crate::health::{Cause, Health, Stop};
+use crate::account::{Family, Surface};
+use crate::availability::{Account, Ask};
+use crate::health::{Cause, Stop};
 use crate::units::Timestamp;
 
 /// What is known of a failed or refused attempt. Empty text: not reported.
@@ -49,7 +50,7 @@ pub enum Outcome {
     ForeignState,
     Stopped(Stop),
     ModelMissing,
-    /// 401: the token is not accepted; `permanent` when the code says that a refresh is no use.
+    /// 401: the token is not accepted; `permanent` when the code says that it never will be.
     TokenRefused {
         permanent: bool,
     },
@@ -68,8 +69,12 @@ pub enum Outcome {
     },
     Overloaded,
     UpstreamError,
-    /// Nothing was sent.
-    ConnectFailed,
+    /// Nothing was sent. `durable`: it will not cure itself within seconds.
+    ConnectFailed {
+        durable: bool,
+    },
+    /// The account's token could not be renewed, for a reason that may pass.
+    TokenAway,
     /// Sent, then lost before any output: the upstream may have acted.
     Lost,
     /// It broke after output had begun: the account's error, and never sent again.
@@ -102,6 +107,9 @@ const FOREIGN: [&str; 2] = ["invalid_encrypted_content", "invalid_signature"];
 const RATE_AT_MOST: Duration = Duration::from_mins(10);
 const RATE_UNKNOWN: Duration = Duration::from_secs(5);
 
+/// A reset further away than any window is long is a mistake.
+const RESET_AT_MOST: Duration = Duration::from_hours(366 * 24);
+
 impl Evidence<'_> {
     fn says(&self, words: &[&str]) -> bool {
         words.contains(&self.code) || words.contains(&self.kind)
@@ -132,6 +140,21 @@ impl Evidence<'_> {
             || (self.status == 400
                 && self.message_has(&["model is not supported", "model does not exist"]))
     }
+
+    /// The account may not spend any more, or not yet; only its owner can help.
+    fn is_disabled(&self) -> bool {
+        self.status == 400
+            && self.message_has(&[
+                "credit balance",
+                "organization has been disabled",
+                "identity verification",
+            ])
+    }
+
+    /// The body's own reset, if it makes sense.
+    fn resets_at(&self) -> Option<Timestamp> {
+        self.resets_at.filter(|at| *at > self.now && *at <= self.now.plus(RESET_AT_MOST))
+    }
 }
 
 /// First match wins: what belongs to the request is told apart before anything that belongs to the
@@ -152,27 +175,36 @@ pub fn classify(e: &Evidence<'_>) -> Outcome {
     if e.is_model_missing() {
         return Outcome::ModelMissing;
     }
+    if e.is_disabled() {
+        return Outcome::Stopped(Stop::Disabled);
+    }
+    if e.status >= 400 && e.says(&OVERLOAD) {
+        return Outcome::Overloaded;
+    }
     match e.status {
-        400 if e.message_has(&["credit balance", "organization has been disabled"]) => {
-            Outcome::Stopped(Stop::Disabled)
-        }
         401 => Outcome::TokenRefused { permanent: e.says(&REAUTH) },
         403 if e.message_has(&["token has been revoked"]) => {
             Outcome::TokenRefused { permanent: false }
         }
         403 if e.html => Outcome::EdgeBlock,
-        403 => match e.spent_until {
-            Some(until) if until > e.now && e.message_has(&["usage limit"]) => {
-                Outcome::QuotaSpent { until: Some(until) }
-            }
-            _ => Outcome::Strike,
-        },
+        403 => forbidden(e),
         429 => too_many(e),
         529 => Outcome::Overloaded,
-        503 if e.says(&OVERLOAD) => Outcome::Overloaded,
         // 408 and 409 are the upstream's own hurry and races, not the request's fault.
         400..=499 if e.status != 408 && e.status != 409 => Outcome::RequestFault,
         _ => Outcome::UpstreamError,
+    }
+}
+
+/// The wording alone proves nothing: a window that is known to be spent must bear it out.
+fn forbidden(e: &Evidence<'_>) -> Outcome {
+    let ahead = |until: &Timestamp| *until > e.now;
+    let spent = (e.spent_until.filter(ahead), e.family_spent_until.filter(ahead));
+    match spent {
+        _ if !e.message_has(&["usage limit"]) => Outcome::Strike,
+        (Some(until), _) => Outcome::QuotaSpent { until: Some(until) },
+        (None, Some(until)) => Outcome::ModelLimited { until },
+        (None, None) => Outcome::Strike,
     }
 }
 
@@ -183,11 +215,12 @@ fn too_many(e: &Evidence<'_>) -> Outcome {
         return Outcome::ModelLimited { until };
     }
     if e.says(&QUOTA) || spent.is_some() {
-        return Outcome::QuotaSpent { until: spent.or(e.resets_at) };
+        return Outcome::QuotaSpent { until: spent.or(e.resets_at()) };
     }
     let asked = e.retry_after.map(|wait| e.now.plus(wait));
     let until = asked.unwrap_or_else(|| {
-        let nearest = e.nearest_reset.filter(|at| *at > e.now);
+        let known = [e.nearest_reset.filter(ahead), e.resets_at()];
+        let nearest = known.into_iter().flatten().min();
         nearest.map_or(e.now.plus(RATE_UNKNOWN), |at| at.min(e.now.plus(RATE_AT_MOST)))
     });
     Outcome::RateLimited { until }
@@ -241,29 +274,37 @@ impl Outcome {
             Self::RateLimited { .. } => "rate_limited",
             Self::Overloaded => "overloaded",
             Self::UpstreamError => "upstream_error",
-            Self::ConnectFailed => "connect_failed",
+            Self::ConnectFailed { .. } => "connect_failed",
+            Self::TokenAway => "token_away",
             Self::Lost => "lost",
             Self::Broke => "upstream_broke",
         }
     }
 
-    /// What the account that answered takes from it. `refreshed`: its token had just been renewed,
-    /// so a second 401 is not about the token's age.
-    pub fn apply(self, health: &mut Health, at: Attempt<'_>) {
+    /// What the account that answered takes from it.
+    pub fn apply(self, account: &mut Account, at: Attempt<'_>) {
         let now = at.now;
+        let gated = at.ask.gate.is_some_and(|gate| gate.governs(account.plan.as_deref()));
+        let (health, model) = (&mut account.health, at.ask.model);
         match self {
+            // Counting tokens works when nothing else does.
+            Self::Served if at.ask.surface == Surface::CountTokens => {}
             Self::Served => {
                 health.success(at.sent_at);
-                health.model_served(at.model);
+                health.model_served(model, at.sent_at);
             }
             Self::Stopped(stop) => health.stop = Some(stop),
-            Self::ModelMissing => health.model_missing(at.model, now),
-            Self::TokenRefused { permanent: true } => health.stop = Some(Stop::NeedsLogin),
+            Self::ModelMissing => health.model_missing(model, now),
+            Self::TokenRefused { permanent: true } if at.refreshed => {
+                health.stop = Some(Stop::NeedsLogin);
+            }
             Self::TokenRefused { permanent: false } if at.refreshed => {
                 health.block(Cause::Credential, now.plus(CREDENTIAL_COOLDOWN), now);
             }
-            // The first 401 is answered by a refresh; the others say nothing about the account.
+            // The first 401 is answered by a refresh, and a failed connect is judged by what comes
+            // next (`network`); the others say nothing about the account.
             Self::TokenRefused { .. }
+            | Self::ConnectFailed { .. }
             | Self::RequestFault
             | Self::PolicyBlock
             | Self::ForeignState
@@ -271,19 +312,17 @@ impl Outcome {
             Self::QuotaSpent { until } => {
                 let until = until.unwrap_or(now.plus(QUOTA_UNKNOWN));
                 // What a gated model has used up says nothing about ordinary work.
-                if at.gated {
-                    health.block_model(at.model, until);
+                if gated {
+                    health.block_model(model, until, now);
                 } else {
                     health.block(Cause::Quota, until, now);
                 }
             }
-            Self::ModelLimited { until } => health.block_model(at.model, until),
+            Self::ModelLimited { until } => health.block_model(model, until, now),
             Self::Strike => health.strike(at.sent_at, now),
             Self::RateLimited { until } => health.block(Cause::Rate, until, now),
-            Self::Overloaded => health.overloaded(at.model, now),
-            Self::UpstreamError | Self::ConnectFailed | Self::Lost | Self::Broke => {
-                health.error(now);
-            }
+            Self::Overloaded => health.overloaded(model, now),
+            Self::UpstreamError | Self::TokenAway | Self::Lost | Self::Broke => health.error(now),
         }
     }
 }
@@ -291,12 +330,11 @@ impl Outcome {
 /// The attempt an outcome belongs to.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt<'a> {
-    pub model: &'a str,
+    pub ask: Ask<'a>,
     pub sent_at: Timestamp,
     pub now: Timestamp,
+    /// Its token had just been renewed: a second 401 is not about the token's age.
     pub refreshed: bool,
-    /// The model has a limit of its own, by which this account is judged.
-    pub gated: bool,
 }
 
 /// What this request has been through so far, the present attempt included.
@@ -352,7 +390,7 @@ pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
         | Outcome::RequestFault
         | Outcome::PolicyBlock
         | Outcome::ForeignState => Next::Relay,
-        Outcome::TokenRefused { permanent: false } if !progress.refreshed => {
+        Outcome::TokenRefused { .. } if !progress.refreshed => {
             progress.refreshed = true;
             Next::Refresh
         }
@@ -360,7 +398,7 @@ pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
             progress.retried = true;
             Next::Again
         }
-        Outcome::UpstreamError | Outcome::ConnectFailed => {
+        Outcome::UpstreamError | Outcome::TokenAway | Outcome::ConnectFailed { .. } => {
             count(&mut progress.errors, ERROR_ACCOUNTS)
         }
         // The upstream may have acted, and charged: once more, and never again.
@@ -386,125 +424,5 @@ impl Progress {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Timestamp = Timestamp(1_000_000_000);
-
-    fn later(seconds: u64) -> Timestamp {
-        NOW.plus(Duration::from_secs(seconds))
-    }
-
-    fn status(status: u16) -> Evidence<'static> {
-        Evidence {
-            family: Family::OpenAi,
-            status,
-            code: "",
-            kind: "",
-            message: "",
-            html: false,
-            retry_after: None,
-            resets_at: None,
-            spent_until: None,
-            family_spent_until: None,
-            nearest_reset: None,
-            now: NOW,
-        }
-    }
-
-    #[test]
-    #[rustfmt::skip]
-    fn classifies() {
-        use Outcome::*;
-        let code = |s, code| Evidence { code, ..status(s) };
-        let kind = |s, kind| Evidence { kind, ..status(s) };
-        let text = |s, message| Evidence { message, ..status(s) };
-        let cases = [
-            ("policy as 403",             code(403, "cyber_policy"),              PolicyBlock),
-            ("context too long",          code(400, "context_length_exceeded"),   RequestFault),
-            ("invalid request",           kind(400, "invalid_request_error"),     RequestFault),
-            ("unknown field",             status(422),                            RequestFault),
-            ("foreign reasoning",         code(400, "invalid_encrypted_content"), ForeignState),
-            ("credit balance",            text(400, "Your credit balance is too low"), Stopped(Stop::Disabled)),
-            ("deactivated workspace",     code(403, "deactivated_workspace"),     Stopped(Stop::Deactivated)),
-            ("account suspended",         code(401, "account_suspended"),         Stopped(Stop::Deactivated)),
-            ("payment required",          status(402),                            Stopped(Stop::Deactivated)),
-            ("no such model",             code(404, "model_not_found"),           ModelMissing),
-            ("no such model, Anthropic",  Evidence { message: "model: x", ..kind(404, "not_found_error") }, ModelMissing),
-            ("no such path",              kind(404, "invalid_request_error"),     RequestFault),
-            ("token too old",             status(401),                            TokenRefused { permanent: false }),
-            ("token gone",                code(401, "token_invalidated"),         TokenRefused { permanent: true }),
-            ("token revoked",             text(403, "OAuth token has been revoked."), TokenRefused { permanent: false }),
-            ("edge page",                 Evidence { html: true, ..status(403) }, EdgeBlock),
-            ("forbidden_error",           Evidence { message: "usage limit reached", ..kind(403, "forbidden_error") }, Strike),
-            ("forbidden and spent",       Evidence { message: "usage limit reached", spent_until: Some(later(9)), ..kind(403, "forbidden_error") }, QuotaSpent { until: Some(later(9)) }),
-            ("usage limit",               Evidence { resets_at: Some(later(60)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(60)) }),
-            ("window named wins",         Evidence { resets_at: Some(later(60)), spent_until: Some(later(90)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(90)) }),
-            ("429 with a full window",    Evidence { spent_until: Some(later(90)), ..status(429) }, QuotaSpent { until: Some(later(90)) }),
-            ("429 of a model family",     Evidence { family_spent_until: Some(later(90)), ..status(429) }, ModelLimited { until: later(90) }),
-            ("the account's own wins",    Evidence { family_spent_until: Some(later(90)), spent_until: Some(later(50)), ..status(429) }, QuotaSpent { until: Some(later(50)) }),
-            ("429 with Retry-After",      Evidence { retry_after: Some(Duration::from_secs(20)), ..status(429) }, RateLimited { until: later(20) }),
-            ("429, nearest reset",        Evidence { nearest_reset: Some(later(90)), ..status(429) }, RateLimited { until: later(90) }),
-            ("429, far reset",            Evidence { nearest_reset: Some(later(90_000)), ..status(429) }, RateLimited { until: later(600) }),
-            ("429 and nothing else",      status(429),                            RateLimited { until: later(5) }),
-            ("529",                       status(529),                            Overloaded),
-            ("at capacity",               code(503, "server_is_overloaded"),      Overloaded),
-            ("500",                       status(500),                            UpstreamError),
-            ("503",                       status(503),                            UpstreamError),
-            ("524",                       status(524),                            UpstreamError),
-            ("a redirect",                status(302),                            UpstreamError),
-        ];
-        for (name, evidence, want) in cases {
-            assert_eq!(classify(&evidence), want, "{name}");
-        }
-    }
-
-    #[test]
-    fn goes_on_until_enough_was_tried() {
-        let run = |outcome| {
-            let mut progress = Progress::default();
-            let mut steps = vec![];
-            loop {
-                let next = next(outcome, &mut progress);
-                steps.push(next);
-                match next {
-                    Next::Relay | Next::GiveUp => return steps,
-                    Next::Another => progress.moved(),
-                    Next::Again | Next::Refresh | Next::Strip => {}
-                }
-            }
-        };
-        use Next::{Again, Another, GiveUp, Refresh, Relay};
-        let error = [Again, Another, Again, Another, Again, GiveUp];
-        assert_eq!(run(Outcome::UpstreamError), error);
-        assert_eq!(run(Outcome::ConnectFailed), [Another, Another, GiveUp]);
-        assert_eq!(run(Outcome::Lost), [Another, GiveUp]);
-        assert_eq!(run(Outcome::Overloaded), [Another, GiveUp]);
-        assert_eq!(run(Outcome::RequestFault), [Relay]);
-        assert_eq!(run(Outcome::Broke), [Relay]);
-        assert_eq!(run(Outcome::ForeignState), [Next::Strip, Relay]);
-        assert_eq!(run(Outcome::Strike).len(), 10);
-        let refused = run(Outcome::TokenRefused { permanent: false });
-        assert_eq!(refused[..4], [Refresh, Another, Refresh, Another]);
-    }
-
-    #[test]
-    fn effects() {
-        let apply = |outcome: Outcome, refreshed| {
-            let mut health = Health::default();
-            let at = Attempt { model: "m", sent_at: NOW, now: NOW, refreshed, gated: false };
-            outcome.apply(&mut health, at);
-            health
-        };
-        let quota = apply(Outcome::QuotaSpent { until: Some(later(60)) }, false);
-        assert_eq!(quota.block.map(|b| (b.cause, b.until)), Some((Cause::Quota, later(60))));
-        let refused = Outcome::TokenRefused { permanent: false };
-        assert_eq!(apply(refused, false), Health::default(), "first comes the refresh");
-        let cause = apply(refused, true).block.map(|b| b.cause);
-        assert_eq!(cause, Some(Cause::Credential));
-        assert_eq!(apply(Outcome::Lost, false).errors, 1);
-        assert_eq!(apply(Outcome::Broke, false).errors, 1);
-        assert!(apply(Outcome::ModelMissing, false).model_block("m", NOW).is_some());
-        assert_eq!(apply(Outcome::RequestFault, false), Health::default());
-    }
-}
+#[path = "outcome_tests.rs"]
+mod tests;

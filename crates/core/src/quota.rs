@@ -6,9 +6,9 @@
 //!
 //! Readings arrive late and out of order, so merging has rules. Headers and events come from
 //! answers that may be older than what is known: they move a reset only forward, and lower `used`
-//! only when the reset moved. A usage poll asks for the truth, and may set both either way. A part
-//! that is missing leaves the stored part alone. Past its reset a window counts as empty until new
-//! data come.
+//! only when the reset moved. A usage poll asks for the truth, and may set both either way, unless
+//! something newer is known already. A part that is missing leaves the stored part alone. Past its
+//! reset a window counts as empty until new data come.
 
 use std::time::Duration;
 
@@ -108,16 +108,25 @@ impl Quota {
         self.ordinary().find(|w| w.is_short())
     }
 
+    /// The long window: of several, the one nearest a week. A free plan has only a monthly one.
     pub fn weekly(&self) -> Option<&Window> {
-        self.ordinary().filter(|w| !w.is_short()).max_by_key(|w| w.length)
+        self.ordinary().filter(|w| !w.is_short()).min_by_key(|w| w.length.abs_diff(WEEK))
     }
 
-    /// Takes over the readings of one answer. Returns whether anything but the time of observation
-    /// changed.
-    pub fn merge(&mut self, readings: &[Reading], source: Source, now: Timestamp) -> bool {
-        let mut changed = false;
+    /// Forgets the windows of additional limits other than `listed`: an account that has lost a limit
+    /// is told so by a list without it.
+    pub fn keep_named(&mut self, listed: &[String]) {
+        self.windows.retain(|w| match &w.limit {
+            Limit::Ordinary => true,
+            Limit::Named(name) => listed.contains(name),
+        });
+    }
+
+    /// Takes over the readings of one answer, which was given at `now`.
+    pub fn merge(&mut self, readings: &[Reading], source: Source, now: Timestamp) -> Merged {
+        let mut merged = Merged::default();
         for reading in readings {
-            changed |= self.merge_one(reading, source, now);
+            self.merge_one(reading, source, now, &mut merged);
         }
         // An answer that carries any window of a limit proves all of that limit to be alive: an
         // exhausted account that is being served must never look stale.
@@ -126,10 +135,16 @@ impl Quota {
                 window.observed_at = window.observed_at.max(now);
             }
         }
-        changed
+        merged
     }
 
-    fn merge_one(&mut self, reading: &Reading, source: Source, now: Timestamp) -> bool {
+    fn merge_one(
+        &mut self,
+        reading: &Reading,
+        source: Source,
+        now: Timestamp,
+        merged: &mut Merged,
+    ) {
         let known = self
             .windows
             .iter_mut()
@@ -137,18 +152,25 @@ impl Quota {
         let Some(window) = known else {
             // A reset alone says nothing about consumption; wait for a reading that does.
             let Some(used) = reading.used else {
-                return false;
+                return;
             };
-            self.windows.push(Window {
+            let window = Window {
                 limit: reading.limit.clone(),
                 length: reading.length,
                 used,
                 resets_at: reading.resets_at,
                 observed_at: now,
-            });
+            };
+            merged.note((Fraction::ZERO, None), &window);
+            merged.changed = true;
+            self.windows.push(window);
             self.windows.sort_by(|a, b| (&a.limit, a.length).cmp(&(&b.limit, b.length)));
-            return true;
+            return;
         };
+        // What an older poll found has been overtaken.
+        if source == Source::Poll && now < window.observed_at {
+            return;
+        }
         let before = (window.used, window.resets_at);
         let moved = match (window.resets_at, reading.resets_at) {
             (None, Some(_)) => true,
@@ -161,108 +183,40 @@ impl Quota {
         // A stored window whose reset has passed is empty, whatever number it still carries; and one
         // that is stale gives way to anything newer.
         let stale = window.observed_at.plus(STALE_AFTER) <= now;
-        let may_fall = source == Source::Poll || moved || stale || window.has_reset(now);
+        // Two readings of one instant have no order: the fuller one stands.
+        let asked = source == Source::Poll && window.observed_at < now;
+        let may_fall = asked || moved || stale || window.has_reset(now);
         if let Some(used) = reading.used {
             window.used = if may_fall { used } else { window.used.max(used) };
         }
         if moved {
             window.resets_at = reading.resets_at;
         }
-        before != (window.used, window.resets_at)
+        merged.changed |= before != (window.used, window.resets_at);
+        merged.note(before, window);
+    }
+}
+
+/// What taking over an answer's readings has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// Anything but the time of observation, however little.
+    pub changed: bool,
+    /// Windows that now look different: the share rounds differently at 0.01 %, or the reset is
+    /// another one. Worth a line in the log.
+    pub seen: Vec<Window>,
+}
+
+impl Merged {
+    fn note(&mut self, before: (Fraction, Option<Timestamp>), window: &Window) {
+        let hundredths = |used: Fraction| (used.ppm() + 50) / 100;
+        let share = hundredths(before.0) != hundredths(window.used);
+        if share || before.1 != window.resets_at {
+            self.seen.push(window.clone());
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Timestamp = Timestamp(1_000_000_000);
-
-    #[expect(clippy::unnecessary_wraps, reason = "resets are optional wherever it is used")]
-    fn at(minutes: i64) -> Option<Timestamp> {
-        Some(Timestamp(NOW.0 + minutes * 60_000))
-    }
-
-    fn reading(used: Option<f64>, resets_at: Option<Timestamp>) -> Reading {
-        Reading {
-            limit: Limit::Ordinary,
-            length: FIVE_HOURS,
-            used: used.and_then(Fraction::from_percent),
-            resets_at,
-        }
-    }
-
-    fn quota_seen(used: f64, resets_at: Option<Timestamp>, seen_at: Timestamp) -> Quota {
-        let mut quota = Quota::default();
-        quota.merge(&[reading(Some(used), resets_at)], Source::Poll, seen_at);
-        quota
-    }
-
-    /// Seen an hour ago.
-    fn quota(used: f64, resets_at: Option<Timestamp>) -> Quota {
-        quota_seen(used, resets_at, NOW.minus(Duration::from_hours(1)))
-    }
-
-    #[test]
-    fn used_means_used() {
-        let quota = quota(1.0, at(60));
-        assert_eq!(quota.five_hour().map(|w| w.used_at(NOW).percent()), Some(1.0));
-    }
-
-    #[test]
-    #[rustfmt::skip]
-    fn merges() {
-        use Source::{Answer, Poll};
-        let cases = [
-            ("rises",                          Answer, reading(Some(50.0), at(60)),  50.0, at(60)),
-            ("a late header does not lower",   Answer, reading(Some(10.0), at(60)),  40.0, at(60)),
-            ("a poll lowers",                  Poll,   reading(Some(10.0), at(60)),  10.0, at(60)),
-            ("a moved reset lowers",           Answer, reading(Some(10.0), at(300)), 10.0, at(300)),
-            ("jitter is no move",              Answer, reading(Some(10.0), at(61)),  40.0, at(60)),
-            ("headers never move it back",     Answer, reading(Some(10.0), at(10)),  40.0, at(60)),
-            ("a poll may move it back",        Poll,   reading(Some(10.0), at(10)),  10.0, at(10)),
-            ("a missing reset is kept",        Answer, reading(Some(41.0), None),    41.0, at(60)),
-            ("a missing share is kept",        Answer, reading(None, at(300)),       40.0, at(300)),
-        ];
-        for (name, source, reading, used, resets_at) in cases {
-            let mut quota = quota(40.0, at(60));
-            quota.merge(&[reading], source, NOW);
-            let window = quota.five_hour().expect("the window");
-            assert_eq!((window.used.percent(), window.resets_at), (used, resets_at), "{name}");
-            assert_eq!(window.observed_at, NOW, "{name}: observed");
-        }
-    }
-
-    #[test]
-    fn a_passed_reset_empties_the_window_and_lets_it_fall() {
-        let mut quota = quota(99.0, at(-1));
-        assert_eq!(quota.five_hour().map(|w| w.used_at(NOW)), Some(Fraction::ZERO));
-        quota.merge(&[reading(Some(3.0), at(299))], Source::Answer, NOW);
-        assert_eq!(quota.five_hour().map(|w| w.used.percent()), Some(3.0));
-    }
-
-    #[test]
-    fn a_stale_snapshot_gives_way_to_a_header() {
-        let resets_at = at(600);
-        let mut poisoned = quota_seen(99.0, resets_at, NOW.minus(Duration::from_hours(2)));
-        poisoned.merge(&[reading(Some(3.0), resets_at)], Source::Answer, NOW);
-        assert_eq!(poisoned.five_hour().map(|w| w.used.percent()), Some(3.0));
-    }
-
-    #[test]
-    fn windows_are_found_by_length() {
-        let mut quota = Quota::default();
-        let weekly = Reading { length: WEEK, ..reading(Some(7.0), None) };
-        quota.merge(&[weekly, reading(Some(3.0), None)], Source::Answer, NOW);
-        assert_eq!(quota.five_hour().map(|w| w.used.percent()), Some(3.0));
-        assert_eq!(quota.weekly().map(|w| w.used.percent()), Some(7.0));
-    }
-
-    #[test]
-    fn a_named_limit_is_not_the_ordinary_one() {
-        let mut quota = Quota::default();
-        let named = Reading { limit: Limit::Named("codex_x".into()), ..reading(Some(100.0), None) };
-        quota.merge(&[named], Source::Answer, NOW);
-        assert_eq!(quota.five_hour(), None);
-    }
-}
+#[path = "quota_tests.rs"]
+mod tests;

@@ -3,6 +3,8 @@
 //! One HTTP/1.1 client for all: a stream has its connection to itself, so cancelling is closing, and
 //! no stream waits behind another's window. Nothing is followed, decoded or added on the way.
 
+mod unreachable;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use crate::json::{Text, TextBody};
 use crate::secret::Secret;
 use crate::workers;
+
+pub use unreachable::Unreachable;
 
 pub const USER_AGENT: &str = concat!("poolgate/", env!("CARGO_PKG_VERSION"));
 
@@ -38,8 +42,8 @@ pub struct Egress(Arc<[Outbound]>);
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    #[error("cannot connect: {0}")]
-    Connect(String),
+    #[error(transparent)]
+    Connect(#[from] Unreachable),
     #[error("the connection broke: {0}")]
     Broke(String),
     #[error("no answer in time")]
@@ -66,7 +70,7 @@ impl Egress {
         match tokio::time::timeout(head_timeout, self.mine().request(request)).await {
             Err(_) => Err(SendError::Timeout),
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if error.is_connect() => Err(SendError::Connect(cause(&error))),
+            Ok(Err(error)) if error.is_connect() => Err(Unreachable::of(&error).into()),
             Ok(Err(error)) => Err(SendError::Broke(cause(&error))),
         }
     }

@@ -38,6 +38,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use poolgate_core::account::{Kind, Surface, model_matches};
+use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
 use tokio::time::Instant;
 
@@ -71,6 +72,14 @@ pub struct Call {
     /// The turn that an earlier answer named.
     pub turn: Option<SessionKey>,
     pub deadline: Instant,
+}
+
+impl Call {
+    /// What it asks of an account.
+    fn ask(&self) -> Ask<'_> {
+        let model = &self.head.model;
+        Ask { surface: self.surface, model, gate: self.gate.as_deref() }
+    }
 }
 
 pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Outgoing> {
@@ -180,9 +189,8 @@ async fn serve(
         head: peeked,
         deadline,
     };
-    let sent_at = app.clock.now();
     let dispatched = dispatch::dispatch(&app, &call, record).await?;
-    Ok(answer(app, call, dispatched, contract, permit, sent_at, record))
+    Ok(answer(app, call, dispatched, contract, permit, record))
 }
 
 /// The body is no longer needed: nothing is sent again from here on.
@@ -192,7 +200,6 @@ fn answer(
     dispatched: Dispatched,
     contract: Contract,
     permit: admit::Permit,
-    sent_at: poolgate_core::units::Timestamp,
     record: &mut Record,
 ) -> Served {
     let Call { caller, surface, head: request_head, gate, .. } = call;
@@ -208,8 +215,7 @@ fn answer(
                 model: request_head.model,
                 key_id: caller.key.id,
                 stores: request_head.stores && lease.account.kind != Kind::Codex,
-                sent_at,
-                gated: gate.is_some(),
+                gate,
                 drop_codex_events: contract == Contract::Strict
                     && lease.account.kind == Kind::Codex,
             };
@@ -223,11 +229,10 @@ fn answer(
     record.relayed(reply.body.len());
     if assembled.is_some() {
         let attempt = poolgate_core::outcome::Attempt {
-            model: &request_head.model,
-            sent_at,
+            ask: Ask { surface, model: &request_head.model, gate: gate.as_deref() },
+            sent_at: lease.sent_at,
             now: app.clock.now(),
             refreshed: false,
-            gated: gate.is_some(),
         };
         app.pool.settle(lease.account.id, poolgate_core::outcome::Outcome::Served, attempt);
     }

@@ -23,6 +23,7 @@ use poolgate_core::account::{AccountId, Kind, Speaks};
 use poolgate_core::affinity::{Affinity, SOFT_FOR, Scope};
 use poolgate_core::availability::Account as Facts;
 use poolgate_core::health::Stop;
+use poolgate_core::network::Network;
 use poolgate_core::quota::Quota;
 use poolgate_core::strategy::Strategy;
 use poolgate_core::units::Timestamp;
@@ -33,7 +34,6 @@ use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
 use crate::credentials::Credential;
 
 pub use decision::{Candidate, Decision};
-pub use evidence::Resets;
 pub use lease::{Lease, Refused, Wish};
 pub use load::{load, plan_weight};
 pub use view::{AccountView, PoolView, WindowView};
@@ -78,6 +78,7 @@ struct State {
     /// Cancelled when a scope's sessions move away from an account.
     moves: HashMap<(Scope, AccountId), CancellationToken>,
     turn: u64,
+    network: Network,
 }
 
 #[derive(Debug)]
@@ -129,6 +130,7 @@ impl Default for Pool {
             owners: Affinity::new(OWNERS, OWNED_FOR),
             moves: HashMap::new(),
             turn: 0,
+            network: Network::default(),
         };
         Self { state: Mutex::new(state), freed: Notify::new() }
     }
@@ -208,6 +210,20 @@ impl Pool {
     /// misses nothing.
     pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
         self.freed.notified()
+    }
+
+    /// The lease that was probing is over, whatever it found.
+    fn end_probe(&self, id: AccountId, until: Timestamp) {
+        let ended = self.with(id, |live| {
+            let ours = live.facts.probing_until == Some(until);
+            if ours {
+                live.facts.probing_until = None;
+            }
+            ours
+        });
+        if ended == Some(true) {
+            self.freed.notify_waiters();
+        }
     }
 
     fn give_back(&self, id: AccountId) {

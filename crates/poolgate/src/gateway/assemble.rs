@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderValue, header};
 use http_body_util::BodyExt;
 use poolgate_core::outcome::Outcome;
+use poolgate_core::quota::Reading;
 use poolgate_core::usage::TokenUsage;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -27,6 +28,8 @@ const MAX: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Assembled {
     pub usage: TokenUsage,
+    /// Quota windows told in events.
+    pub readings: Vec<Reading>,
 }
 
 #[derive(Default)]
@@ -112,7 +115,7 @@ pub async fn assemble(answer: Answer, idle: Duration) -> Result<(Reply, Assemble
     }
     let body = parts.finish().filter(|_| tap.finished).ok_or_else(broke)?;
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let assembled = Assembled { usage: tap.usage };
+    let assembled = Assembled { usage: tap.usage, readings: tap.readings };
     Ok((Reply { head, body }, assembled))
 }
 

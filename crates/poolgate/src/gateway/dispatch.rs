@@ -140,7 +140,13 @@ fn give_up(
 ) -> Result<Dispatched, Error> {
     match (bad.outcome, bad.reply) {
         (Outcome::Overloaded, Some(reply)) => Ok(Dispatched::Whole(lease, reply, None)),
-        (Outcome::UpstreamError | Outcome::ConnectFailed | Outcome::Lost, _) => Err(bad.error),
+        (
+            Outcome::UpstreamError
+            | Outcome::TokenAway
+            | Outcome::ConnectFailed { .. }
+            | Outcome::Lost,
+            _,
+        ) => Err(bad.error),
         _ => Err(left(app, call, tried, bad.error)),
     }
 }

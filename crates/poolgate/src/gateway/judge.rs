@@ -8,10 +8,10 @@ use http::response::Parts;
 use http::{HeaderMap, Response, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use poolgate_core::account::{Family, Surface};
+use poolgate_core::availability::Ask;
 use poolgate_core::health::Stop;
 use poolgate_core::outcome::{Evidence, Outcome, classify, status_of_event};
-use poolgate_core::quota::Source;
+use poolgate_core::quota::{Reading, Source};
 use poolgate_core::units::Timestamp;
 
 use super::attempt::AttemptError;
@@ -21,7 +21,7 @@ use crate::credentials::CredentialError;
 use crate::egress::SendError;
 use crate::error::Error;
 use crate::pool::Account;
-use crate::providers::{ErrorFields, Tap, readings};
+use crate::providers::{ErrorFields, Tap, openai, readings};
 
 /// Most of an error body that is read, and relayed.
 const ERROR_MAX: usize = 1 << 20;
@@ -59,32 +59,36 @@ pub struct Bad {
 pub async fn judge(
     app: &App,
     account: &Account,
-    surface: Surface,
+    ask: Ask<'_>,
     response: Response<Incoming>,
 ) -> Judged {
     let now = app.clock.now();
     let (head, body) = response.into_parts();
-    app.pool.observe(
-        account.id,
-        &readings(surface.family(), &head.headers, now),
-        Source::Answer,
-        now,
-    );
+    let family = ask.surface.family();
+    app.pool.observe(account.id, &readings(family, &head.headers, now), Source::Answer, now);
     if head.status.is_success() {
-        judge_success(app, account, surface, head, body, now).await
+        judge_success(app, account, ask, head, body, now).await
     } else {
-        Judged::Bad(judge_failure(app, account, surface, head, body, now).await)
+        Judged::Bad(judge_failure(app, account, ask, head, body, now).await)
+    }
+}
+
+/// What events inside an answer say about the account's windows.
+pub fn observe_events(app: &App, account: &Account, readings: &[Reading]) {
+    if !readings.is_empty() {
+        app.pool.observe(account.id, readings, Source::Answer, app.clock.now());
     }
 }
 
 async fn judge_success(
     app: &App,
     account: &Account,
-    surface: Surface,
+    ask: Ask<'_>,
     head: Parts,
     body: Incoming,
     now: Timestamp,
 ) -> Judged {
+    let surface = ask.surface;
     let is_stream = has_type(&head.headers, "text/event-stream");
     let bad = |outcome, text: &str| {
         let status = Some(head.status.as_u16());
@@ -94,15 +98,17 @@ async fn judge_success(
     let tap =
         if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
     match open(body, tap, !is_stream && !is_encoded).await {
-        Opened::Good(opening) => Judged::Good(Answer { head, opening }),
+        Opened::Good(mut opening) => {
+            observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
+            Judged::Good(Answer { head, opening })
+        }
         Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
         Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),
-        Opened::Failed(fields) => {
-            let family = surface.family();
-            let status = fields
-                .status
-                .unwrap_or_else(|| status_of_event(family, &fields.code, &fields.kind));
-            let outcome = classify_fields(app, account, family, status, &fields, None, false, now);
+        Opened::Failed(fields, readings) => {
+            observe_events(app, account, &readings);
+            let status = status_of(&fields, ask);
+            let head = Refusal { status, ..Refusal::default() };
+            let outcome = classify_fields(app, account, ask, &head, &fields, now);
             let error = Error::Upstream(scrub_text(&fields.message, account));
             Judged::Bad(Bad { outcome, status: Some(status), reply: None, error })
         }
@@ -112,7 +118,7 @@ async fn judge_success(
 async fn judge_failure(
     app: &App,
     account: &Account,
-    surface: Surface,
+    ask: Ask<'_>,
     head: Parts,
     body: Incoming,
     now: Timestamp,
@@ -121,11 +127,14 @@ async fn judge_failure(
     let read = tokio::time::timeout(ERROR_FOR, Limited::new(body, ERROR_MAX).collect()).await;
     let body =
         read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let html = has_type(&head.headers, "text/html");
     let fields = ErrorFields::read(&body, now);
-    let wait = retry_after(&head.headers, now);
-    let family = surface.family();
-    let outcome = classify_fields(app, account, family, status, &fields, wait, html, now);
+    let refusal = Refusal {
+        status,
+        retry_after: retry_after(&head.headers, now),
+        html: has_type(&head.headers, "text/html"),
+        limit: openai::active_limit(&head.headers),
+    };
+    let outcome = classify_fields(app, account, ask, &refusal, &fields, now);
     let text = if fields.message.is_empty() {
         format!("it answered {status}")
     } else {
@@ -135,26 +144,33 @@ async fn judge_failure(
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text) }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the evidence, gathered in one place")]
+/// What the head of a refusal says.
+#[derive(Default)]
+struct Refusal {
+    status: u16,
+    retry_after: Option<Duration>,
+    html: bool,
+    /// The additional limit that it names as spent.
+    limit: Option<String>,
+}
+
 fn classify_fields(
     app: &App,
     account: &Account,
-    family: Family,
-    status: u16,
+    ask: Ask<'_>,
+    head: &Refusal,
     fields: &ErrorFields,
-    retry_after: Option<Duration>,
-    html: bool,
     now: Timestamp,
 ) -> Outcome {
-    let resets = app.pool.resets(account.id, now);
+    let resets = app.pool.resets(account.id, ask, head.limit.as_deref(), now);
     classify(&Evidence {
-        family,
-        status,
+        family: ask.surface.family(),
+        status: head.status,
         code: &fields.code,
         kind: &fields.kind,
         message: &fields.message,
-        html,
-        retry_after,
+        html: head.html,
+        retry_after: head.retry_after,
         resets_at: fields.resets_at,
         spent_until: resets.spent_until,
         family_spent_until: resets.family_spent_until,
@@ -163,13 +179,15 @@ fn classify_fields(
     })
 }
 
+fn status_of(fields: &ErrorFields, ask: Ask<'_>) -> u16 {
+    let fitting = || status_of_event(ask.surface.family(), &fields.code, &fields.kind);
+    fields.status.unwrap_or_else(fitting)
+}
+
 /// An error event after output has begun: nothing to replay, but the account is known better.
-pub fn judge_late(app: &App, account: &Account, surface: Surface, fields: &ErrorFields) -> Outcome {
-    let now = app.clock.now();
-    let family = surface.family();
-    let status =
-        fields.status.unwrap_or_else(|| status_of_event(family, &fields.code, &fields.kind));
-    classify_fields(app, account, family, status, fields, None, false, now)
+pub fn judge_late(app: &App, account: &Account, ask: Ask<'_>, fields: &ErrorFields) -> Outcome {
+    let head = Refusal { status: status_of(fields, ask), ..Refusal::default() };
+    classify_fields(app, account, ask, &head, fields, app.clock.now())
 }
 
 /// No answer at all.
@@ -183,8 +201,9 @@ pub fn judge_error(error: &AttemptError) -> Bad {
             Outcome::TokenRefused { permanent: false }
         }
         // A token endpoint that is away: somebody else can serve meanwhile.
-        AttemptError::Credential(_) | AttemptError::Send(SendError::Connect(_)) => {
-            Outcome::ConnectFailed
+        AttemptError::Credential(_) => Outcome::TokenAway,
+        AttemptError::Send(SendError::Connect(error)) => {
+            Outcome::ConnectFailed { durable: error.durable }
         }
         AttemptError::Send(SendError::Broke(_) | SendError::Timeout) => Outcome::Lost,
         AttemptError::Build(_) => Outcome::RequestFault,

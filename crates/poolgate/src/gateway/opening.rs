@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use poolgate_core::quota::Reading;
 use tokio::time::{Instant, timeout_at};
 
 use crate::providers::{ErrorFields, Tap};
@@ -29,7 +30,7 @@ pub enum Opened {
     /// Committed: this goes to the client.
     Good(Opening),
     /// The upstream reported an error before any output.
-    Failed(ErrorFields),
+    Failed(ErrorFields, Vec<Reading>),
     /// The body broke, or ended without being whole, before any output.
     Lost,
     /// It ended, and is not what its head promised.
@@ -58,7 +59,7 @@ pub async fn open(mut body: Incoming, mut tap: Tap, json: bool) -> Opened {
             break;
         }
         if let Some(error) = tap.error.take() {
-            return Opened::Failed(error);
+            return Opened::Failed(error, tap.readings);
         }
     }
     // With a Content-Length the last byte may be here already, and nobody asks for the end.

@@ -14,12 +14,13 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use poolgate_core::account::Surface;
+use poolgate_core::availability::Ask;
+use poolgate_core::gate::Gate;
 use poolgate_core::outcome::{Attempt, Outcome};
-use poolgate_core::units::Timestamp;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::admit::Permit;
-use super::judge::judge_late;
+use super::judge::{judge_late, observe_events};
 use super::opening::Opening;
 use super::read::scoped;
 use super::settle::{Ending, Record};
@@ -49,8 +50,7 @@ pub struct Relay {
     model: String,
     key_id: i64,
     stores: bool,
-    sent_at: Timestamp,
-    gated: bool,
+    gate: Option<Arc<Gate>>,
     /// Leaves out events that the client's contract does not have.
     splitter: Option<Splitter>,
     idle: Duration,
@@ -74,8 +74,7 @@ pub struct Relayed {
     pub model: String,
     pub key_id: i64,
     pub stores: bool,
-    pub sent_at: Timestamp,
-    pub gated: bool,
+    pub gate: Option<Arc<Gate>>,
     pub drop_codex_events: bool,
 }
 
@@ -99,8 +98,7 @@ impl Relay {
             model: of.model,
             key_id: of.key_id,
             stores: of.stores,
-            sent_at: of.sent_at,
-            gated: of.gated,
+            gate: of.gate,
             splitter: of.drop_codex_events.then(Splitter::default),
             idle,
             heard_at: now,
@@ -163,7 +161,7 @@ impl Relay {
         }
         let late = self.opening.tap.error.take();
         let outcome = late.map_or(Outcome::Served, |fields| {
-            judge_late(&self.app, &self.lease.account, self.surface, &fields)
+            judge_late(&self.app, &self.lease.account, self.ask(), &fields)
         });
         self.settle(outcome);
         if let Some(id) = self.opening.tap.response_id.take().filter(|_| self.stores) {
@@ -177,15 +175,14 @@ impl Relay {
         self.record.finish(Ending::Complete, self.opening.tap.usage);
     }
 
+    fn ask(&self) -> Ask<'_> {
+        Ask { surface: self.surface, model: &self.model, gate: self.gate.as_deref() }
+    }
+
     fn settle(&mut self, outcome: Outcome) {
         let now = self.app.clock.now();
-        let attempt = Attempt {
-            model: &self.model,
-            sent_at: self.sent_at,
-            now,
-            refreshed: false,
-            gated: self.gated,
-        };
+        let attempt =
+            Attempt { ask: self.ask(), sent_at: self.lease.sent_at, now, refreshed: false };
         self.app.pool.settle(self.lease.account.id, outcome, attempt);
         self.record.turned_out(outcome);
     }
@@ -228,6 +225,8 @@ impl Relay {
             let next = std::task::ready!(self.poll_upstream(cx));
             match next {
                 Some(Ok(data)) => {
+                    let told = std::mem::take(&mut self.opening.tap.readings);
+                    observe_events(&self.app, &self.lease.account, &told);
                     self.settle_if_finished();
                     let data = match &mut self.splitter {
                         Some(splitter) => splitter.pass(&data),

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::attempt::{self, AttemptError, Target};
 use super::dispatch::Dispatched;
-use super::judge::{Bad, Judged, judge, judge_error};
+use super::judge::{Bad, Judged, judge, judge_error, observe_events};
 use super::read::Payload;
 use super::settle::Record;
 use super::{Call, assemble, strip};
@@ -33,11 +33,12 @@ pub enum Tried {
 pub async fn try_account(
     app: &Arc<App>,
     call: &Call,
-    lease: Lease,
+    mut lease: Lease,
     progress: &mut Progress,
     record: &mut Record,
 ) -> Result<Tried, Error> {
     let account = Arc::clone(&lease.account);
+    let ask = call.ask();
     record.begin(account.id)?;
     let mut bearer = attempt::bearer(app, &account).await;
     let mut payload = Cow::Borrowed(&call.payload);
@@ -52,17 +53,15 @@ pub async fn try_account(
             }
         };
         let bad = match judged {
-            Ok(done) => return Ok(Tried::Done(done.into_dispatched(lease))),
+            Ok(done) => {
+                lease.sent_at = sent_at;
+                return Ok(Tried::Done(done.into_dispatched(lease)));
+            }
             Err(bad) => bad,
         };
         record.failed(account.id, bad.outcome.name(), bad.status, since);
-        let attempt = Attempt {
-            model: &call.head.model,
-            sent_at,
-            now: app.clock.now(),
-            refreshed: progress.refreshed,
-            gated: call.gate.is_some(),
-        };
+        let (now, refreshed) = (app.clock.now(), progress.refreshed);
+        let attempt = Attempt { ask, sent_at, now, refreshed };
         app.pool.settle(account.id, bad.outcome, attempt);
         match next(bad.outcome, progress) {
             Next::Relay => {
@@ -121,10 +120,11 @@ async fn attempt_once(
     let target = Target { account, bearer, payload, moved: lease.moved };
     let sent = attempt::send(app, call, &target).await;
     let (response, streams) = sent.map_err(|error| judge_error(&error))?;
-    match judge(app, account, call.surface, response).await {
+    match judge(app, account, call.ask(), response).await {
         Judged::Good(answer) if streams && !call.head.stream => {
             let idle = app.config.limits.stream_idle_timeout;
-            let (reply, assembled) = assemble::assemble(answer, idle).await?;
+            let (reply, mut assembled) = assemble::assemble(answer, idle).await?;
+            observe_events(app, account, &std::mem::take(&mut assembled.readings));
             Ok(Answered::Assembled(reply, assembled))
         }
         Judged::Good(answer) => Ok(Answered::Stream(answer)),

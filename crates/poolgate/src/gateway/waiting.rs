@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poolgate_core::account::AccountId;
-use poolgate_core::availability::Ask;
 use poolgate_core::choose::{Later, Refusal};
 use tokio::time::{Instant, sleep_until};
 
@@ -20,10 +19,9 @@ const BUSY_WAIT: Duration = Duration::from_secs(10);
 const COOLDOWN_WAIT: Duration = Duration::from_mins(1);
 
 fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
-    let model = &call.head.model;
     Wish {
         pools: &call.caller.key.pools,
-        ask: Ask { surface: call.surface, model, gate: call.gate.as_deref() },
+        ask: call.ask(),
         session: call.head.session,
         owner: call.head.owner,
         turn: call.turn,

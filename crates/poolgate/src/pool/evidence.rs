@@ -3,30 +3,19 @@
 //! When the account thereby becomes unable to serve, requests that still wait for its head are told
 //! to go elsewhere; streams that run are left to finish.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use poolgate_core::account::AccountId;
-use poolgate_core::availability::state;
+use poolgate_core::availability::{Ask, is_below_caps, state};
+use poolgate_core::network::Suspect;
 use poolgate_core::outcome::{Attempt, Outcome};
-use poolgate_core::quota::{Limit, Reading, Source};
-use poolgate_core::units::{Fraction, Timestamp};
+use poolgate_core::quota::{Limit, Reading, Source, Window};
+use poolgate_core::resets::{Resets, resets};
+use poolgate_core::units::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::{Live, Pool, SessionKey};
-
-/// A snapshot older than this does not say that a window is spent now.
-const FRESH: Duration = Duration::from_mins(10);
-
-/// Resets that bear on a refusal.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Resets {
-    /// Of the ordinary window that is spent, the furthest one, by readings under ten minutes old.
-    pub spent_until: Option<Timestamp>,
-    /// Of a model family's window that is spent.
-    pub family_spent_until: Option<Timestamp>,
-    /// The nearest of any ordinary window.
-    pub nearest: Option<Timestamp>,
-}
+use super::{Live, Pool, SessionKey, State};
+use crate::providers::Usage;
 
 impl Live {
     /// Applies `change`, and tells waiting requests if the account can serve no longer.
@@ -38,30 +27,87 @@ impl Live {
         }
         result
     }
+
+    /// Returns the windows that now look different.
+    fn merge(&mut self, readings: &[Reading], source: Source, now: Timestamp) -> Vec<Window> {
+        // Whatever the answer says, the account has been heard of.
+        self.facts.probing_until = None;
+        if readings.is_empty() {
+            return Vec::new();
+        }
+        let merged = self.learn(now, |live| live.facts.quota.merge(readings, source, now));
+        self.unsaved |= merged.changed;
+        merged.seen
+    }
+}
+
+impl State {
+    fn live(&mut self, id: AccountId) -> Option<&mut Live> {
+        self.live.iter_mut().find(|live| live.facts.id == id)
+    }
+
+    /// The account's upstream has answered: the network works, so what failed elsewhere counts.
+    fn answered(&mut self, id: AccountId, now: Timestamp) {
+        let Some(live) = self.live.iter().find(|live| live.facts.id == id) else {
+            return;
+        };
+        for Suspect { id, address, durable } in self.network.answered(&live.account.upstream.origin)
+        {
+            if let Some(live) = self.live(id) {
+                tracing::info!(account = live.account.name, address, durable, "cannot connect");
+                live.learn(now, |live| live.facts.health.unreachable(durable, now));
+            }
+        }
+    }
 }
 
 impl Pool {
-    /// What an answer's headers or events say about the account's windows.
+    /// What an answer's headers or events say about the account's windows; none, if it says nothing.
     pub fn observe(&self, id: AccountId, readings: &[Reading], source: Source, now: Timestamp) {
+        let mut state = self.state.lock();
+        state.answered(id, now);
+        let Some(live) = state.live(id) else {
+            return;
+        };
+        let seen = live.merge(readings, source, now);
+        if seen.is_empty() {
+            return;
+        }
+        let account = Arc::clone(&live.account);
+        drop(state);
+        log(&account.name, source, &seen);
+    }
+
+    /// What the usage endpoint said when asked at `asked_at`.
+    pub fn polled(&self, id: AccountId, usage: &Usage, asked_at: Timestamp, now: Timestamp) {
+        self.observe(id, &usage.readings, Source::Poll, now);
         self.with(id, |live| {
-            // Whatever the answer says, the account has been heard of.
-            live.facts.probing_until = None;
-            if !readings.is_empty() {
-                live.learn(now, |live| {
-                    live.unsaved |= live.facts.quota.merge(readings, source, now);
-                });
+            if let Some(limits) = &usage.limits {
+                live.facts.quota.keep_named(limits);
+                live.unsaved = true;
+            }
+            if !usage.readings.is_empty() && is_below_caps(&live.facts, now) {
+                live.facts.health.quota_is_left(asked_at);
             }
         });
+        self.freed.notify_waiters();
     }
 
     /// What an attempt came to.
     pub fn settle(&self, id: AccountId, outcome: Outcome, attempt: Attempt<'_>) {
-        self.with(id, |live| {
-            let stop = live.facts.health.stop;
-            live.learn(attempt.now, |live| outcome.apply(&mut live.facts.health, attempt));
-            live.unsaved_stop |= live.facts.health.stop != stop;
-            live.counters.served += u64::from(outcome == Outcome::Served);
-        });
+        let mut state = self.state.lock();
+        let Some(live) = state.live(id) else {
+            return;
+        };
+        let stop = live.facts.health.stop;
+        live.learn(attempt.now, |live| outcome.apply(&mut live.facts, attempt));
+        live.unsaved_stop |= live.facts.health.stop != stop;
+        live.counters.served += u64::from(outcome == Outcome::Served);
+        if let Outcome::ConnectFailed { durable } = outcome {
+            let address = live.account.upstream.origin.clone();
+            state.network.failed(Suspect { id, address, durable });
+        }
+        drop(state);
         if outcome == Outcome::Served {
             self.freed.notify_waiters();
         }
@@ -97,24 +143,29 @@ impl Pool {
         self.state.lock().owners.settle(response, account, 0, at);
     }
 
-    pub fn resets(&self, id: AccountId, now: Timestamp) -> Resets {
-        self.with(id, |live| {
-            let quota = &live.facts.quota;
-            let fresh = |at: Timestamp| now <= at.plus(FRESH);
-            let spent = |family: bool| {
-                let windows = quota.windows().iter();
-                let windows = windows.filter(|w| (w.limit != Limit::Ordinary) == family);
-                let full =
-                    windows.filter(|w| w.used_at(now) == Fraction::ONE && fresh(w.observed_at));
-                full.filter_map(|w| w.resets_at).max()
-            };
-            let ahead = quota.ordinary().filter_map(|w| w.resets_at).filter(|at| *at > now);
-            Resets {
-                spent_until: spent(false),
-                family_spent_until: spent(true),
-                nearest: ahead.min(),
-            }
-        })
-        .unwrap_or_default()
+    /// The resets that bear on a refusal of `ask`, which names the limit `active` as spent.
+    pub fn resets(
+        &self,
+        id: AccountId,
+        ask: Ask<'_>,
+        active: Option<&str>,
+        now: Timestamp,
+    ) -> Resets {
+        self.with(id, |live| resets(&live.facts, ask, active, now)).unwrap_or_default()
     }
+}
+
+/// One line for all windows of one answer that look different.
+fn log(account: &str, source: Source, seen: &[Window]) {
+    let text = |w: &Window| {
+        let hours = w.length.as_secs() / 3600;
+        let limit = match &w.limit {
+            Limit::Ordinary => "",
+            Limit::Named(name) => name,
+        };
+        let reset = w.resets_at.map_or(0, Timestamp::unix_seconds);
+        format!("{limit} {hours}h {:.2} % resets {reset}", w.used.percent()).trim_start().to_owned()
+    };
+    let windows: Vec<String> = seen.iter().map(text).collect();
+    tracing::info!(account, ?source, windows = windows.join(", "), "quota changed");
 }

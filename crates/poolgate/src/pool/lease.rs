@@ -5,6 +5,7 @@ use std::sync::Arc;
 use poolgate_core::account::{AccountId, Surface};
 use poolgate_core::availability::Ask;
 use poolgate_core::choose::Refusal;
+use poolgate_core::units::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Account, Decision, Pool, SessionKey};
@@ -48,6 +49,10 @@ pub struct Lease {
     pub moved: bool,
     pub(super) interrupts: [Option<CancellationToken>; 2],
     pub(super) counted: bool,
+    /// When the attempt that is judged was sent; until then, when it was leased.
+    pub sent_at: Timestamp,
+    /// It finds out how the account is, and the others wait for that until then.
+    pub(super) probing_until: Option<Timestamp>,
 }
 
 impl Lease {
@@ -68,6 +73,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if let Some(until) = self.probing_until {
+            self.pool.end_probe(self.account.id, until);
+        }
         if self.counted {
             self.pool.give_back(self.account.id);
         }

@@ -31,6 +31,8 @@ impl Pool {
                 moved: reserved.moved,
                 interrupts: reserved.interrupts,
                 counted: wish.is_counted(),
+                sent_at: now,
+                probing_until: chosen.is_ok_and(|c| c.probes).then(|| now.plus(PROBE_FOR)),
             }),
             (None, Err(refusal)) => Err(Refused { refusal, decision }),
             (None, Ok(_)) => unreachable!("whoever is chosen is reserved"),

@@ -3,15 +3,17 @@ use poolgate_core::availability::Ask;
 use poolgate_core::choose::Refusal;
 use poolgate_core::health::Health;
 use poolgate_core::outcome::{Attempt, Outcome};
+use poolgate_core::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
+use poolgate_core::units::Fraction;
 
 use super::*;
 use crate::credentials::Source as CredentialSource;
+use crate::providers::Usage;
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
 const ASK: Ask<'static> = Ask { surface: Surface::Responses, model: "m", gate: None };
 
-const AT: Attempt<'static> =
-    Attempt { model: "m", sent_at: NOW, now: NOW, refreshed: false, gated: false };
+const AT: Attempt<'static> = Attempt { ask: ASK, sent_at: NOW, now: NOW, refreshed: false };
 
 fn loaded(id: i64, max_in_flight: u32) -> Loaded {
     let upstream = Upstream { origin: "https://x".into(), prefix: String::new(), token_url: None };
@@ -56,6 +58,23 @@ fn wish(session: Option<SessionKey>, seed: u64) -> Wish<'static> {
     Wish { pools: &[], ask: ASK, session, owner: None, turn: None, tried: &[], seed }
 }
 
+fn after(span: Duration) -> Timestamp {
+    NOW.plus(span)
+}
+
+fn weekly(percent: f64) -> Vec<Reading> {
+    vec![Reading {
+        limit: Limit::Ordinary,
+        length: WEEK,
+        used: Fraction::from_percent(percent),
+        resets_at: Some(after(WEEK)),
+    }]
+}
+
+fn states(pool: &Pool, now: Timestamp) -> Vec<String> {
+    pool.view(now).accounts.into_iter().map(|account| account.state).collect()
+}
+
 #[test]
 fn leases_are_counted_and_given_back() {
     let pool = pool(vec![loaded(1, 1), loaded(2, 1)]);
@@ -70,6 +89,7 @@ fn leases_are_counted_and_given_back() {
     assert_eq!(pool.in_flight(), 0);
 }
 
+/// multiplexer 18.3 #31, #32.
 #[test]
 fn fifty_first_requests_of_one_session_land_on_one_account() {
     let pool = pool((1..=5).map(|id| loaded(id, 0)).collect());
@@ -132,4 +152,135 @@ fn pools_limit_who_may_serve() {
     let refusal = pool.lease(&Wish { pools: &unknown, ..wish(None, 1) }, NOW).unwrap_err();
     assert_eq!(refusal.refusal, Refusal::Unfit);
     assert_eq!(pool.members(&[]).len(), 2);
+}
+
+/// sub2api P17.
+#[test]
+fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {
+    let pool = pool(vec![loaded(1, 0), loaded(2, 0)]);
+    let first = PoolSpec {
+        name: DEFAULT_POOL.into(),
+        members: vec![],
+        strategy: Strategy::Fallback,
+        rebalance_threshold: None,
+    };
+    pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[first]);
+    pool.observe(AccountId(1), &weekly(99.5), Source::Answer, NOW);
+    let stale = after(Duration::from_hours(2));
+    let leases: Vec<Lease> = std::thread::scope(|scope| {
+        let one = |seed| {
+            let pool = &pool;
+            scope.spawn(move || pool.lease(&wish(None, seed), stale).unwrap())
+        };
+        let threads: Vec<_> = (0..50).map(one).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let probes = |leases: &[Lease]| leases.iter().filter(|l| l.account.id == AccountId(1)).count();
+    assert_eq!((probes(&leases), leases.len()), (1, 50));
+    let again = pool.lease(&wish(None, 1), stale).unwrap();
+    assert_eq!(again.account.id, AccountId(2), "still out");
+    drop(leases);
+    let next = pool.lease(&wish(None, 1), stale).unwrap();
+    assert_eq!(next.account.id, AccountId(1), "spec §3.5: the lease ended and found nothing");
+    pool.observe(AccountId(1), &weekly(99.5), Source::Answer, stale);
+    let third = pool.lease(&wish(None, 1), stale).unwrap();
+    assert_eq!(third.account.id, AccountId(2), "sub2api P19: its headers landed, and say the same");
+}
+
+#[test]
+fn a_poll_below_the_cap_ends_a_limit() {
+    let pool = pool(vec![loaded(1, 0)]);
+    let spent = Outcome::QuotaSpent { until: Some(after(WEEK)) };
+    let later = after(Duration::from_mins(1));
+    let usage = |percent| Usage { readings: weekly(percent), ..Usage::default() };
+    pool.settle(AccountId(1), spent, AT);
+    pool.polled(AccountId(1), &usage(100.0), later, later);
+    assert_eq!(states(&pool, later), ["limited"], "still spent");
+    pool.polled(AccountId(1), &usage(3.0), NOW.minus(Duration::from_secs(1)), later);
+    assert_eq!(states(&pool, later), ["limited"], "asked before it was limited");
+    let later = after(Duration::from_mins(2));
+    pool.polled(AccountId(1), &usage(3.0), later, later);
+    assert_eq!(states(&pool, later), ["ready"], "spec §4: nobody waits for Thursday");
+}
+
+#[test]
+fn a_failed_connect_is_charged_when_another_address_answers() {
+    let at = |id: i64, origin: &str| {
+        let mut one = loaded(id, 0);
+        one.account.upstream.origin = origin.into();
+        one
+    };
+    let failed = Outcome::ConnectFailed { durable: true };
+    let accounts = || vec![at(1, "https://x"), at(2, "https://x"), at(3, "https://y")];
+    let pool = pool(accounts());
+    pool.settle(AccountId(1), failed, AT);
+    assert_eq!(states(&pool, NOW), ["ready", "ready", "ready"], "not yet known whose fault it is");
+    pool.observe(AccountId(3), &[], Source::Answer, NOW);
+    assert_eq!(states(&pool, NOW), ["cooling", "ready", "ready"], "sub2api F15");
+    let down = self::pool(accounts());
+    down.settle(AccountId(1), failed, AT);
+    down.settle(AccountId(3), failed, AT);
+    down.observe(AccountId(2), &[], Source::Answer, NOW);
+    assert_eq!(
+        states(&down, NOW),
+        ["ready", "ready", "ready"],
+        "codex-lb D15: the network was down"
+    );
+}
+
+/// multiplexer 18.2 #25.
+#[tokio::test]
+async fn each_time_an_account_becomes_unable_its_waiting_requests_are_told() {
+    use futures_util::FutureExt;
+    let pool = pool(vec![loaded(1, 0)]);
+    let rated = |now: Timestamp| {
+        let until = now.plus(Duration::from_secs(5));
+        pool.settle(
+            AccountId(1),
+            Outcome::RateLimited { until },
+            Attempt { sent_at: now, now, ..AT },
+        );
+    };
+    for minute in 0..3 {
+        let now = after(Duration::from_mins(minute));
+        let waiting = pool.lease(&wish(None, 1), now).unwrap();
+        assert_eq!(waiting.interrupted().now_or_never(), None, "round {minute}");
+        rated(now);
+        assert_eq!(waiting.interrupted().now_or_never(), Some(()), "round {minute}");
+    }
+}
+
+/// multiplexer 18.3 #36–#38.
+#[tokio::test]
+async fn a_rebalance_moves_the_requests_of_its_own_pool_once() {
+    use futures_util::FutureExt;
+    let spec = |name: &str| PoolSpec {
+        name: name.into(),
+        members: vec!["a1".into(), "a2".into()],
+        strategy: Strategy::LeastUsed,
+        rebalance_threshold: Some(20.0),
+    };
+    let pool = Arc::new(Pool::default());
+    pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[spec("ours"), spec("theirs")]);
+    let (ours, theirs) = (["ours".to_owned()], ["theirs".to_owned()]);
+    let lease =
+        |pools, session| pool.lease(&Wish { pools, ..wish(Some([session; 16]), 1) }, NOW).unwrap();
+    let (first, other) = (lease(&ours, 1), lease(&theirs, 2));
+    assert_eq!((first.account.id, other.account.id), (AccountId(1), AccountId(1)));
+    pool.observe(AccountId(1), &weekly(50.0), Source::Poll, NOW);
+    pool.observe(AccountId(2), &weekly(10.0), Source::Poll, NOW);
+    let moved = lease(&ours, 1);
+    assert_eq!(moved.account.id, AccountId(2));
+    assert_eq!(first.interrupted().now_or_never(), Some(()), "it was told to move");
+    assert_eq!(other.interrupted().now_or_never(), None, "#37: the other pool's was not");
+    assert_eq!(lease(&ours, 1).account.id, AccountId(2), "and there it stays");
+    assert_eq!(moved.interrupted().now_or_never(), None, "#38: nor does the old signal reach it");
+}
+
+#[test]
+fn two_windows_of_one_length_do_not_stand_side_by_side() {
+    let pool = pool(vec![loaded(1, 0)]);
+    let five = Reading { length: FIVE_HOURS, ..weekly(3.0).remove(0) };
+    pool.observe(AccountId(1), &[five.clone(), five], Source::Answer, NOW);
+    assert_eq!(pool.view(NOW).accounts[0].windows.len(), 1);
 }

@@ -7,12 +7,14 @@
 use bytes::Bytes;
 use memchr::memmem;
 use poolgate_core::account::Surface;
+use poolgate_core::quota::Reading;
 use poolgate_core::units::Timestamp;
 use poolgate_core::usage::TokenUsage;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::ErrorFields;
+use super::usage::codex;
 use crate::sse::{Event, Scanner};
 
 /// JSON answers up to this size are kept for reading their token counts.
@@ -32,6 +34,8 @@ pub struct Tap {
     pub error: Option<ErrorFields>,
     pub usage: TokenUsage,
     pub response_id: Option<String>,
+    /// Quota windows told in events, until somebody takes them.
+    pub readings: Vec<Reading>,
 }
 
 #[derive(Debug)]
@@ -70,7 +74,7 @@ impl Kept {
 }
 
 impl Tap {
-    /// `now` dates relative resets in error events.
+    /// `now` dates relative resets in events.
     pub fn new(surface: Surface, is_event_stream: bool, now: Timestamp) -> Self {
         let format = if is_event_stream {
             Format::Events(Scanner::default())
@@ -96,6 +100,7 @@ impl Tap {
             error: None,
             usage: TokenUsage::default(),
             response_id: None,
+            readings: Vec::new(),
         }
     }
 
@@ -189,6 +194,7 @@ impl Tap {
                 self.finished = true;
             }
             b"error" => self.fail(data),
+            b"codex.rate_limits" => self.readings.extend(codex::event(data, self.now)),
             _ if kind.starts_with(b"codex.") => {}
             _ => self.semantic = true,
         }

@@ -127,3 +127,15 @@ fn an_unfinished_stream_is_not_whole() {
     let mut tap = tap(Surface::Responses, &data(&[CREATED]));
     assert!(!tap.end());
 }
+
+#[test]
+fn takes_quota_windows_out_of_codexs_own_event() {
+    let limits = r#"{"type":"codex.rate_limits","rate_limits":{"primary":{"used_percent":1,"window_minutes":300,"reset_at":1795312935}}}"#;
+    let mut tap = tap(Surface::Responses, &data(&[CREATED, limits, limits]));
+    assert!(!tap.semantic, "it is no output");
+    let told = std::mem::take(&mut tap.readings);
+    let used = told.iter().map(|r| r.used.map(poolgate_core::units::Fraction::percent));
+    assert_eq!(used.collect::<Vec<_>>(), [Some(1.0), Some(1.0)]);
+    tap.feed(&Bytes::from(data(&[r#"{"type":"codex.keepalive"}"#])));
+    assert_eq!(tap.readings, [], "taken once");
+}

@@ -1,0 +1,225 @@
+use std::time::Duration;
+
+use super::*;
+use crate::account::{Kind, Surface};
+use crate::availability::tests::{NOW, account, later, used};
+use crate::health::{Cause, Stop};
+use crate::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
+use crate::units::Fraction;
+
+fn choice(strategy: Strategy) -> Choice<'static> {
+    Choice {
+        ask: Ask { surface: Surface::Responses, model: "gpt-5.5", gate: None },
+        strategy,
+        rebalance_threshold: None,
+        owner: None,
+        home: None,
+        tried: &[],
+        turn: 0,
+        seed: 1,
+        now: NOW,
+    }
+}
+
+fn pick(accounts: &[Account], choice: &Choice<'_>) -> Result<i64, Refusal> {
+    choose(&accounts.iter().collect::<Vec<_>>(), choice).map(|chosen| chosen.id.0)
+}
+
+fn with(mut account: Account, change: impl FnOnce(&mut Account)) -> Account {
+    change(&mut account);
+    account
+}
+
+#[test]
+#[rustfmt::skip]
+fn chooses() {
+    use Strategy::{Fallback, Headroom, LeastUsed};
+    let second = |a| with(a, |a| a.priority = 1);
+    let spent = used(1, 10.0, 100.0);
+    let home = |strategy, id| Choice { home: Some(AccountId(id)), ..choice(strategy) };
+    let owner = |id| Choice { owner: Some(AccountId(id)), ..choice(Headroom) };
+    let cases = [
+        ("most left",               vec![used(1, 5.0, 60.0), used(2, 5.0, 20.0)], choice(LeastUsed), Ok(2)),
+        ("spec §5: a tie goes to the first", vec![used(1, 5.0, 20.0), used(2, 5.0, 20.0)], choice(LeastUsed), Ok(1)),
+        ("weight counts",           vec![used(1, 5.0, 20.0), with(used(2, 5.0, 60.0), |a| a.weight = 5.0)], choice(LeastUsed), Ok(2)),
+        ("codex-lb E3: home before score", vec![used(1, 5.0, 60.0), used(2, 5.0, 20.0)], home(LeastUsed, 1), Ok(1)),
+        ("sub2api S4: a spent home is left", vec![spent.clone(), used(2, 5.0, 20.0)],      home(LeastUsed, 1), Ok(2)),
+        ("fallback: no home",       vec![used(1, 5.0, 60.0), used(2, 5.0, 20.0)], home(Fallback, 2),  Ok(1)),
+        ("sub2api S2: the key comes second", vec![second(account(1)), used(2, 98.0, 98.0)], choice(Headroom),  Ok(2)),
+        ("the key when all else is spent", vec![second(account(2)), spent.clone()], choice(Headroom), Ok(2)),
+        ("owner only",              vec![account(1), account(2)],                 owner(2),           Ok(2)),
+        ("tried is skipped",        vec![account(1), account(2)], Choice { tried: &[AccountId(1)], ..choice(Fallback) }, Ok(2)),
+    ];
+    for (name, accounts, choice, want) in cases {
+        assert_eq!(pick(&accounts, &choice), want, "{name}");
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn refuses() {
+    let claude = with(account(1), |a| a.kind = Kind::Claude);
+    let paused = with(account(1), |a| a.paused = true);
+    let broken = with(account(2), |a| a.health.stop = Some(Stop::NeedsLogin));
+    let cooling = with(account(3), |a| a.health.block(Cause::Rate, later(9), NOW));
+    let full = with(account(4), |a| { a.max_in_flight = 1; a.in_flight = 1; });
+    let other = with(account(5), |a| a.models = vec!["o4".into()]);
+    let spent = used(6, 100.0, 10.0);
+    let wait = |seconds, quota| {
+        let at = Some(later(seconds));
+        Refusal::Later(Later { until: at, untried_until: at, quota })
+    };
+    let missing = with(account(7), |a| a.health.model_missing("gpt-5.5", NOW));
+    let cases = [
+        ("nobody",          vec![],                                Refusal::Unfit),
+        ("wrong kind",      vec![claude],                          Refusal::Unfit),
+        ("other models",    vec![other.clone()],                   Refusal::ModelNotAllowed),
+        ("unknown model",   vec![missing, other.clone()],          Refusal::ModelMissing),
+        ("operator",        vec![paused.clone(), broken.clone()],  Refusal::Operator),
+        ("soonest",         vec![cooling.clone(), spent.clone()],  wait(9, false)),
+        ("all quota",       vec![spent.clone(), paused, other],    wait(3600, true)),
+        ("busy wins",       vec![full, spent, broken],             Refusal::Busy),
+    ];
+    for (name, accounts, want) in cases {
+        assert_eq!(pick(&accounts, &choice(Strategy::Headroom)), Err(want), "{name}");
+    }
+    let tried = Choice { tried: &[AccountId(1)], ..choice(Strategy::Headroom) };
+    assert_eq!(pick(&[account(1), cooling], &tried), Err(Refusal::AllTried));
+    let owner = Choice { owner: Some(AccountId(6)), ..choice(Strategy::Headroom) };
+    let reason = Some(Reason::Exhausted { until: Some(later(3600)) });
+    assert_eq!(pick(&[account(1), used(6, 100.0, 10.0)], &owner), Err(Refusal::Owner { reason }));
+}
+
+/// multiplexer 18.3 #36.
+#[test]
+fn rebalance_moves_a_session_that_fell_behind_its_plans_share() {
+    let rebalanced = |weight: f64, home_used: f64| {
+        let home = with(used(1, 5.0, home_used), |a| a.weight = weight);
+        let accounts = [home, with(used(2, 5.0, 10.0), |a| a.weight = weight)];
+        let choice = Choice {
+            home: Some(AccountId(1)),
+            rebalance_threshold: Some(20.0),
+            ..choice(Strategy::LeastUsed)
+        };
+        choose(&accounts.iter().collect::<Vec<_>>(), &choice).unwrap().because
+    };
+    let moved = Because::Rebalanced { from: AccountId(1) };
+    // 2 points at weight 10, 4 at weight 5, 20 at weight 1.
+    for (weight, points) in [(10.0, 2.0), (5.0, 4.0), (1.0, 20.0)] {
+        assert_eq!(rebalanced(weight, 10.0 + points), Because::Home, "weight {weight}");
+        assert_eq!(rebalanced(weight, 10.5 + points), moved, "weight {weight}");
+    }
+}
+
+#[test]
+fn single_is_the_first_or_nobody() {
+    let accounts = [with(account(1), |a| a.paused = true), account(2)];
+    assert_eq!(pick(&accounts, &choice(Strategy::Single)), Err(Refusal::Operator));
+    assert_eq!(pick(&[account(1), account(2)], &choice(Strategy::Single)), Ok(1));
+}
+
+#[test]
+fn round_robin_takes_turns_and_skips_the_unable() {
+    let accounts = [account(1), used(2, 100.0, 0.0), account(3)];
+    let turns = (0..6)
+        .map(|turn| pick(&accounts, &Choice { turn, ..choice(Strategy::RoundRobin) }).unwrap());
+    assert_eq!(turns.collect::<Vec<_>>(), [1, 3, 3, 1, 3, 3]);
+}
+
+/// An account with a weekly window: percent used, cap in percent, minutes to its reset.
+fn weekly(id: i64, used: f64, cap: u32, weight: f64, minutes: u64) -> Account {
+    let mut account = account(id);
+    let reading = Reading {
+        limit: Limit::Ordinary,
+        length: WEEK,
+        used: Fraction::from_percent(used),
+        resets_at: Some(NOW.plus(Duration::from_mins(minutes))),
+    };
+    account.quota.merge(&[reading], Source::Poll, NOW);
+    account.caps.weekly = Fraction::from_ppm(cap * 10_000);
+    account.weight = weight;
+    account
+}
+
+#[test]
+#[rustfmt::skip]
+fn least_used_compares_what_is_left_to_give() {
+    let hour = 60;
+    let cases = [
+        ("multiplexer 18.3 #34: cap less used, not used",  weekly(1, 40.0, 50, 1.0, 24 * hour), weekly(2, 60.0, 99, 1.0, 24 * hour),  2),
+        ("multiplexer 18.3 #35: the heavier plan",         weekly(1, 50.0, 99, 1.0, 24 * hour), weekly(2, 50.0, 99, 10.0, 24 * hour), 2),
+        ("multiplexer 18.3 #35: what would be lost first", weekly(1, 50.0, 99, 1.0, 100 * hour), weekly(2, 50.0, 99, 1.0, 2 * hour),  2),
+        ("multiplexer 18.3 #35: 5 min count as an hour",   weekly(1, 50.0, 99, 1.0, hour),      weekly(2, 50.0, 99, 1.0, 5),          1),
+    ];
+    for (name, a, b, want) in cases {
+        assert_eq!(pick(&[a, b], &choice(Strategy::LeastUsed)), Ok(want), "{name}");
+    }
+}
+
+/// Rows of the gated limit: share used and hours to the reset of its 5-hour and weekly windows.
+fn with_rows(mut account: Account, five: (f64, u64), week: Option<(f64, u64)>) -> Account {
+    let row = |length, (used, hours): (f64, u64)| Reading {
+        limit: Limit::Named("codex_bengalfox".into()),
+        length,
+        used: Fraction::from_percent(used),
+        resets_at: Some(NOW.plus(Duration::from_hours(hours))),
+    };
+    let rows: Vec<Reading> =
+        [Some(row(FIVE_HOURS, five)), week.map(|w| row(WEEK, w))].into_iter().flatten().collect();
+    account.quota.merge(&rows, Source::Poll, NOW);
+    account
+}
+
+#[test]
+fn gated_requests_are_ranked_by_their_own_limit() {
+    let gate = crate::gate::spark();
+    let ask =
+        Ask { model: "gpt-5.3-codex-spark", gate: Some(&gate), ..choice(Strategy::Single).ask };
+    let gated = |strategy| Choice { ask, ..choice(strategy) };
+    // The ordinary week is all but spent on A and fresh on B; the limit's own says otherwise.
+    let a = with_rows(used(1, 0.0, 98.0), (10.0, 4), None);
+    let b = with_rows(used(2, 0.0, 5.0), (60.0, 4), None);
+    let pair = [a, b];
+    assert_eq!(pick(&pair, &gated(Strategy::LeastUsed)), Ok(1), "codex-lb F8, Q8");
+    assert_eq!(pick(&pair, &choice(Strategy::LeastUsed)), Ok(2), "codex-lb F2: ordinary requests");
+    let soon = with_rows(weekly(1, 10.0, 99, 1.0, 5 * 24 * 60), (10.0, 1), Some((10.0, 1)));
+    let late = with_rows(weekly(2, 10.0, 99, 1.0, 60), (10.0, 1), Some((10.0, 120)));
+    let pair = [late, soon];
+    assert_eq!(pick(&pair, &gated(Strategy::ResetDrain)), Ok(1), "codex-lb F9, Q9");
+    assert_eq!(
+        pick(&pair, &choice(Strategy::ResetDrain)),
+        Ok(2),
+        "codex-lb F9: the other way round"
+    );
+    let spent = with_rows(used(1, 0.0, 100.0), (10.0, 4), None);
+    let home = Choice { home: Some(AccountId(1)), ..gated(Strategy::LeastUsed) };
+    assert_eq!(
+        pick(&[spent.clone(), account(2)], &home),
+        Ok(1),
+        "codex-lb F7, Q7: the home is kept"
+    );
+    let owner = Choice { owner: Some(AccountId(1)), home: None, ..home };
+    assert_eq!(pick(&[spent, account(2)], &owner), Ok(1), "codex-lb Q7: so is the owner");
+}
+
+#[test]
+#[rustfmt::skip]
+fn a_session_keeps_its_home_while_it_can_serve() {
+    let other_model = with(account(1), |a| a.health.model_missing("gpt-6", NOW));
+    let same_model = with(account(1), |a| a.health.model_missing("gpt-5.5", NOW));
+    let limited = with(account(1), |a| a.health.block(Cause::Rate, later(60), NOW));
+    let full = with(account(1), |a| { a.max_in_flight = 1; a.in_flight = 1; });
+    let paused = with(account(1), |a| a.paused = true);
+    let cases = [
+        ("sub2api S3: the same account",               account(1),  1),
+        ("sub2api S5: limited for another model",      other_model, 1),
+        ("limited for this model",                     same_model,  2),
+        ("codex-lb E7: rate-limited",                  limited,     2),
+        ("sub2api S6: its slots are full",             full,        2),
+        ("codex-lb E8 is an owner; a home is no owner", paused,     2),
+    ];
+    let home = Choice { home: Some(AccountId(1)), ..choice(Strategy::LeastUsed) };
+    for (name, first, want) in cases {
+        assert_eq!(pick(&[first, used(2, 50.0, 90.0)], &home), Ok(want), "{name}");
+    }
+}
