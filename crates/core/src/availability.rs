@@ -184,8 +184,12 @@ fn trouble(account: &Account, gate: Option<&Gate>, now: Timestamp) -> Result<(),
     if let Some(Block { cause, since, until }) = account.health.block
         && now < until
     {
-        let ordinary_quota = cause == Cause::Quota && now >= since.plus(REST_AFTER_QUOTA_ERROR);
-        if gate.is_none() || !ordinary_quota {
+        // A gated request waits for the rest only, since what is spent is not its own.
+        let until = match (gate, cause) {
+            (Some(_), Cause::Quota) => until.min(since.plus(REST_AFTER_QUOTA_ERROR)),
+            _ => until,
+        };
+        if now < until {
             return Err(Reason::Cooling { cause, until });
         }
     }

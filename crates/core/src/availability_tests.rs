@@ -214,7 +214,8 @@ fn gated_models_are_judged_by_their_own_limit() {
     let rate = blocked(Cause::Rate);
     assert!(availability(&rate, ask, after_rest).is_err(), "F4");
     let quota = blocked(Cause::Quota);
-    assert!(availability(&quota, ask, later(119)).is_err(), "F5: resting");
+    let resting = Reason::Cooling { cause: Cause::Quota, until: after_rest };
+    assert_eq!(availability(&quota, ask, later(119)), Err(resting), "F5: resting");
     assert_eq!(availability(&quota, ask, after_rest), Ok(Fit::Ready), "F5: rested");
     assert!(availability(&quota, ASK, after_rest).is_err(), "F5: ordinary requests wait");
     let failing = with(quota, |a| (0..3).for_each(|_| a.health.error(later(120))));
