@@ -223,3 +223,23 @@ fn a_session_keeps_its_home_while_it_can_serve() {
         assert_eq!(pick(&[first, used(2, 50.0, 90.0)], &home), Ok(want), "{name}");
     }
 }
+
+/// How often each of `accounts` is chosen in 3000 draws.
+fn drawn(accounts: &[Account], strategy: Strategy) -> Vec<usize> {
+    let mut times = vec![0; accounts.len()];
+    for seed in 0..3000 {
+        let id = pick(accounts, &Choice { seed, ..choice(strategy) }).unwrap();
+        times[usize::try_from(id).unwrap() - 1] += 1;
+    }
+    times
+}
+
+#[test]
+fn random_is_even_and_relative_availability_prefers_what_resets_soon() {
+    let even = drawn(&[used(1, 90.0, 90.0), account(2), account(3)], Strategy::Random);
+    assert!(even.iter().all(|times| (900..1100).contains(times)), "spec §5: {even:?}");
+    let soon = weekly(1, 50.0, 99, 1.0, 60);
+    let late = weekly(2, 50.0, 99, 1.0, 6 * 24 * 60);
+    let uneven = drawn(&[soon, late], Strategy::RelativeAvailability);
+    assert!(uneven[0] > 2900, "codex-lb E13: {uneven:?}");
+}

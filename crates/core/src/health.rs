@@ -57,6 +57,21 @@ pub enum Cause {
     Unreachable,
 }
 
+impl Cause {
+    /// For people. `provider`: whose 403 a strike was.
+    pub fn text(self, provider: &str) -> String {
+        match self {
+            Self::Quota => "its quota is spent".into(),
+            Self::Rate => "told to wait".into(),
+            Self::Strike(n) => {
+                format!("{provider} 403 temporary cooldown ({n}/{STRIKES_ALLOWED})")
+            }
+            Self::Credential => "its credential is refused".into(),
+            Self::Unreachable => "its upstream cannot be reached".into(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
     pub cause: Cause,
@@ -261,6 +276,8 @@ mod tests {
         let mut health = Health::default();
         health.strike(NOW, NOW);
         assert_eq!(health.block.map(|b| b.cause), Some(Cause::Strike(1)));
+        let text = health.block.map(|b| b.cause.text("OpenAI"));
+        assert_eq!(text.as_deref(), Some("OpenAI 403 temporary cooldown (1/3)"));
         health.strike(later(700), later(700));
         assert_eq!((health.stop, health.block.map(|b| b.cause)), (None, Some(Cause::Strike(2))));
         health.strike(later(1400), later(1400));

@@ -310,7 +310,12 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => body.size_hint(),
-            Self::Relay(relay) if relay.splitter.is_some() => SizeHint::new(),
+            // A stream of known size that lacks its end must still be cut, not end tidily.
+            Self::Relay(relay)
+                if relay.splitter.is_some() || relay.opening.tap.is_event_stream() =>
+            {
+                SizeHint::new()
+            }
             Self::Relay(relay) => relay.size_hint(),
         }
     }

@@ -284,3 +284,66 @@ fn two_windows_of_one_length_do_not_stand_side_by_side() {
     pool.observe(AccountId(1), &[five.clone(), five], Source::Answer, NOW);
     assert_eq!(pool.view(NOW).accounts[0].windows.len(), 1);
 }
+
+/// spec §3.6.
+#[test]
+fn a_visible_change_is_one_line_in_the_log() {
+    use std::io::{Read, Seek};
+    let lines = Arc::new(tempfile::tempfile().unwrap());
+    let subscriber =
+        tracing_subscriber::fmt().with_writer(Arc::clone(&lines)).with_ansi(false).finish();
+    let pool = pool(vec![loaded(1, 0)]);
+    tracing::subscriber::with_default(subscriber, || {
+        let five = Reading { length: FIVE_HOURS, ..weekly(3.0).remove(0) };
+        let both = [five, weekly(12.0).remove(0)];
+        for _ in 0..3 {
+            pool.observe(AccountId(1), &both, Source::Answer, NOW);
+        }
+        pool.observe(AccountId(1), &weekly(12.004), Source::Poll, after(Duration::from_secs(1)));
+        pool.observe(AccountId(1), &weekly(12.5), Source::Poll, after(Duration::from_secs(2)));
+    });
+    let (mut lines, mut text) = (&*lines, String::new());
+    lines.rewind().unwrap();
+    lines.read_to_string(&mut text).unwrap();
+    let changes: Vec<&str> = text.lines().filter(|l| l.contains("quota changed")).collect();
+    assert_eq!(changes.len(), 2, "{text}");
+    assert!(changes[0].contains("5h 3.00 %") && changes[0].contains("168h 12.00 %"), "{text}");
+    assert!(changes[1].contains("168h 12.50 %"), "{text}");
+}
+
+proptest::proptest! {
+    /// Whatever is taken and given back, in whatever order, the counts are right; in the end nothing
+    /// is left.
+    #[test]
+    fn permits_taken_are_permits_returned(
+        steps in proptest::collection::vec((0_u8..6, proptest::prelude::any::<u64>()), 1..60),
+    ) {
+        let pool = pool(vec![loaded(1, 3), loaded(2, 0), loaded(3, 1)]);
+        let mut held: Vec<(Lease, bool)> = Vec::new();
+        for (step, seed) in steps {
+            let at = usize::try_from(seed % 61).unwrap();
+            match step {
+                0 | 1 => {
+                    let surface = if step == 0 { Surface::Responses } else { Surface::CountTokens };
+                    let wish = Wish { ask: Ask { surface, ..ASK }, ..wish(None, seed) };
+                    held.extend(pool.lease(&wish, NOW).ok().map(|lease| (lease, step == 0)));
+                }
+                2 if !held.is_empty() => drop(held.swap_remove(at % held.len())),
+                3 if !held.is_empty() => {
+                    let id = held[at % held.len()].0.account.id;
+                    pool.settle(id, Outcome::UpstreamError, AT);
+                }
+                4 => pool.replace(vec![loaded(1, 3), loaded(2, 0), loaded(3, 1)], &[]),
+                5 if !held.is_empty() => {
+                    let id = held[at % held.len()].0.account.id;
+                    pool.settle(id, Outcome::Served, AT);
+                }
+                _ => {}
+            }
+            let counted = held.iter().filter(|(_, counts)| *counts).count();
+            proptest::prop_assert_eq!(usize::try_from(pool.in_flight()).unwrap(), counted);
+        }
+        drop(held);
+        proptest::prop_assert_eq!(pool.in_flight(), 0);
+    }
+}

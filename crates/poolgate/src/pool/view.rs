@@ -1,6 +1,8 @@
 //! The pool as people see it: one row per account, for `poolgate status` and the demo.
 
-use poolgate_core::availability::{Reason, state};
+use poolgate_core::account::Kind;
+use poolgate_core::availability::{Account as Facts, Reason, state};
+use poolgate_core::health::Cause;
 use poolgate_core::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,19 @@ pub struct WindowView {
     pub resets_at: Option<i64>,
 }
 
+/// Why it is resting, when its state alone does not say.
+fn cooling(facts: &Facts, refusal: Option<Reason>) -> Option<String> {
+    let provider = match facts.kind {
+        Kind::Codex | Kind::OpenAi | Kind::Compatible => "OpenAI",
+        Kind::Claude | Kind::Anthropic => "Anthropic",
+    };
+    match refusal? {
+        Reason::Cooling { cause: Cause::Quota | Cause::Rate, .. } => None,
+        Reason::Cooling { cause, .. } => Some(cause.text(provider)),
+        _ => None,
+    }
+}
+
 impl Pool {
     pub fn view(&self, now: Timestamp) -> PoolView {
         let state = self.state.lock();
@@ -58,7 +73,7 @@ impl Pool {
                 priority: facts.priority,
                 weight: facts.weight,
                 state: refusal.map_or("ready", Reason::name).into(),
-                problem: live.account.credential.problem(),
+                problem: live.account.credential.problem().or_else(|| cooling(facts, refusal)),
                 until: refusal.and_then(Reason::until).map(|at| at.0),
                 windows: windows.collect(),
                 in_flight: facts.in_flight,

@@ -162,6 +162,10 @@ impl Tap {
         }
     }
 
+    pub fn is_event_stream(&self) -> bool {
+        matches!(self.format, Format::Events(_))
+    }
+
     /// An event of ours would not end up inside one of the upstream's.
     pub fn is_between_events(&self) -> bool {
         match &self.format {

@@ -16,4 +16,5 @@ mod kill;
 mod ledger;
 mod models;
 mod moves;
+mod reference;
 mod surfaces;

@@ -1,0 +1,191 @@
+//! Who is chosen.
+
+use futures_util::future::join;
+use poolgate_sim::Fault;
+use serde_json::json;
+
+use super::*;
+use crate::harness::PATIENCE;
+
+#[tokio::test]
+async fn sub2api_s1_a_busy_account_is_passed_over() {
+    let (h, a, _) = pair(|s| s.settings("a").max_concurrency = Some(1)).await;
+    a.fault(Fault::slow_drip(400, Duration::from_millis(20))).times(1);
+    let body = responses("hi", true);
+    let first = h.post(CODEX, &body);
+    let second = async {
+        assert!(h.sim.wait_for(|all| !all.is_empty(), PATIENCE).await);
+        h.post(CODEX, &body).await
+    };
+    let (first, second) = join(first, second).await;
+    assert_eq!((first.status.as_u16(), second.status.as_u16()), (200, 200));
+    assert_eq!(h.asked(), ["a", "b"]);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn sub2api_s2_a_higher_priority_number_serves_only_when_no_lower_one_can() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        let both = (s.codex("a"), s.codex("b"));
+        s.settings("b").priority = Some(5);
+        both
+    })
+    .await;
+    for _ in 0..5 {
+        assert_eq!(who(&h).await, "a");
+    }
+    a.fault(Fault::usage_limit_reached()).forever();
+    assert_eq!(who(&h).await, "b");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn sub2api_s7_a_request_waits_for_the_only_slot() {
+    let (h, a) = Harness::start(|s: &mut Setup| {
+        let a = s.codex("a");
+        s.settings("a").max_concurrency = Some(1);
+        a
+    })
+    .await;
+    a.fault(Fault::slow_drip(400, Duration::from_millis(20))).times(1);
+    let body = responses("hi", true);
+    let (first, second) = join(h.post(CODEX, &body), h.post(CODEX, &body)).await;
+    assert_eq!((first.status.as_u16(), second.status.as_u16()), (200, 200));
+    assert_eq!(h.asked(), ["a", "a"]);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn sub2api_s15_a_model_enabled_nowhere_is_not_found() {
+    let (h, _, _) = pair(|s| {
+        for name in ["a", "b"] {
+            s.settings(name).models = vec!["o4*".into()];
+        }
+    })
+    .await;
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!((got.status.as_u16(), got.code()), (404, "model_not_found"), "{}", got.text());
+    assert!(h.asked().is_empty());
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn codex_lb_e9_one_session_name_of_two_keys_is_two_sessions() {
+    let (h, _) = Harness::start(|s: &mut Setup| {
+        s.pool("default", &[], "round-robin");
+        ["a", "b"].map(|name| s.codex(name))
+    })
+    .await;
+    let other = h.new_key("other", &[], &[]).await;
+    let mut body = responses("hi", true);
+    body["prompt_cache_key"] = json!("same");
+    let ask = async |key: &str| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let got = h.send(http::Method::POST, CODEX, &headers, body.to_string().into()).await;
+        assert_eq!(got.status, 200, "{}", got.text());
+        h.asked().pop().unwrap()
+    };
+    let mine = ask(&h.key).await;
+    let theirs = ask(&other).await;
+    assert_ne!(mine, theirs, "round-robin gave the second session the next account");
+    assert_eq!((ask(&h.key).await, ask(&other).await), (mine, theirs), "codex-lb E3");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn codex_lb_e18_a_key_is_served_by_its_own_pools_or_not_at_all() {
+    let (h, _, _) = pair(|s| s.pool("mine", &["a"], "fallback")).await;
+    let key = h.new_key("scoped", &["mine"], &[]).await;
+    let id = h.app.pool.accounts().iter().find(|a| a.name == "a").unwrap().id;
+    h.app.store.pause(id).await.unwrap();
+    h.app.reload().await.unwrap();
+    let bearer = format!("Bearer {key}");
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    let body = responses("hi", true).to_string();
+    let got = h.send(http::Method::POST, CODEX, &headers, body.into()).await;
+    assert_eq!((got.status.as_u16(), got.code()), (503, "no_accounts"), "{}", got.text());
+    assert!(h.asked().is_empty(), "b was left alone");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn codex_lb_e16_a_limit_ends_with_its_reset() {
+    let (h, a, _) = pair(|_| {}).await;
+    a.fault(Fault::UsageLimit { resets_in_s: Some(1200) }).times(1);
+    assert_eq!([who(&h).await, who(&h).await], ["b", "b"]);
+    h.clock.advance(Duration::from_secs(1202));
+    assert_eq!(who(&h).await, "a");
+    h.finish().await;
+}
+
+/// codex-lb F1–F3, F11.
+#[tokio::test]
+async fn codex_lb_f1_a_gated_model_goes_on_where_the_week_is_spent() {
+    let mut setup = Setup::new().await;
+    setup.in_order();
+    let a = setup.sim.codex("a");
+    a.plan("pro").renew();
+    setup.add_codex(&a);
+    setup.codex("b");
+    let h = setup.start().await;
+    let mut gated = responses("hi", true);
+    gated["model"] = "gpt-5.3-codex-spark".into();
+    let stream = stream_of(&h, &a, &gated).await;
+    a.fault(Fault::UsageLimit { resets_in_s: Some(259_200) }).times(1);
+    assert_eq!(who(&h).await, "b", "the ordinary week is spent on a");
+    let limits = [
+        EVENTS,
+        ("x-codex-bengalfox-primary-used-percent", "10"),
+        ("x-codex-bengalfox-primary-window-minutes", "300"),
+    ];
+    let ask = async || {
+        a.fault(answer(200, &limits, &stream)).times(1);
+        assert_eq!(h.post(CODEX, &gated).await.status, 200);
+        a.clear_faults();
+        h.asked().pop().unwrap()
+    };
+    assert_eq!(ask().await, "b", "codex-lb F5: it rests for 120 s");
+    h.clock.advance(Duration::from_secs(121));
+    assert_eq!(ask().await, "a", "codex-lb F1");
+    assert_eq!(who(&h).await, "b", "codex-lb F2: ordinary requests wait for the reset");
+    let seen = view(&h, "a");
+    assert_eq!((seen.state.as_str(), seen.windows.len()), ("limited", 2), "codex-lb F11");
+    let id = h.app.pool.accounts()[0].id;
+    h.app.store.pause(id).await.unwrap();
+    h.app.reload().await.unwrap();
+    assert_eq!(ask().await, "b", "codex-lb F3: a pause excludes it");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_gated_models_spent_limit_leaves_the_ordinary_work_alone() {
+    let mut setup = Setup::new().await;
+    setup.in_order();
+    let a = setup.sim.codex("a");
+    a.plan("pro").renew();
+    setup.add_codex(&a);
+    setup.codex("b");
+    let h = setup.start().await;
+    let mut gated = responses("hi", true);
+    gated["model"] = "gpt-5.3-codex-spark".into();
+    let at = (h.clock.now().unix_seconds() + 3600).to_string();
+    let spent = [
+        ("x-codex-active-limit", "codex_bengalfox"),
+        ("x-codex-bengalfox-primary-used-percent", "100"),
+        ("x-codex-bengalfox-primary-window-minutes", "300"),
+        ("x-codex-bengalfox-primary-reset-at", at.as_str()),
+    ];
+    let body =
+        r#"{"error":{"type":"usage_limit_reached","message":"The usage limit has been reached"}}"#;
+    a.fault(answer(429, &spent, body)).times(1);
+    for _ in 0..2 {
+        assert_eq!(h.post(CODEX, &gated).await.status, 200);
+    }
+    assert_eq!(h.asked(), ["a", "b", "b"], "codex-lb Q14");
+    assert_eq!(who(&h).await, "a", "codex-lb Q12, F11");
+    h.clock.advance(Duration::from_secs(3602));
+    assert_eq!(h.post(CODEX, &gated).await.status, 200);
+    assert_eq!(h.asked().pop().as_deref(), Some("a"));
+    h.finish().await;
+}
