@@ -81,6 +81,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_000_000_000);
 
+    /// multiplexer 18.3 #39: sliding. codex-lb E4.
     #[test]
     fn slides_and_expires() {
         let mut map = Affinity::new(10, SOFT_FOR);
@@ -92,6 +93,7 @@ mod tests {
         assert_eq!(map.home(&"s", almost.plus(SOFT_FOR)), None);
     }
 
+    /// multiplexer 18.3 #37.
     #[test]
     fn evicts_one_pools_sessions_only() {
         let mut map = Affinity::new(10, SOFT_FOR);

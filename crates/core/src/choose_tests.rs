@@ -111,6 +111,7 @@ fn rebalance_moves_a_session_that_fell_behind_its_plans_share() {
     }
 }
 
+/// codex-lb E14.
 #[test]
 fn single_is_the_first_or_nobody() {
     let accounts = [with(account(1), |a| a.paused = true), account(2)];

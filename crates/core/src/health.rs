@@ -319,6 +319,7 @@ mod tests {
         assert_eq!(health.block.map(|b| b.cause), Some(Cause::Strike(1)));
     }
 
+    /// sub2api R10: never shortened. R12: ended by a later success.
     #[test]
     fn only_later_evidence_ends_a_block() {
         let mut health = Health::default();

@@ -187,6 +187,7 @@ fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {
     assert_eq!(third.account.id, AccountId(2), "sub2api P19: its headers landed, and say the same");
 }
 
+/// codex-lb E17.
 #[test]
 fn a_poll_below_the_cap_ends_a_limit() {
     let pool = pool(vec![loaded(1, 0)]);

@@ -123,6 +123,7 @@ mod tests {
         }
     }
 
+    /// sub2api R5: `resets_at` wins over `resets_in_seconds`, in the first row.
     #[test]
     #[rustfmt::skip]
     fn reads_every_envelope() {

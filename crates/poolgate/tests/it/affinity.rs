@@ -33,6 +33,7 @@ async fn a_session_stays_on_its_account_and_leaves_it_only_when_it_must() {
     h.finish().await;
 }
 
+/// multiplexer 18.3 #31.
 #[tokio::test]
 async fn fifty_concurrent_first_requests_of_one_session_land_on_one_account() {
     let (h, _) = Harness::start(|s: &mut Setup| ["a", "b", "c"].map(|name| s.claude(name))).await;

@@ -54,6 +54,7 @@ async fn a_token_about_to_expire_is_renewed_before_the_request() {
     h.finish().await;
 }
 
+/// codex-lb D6.
 #[tokio::test]
 async fn an_account_whose_sign_in_is_gone_needs_a_login_and_the_others_serve() {
     let (h, (a, _)) = Harness::start(|s: &mut Setup| {

@@ -34,6 +34,7 @@ async fn in_the_middle_of_a_stream() {
     h.finish().await;
 }
 
+/// sub2api L5.
 #[tokio::test]
 async fn before_the_head() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;

@@ -91,6 +91,7 @@ async fn an_upstream_that_refuses_connections_is_left() {
     h.finish().await;
 }
 
+/// As near as loopback comes to codex-lb D16.
 #[tokio::test]
 async fn an_upstream_that_never_answers_is_left() {
     let mut setup = Setup::new().await;
@@ -206,6 +207,7 @@ async fn an_exhausted_pool_says_when_it_resets() {
     h.finish().await;
 }
 
+/// sub2api F3, F11.
 #[tokio::test]
 async fn no_401_or_403_of_an_upstream_reaches_a_client() {
     let cases: [(&str, Make); 2] = [("401", Fault::unauthorized), ("403", Fault::forbidden_error)];

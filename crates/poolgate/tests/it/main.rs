@@ -8,6 +8,7 @@ mod affinity;
 mod bad_input;
 mod cli;
 mod credentials;
+mod decisions;
 mod disconnect;
 mod failover;
 mod headers;

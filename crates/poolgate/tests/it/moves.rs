@@ -55,6 +55,7 @@ async fn a_running_stream_of_an_account_that_becomes_unable_finishes() {
     h.finish().await;
 }
 
+/// multiplexer 18.3 #36.
 #[tokio::test]
 async fn sessions_leave_an_account_that_fell_behind_the_threshold() {
     let week = Duration::from_hours(168);
@@ -120,6 +121,7 @@ async fn three_accounts_that_say_the_same_put_the_request_at_fault() {
     h.finish().await;
 }
 
+/// sub2api P10, P11.
 #[tokio::test]
 async fn a_poisoned_snapshot_is_probed_by_one_request_after_two_hours() {
     let week = Duration::from_hours(168);

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::harness::PATIENCE;
 
+/// sub2api S1.
 #[tokio::test]
 async fn sub2api_s1_a_busy_account_is_passed_over() {
     let (h, a, _) = pair(|s| s.settings("a").max_concurrency = Some(1)).await;
@@ -23,6 +24,7 @@ async fn sub2api_s1_a_busy_account_is_passed_over() {
     h.finish().await;
 }
 
+/// sub2api S2.
 #[tokio::test]
 async fn sub2api_s2_a_higher_priority_number_serves_only_when_no_lower_one_can() {
     let (h, (a, _)) = Harness::start(|s: &mut Setup| {
@@ -39,6 +41,7 @@ async fn sub2api_s2_a_higher_priority_number_serves_only_when_no_lower_one_can()
     h.finish().await;
 }
 
+/// sub2api S7.
 #[tokio::test]
 async fn sub2api_s7_a_request_waits_for_the_only_slot() {
     let (h, a) = Harness::start(|s: &mut Setup| {
@@ -55,6 +58,7 @@ async fn sub2api_s7_a_request_waits_for_the_only_slot() {
     h.finish().await;
 }
 
+/// sub2api S15.
 #[tokio::test]
 async fn sub2api_s15_a_model_enabled_nowhere_is_not_found() {
     let (h, _, _) = pair(|s| {
@@ -69,6 +73,7 @@ async fn sub2api_s15_a_model_enabled_nowhere_is_not_found() {
     h.finish().await;
 }
 
+/// codex-lb E9.
 #[tokio::test]
 async fn codex_lb_e9_one_session_name_of_two_keys_is_two_sessions() {
     let (h, _) = Harness::start(|s: &mut Setup| {
@@ -89,10 +94,11 @@ async fn codex_lb_e9_one_session_name_of_two_keys_is_two_sessions() {
     let mine = ask(&h.key).await;
     let theirs = ask(&other).await;
     assert_ne!(mine, theirs, "round-robin gave the second session the next account");
-    assert_eq!((ask(&h.key).await, ask(&other).await), (mine, theirs), "codex-lb E3");
+    assert_eq!((ask(&h.key).await, ask(&other).await), (mine, theirs), "codex-lb E3, sub2api S3");
     h.finish().await;
 }
 
+/// codex-lb E18.
 #[tokio::test]
 async fn codex_lb_e18_a_key_is_served_by_its_own_pools_or_not_at_all() {
     let (h, _, _) = pair(|s| s.pool("mine", &["a"], "fallback")).await;
@@ -109,6 +115,7 @@ async fn codex_lb_e18_a_key_is_served_by_its_own_pools_or_not_at_all() {
     h.finish().await;
 }
 
+/// codex-lb E16.
 #[tokio::test]
 async fn codex_lb_e16_a_limit_ends_with_its_reset() {
     let (h, a, _) = pair(|_| {}).await;

@@ -50,7 +50,7 @@ fn sub2api_rows() -> Vec<Row> {
     vec![
         row("sub2api F1: 403 forbidden_error", Fault::forbidden_error(), AB, "cooling", 600),
         row(
-            "sub2api F4: 429, resets in 7 d",
+            "sub2api F4, codex-lb D2: 429, resets in 7 d",
             Fault::UsageLimit { resets_in_s: Some(604_800) },
             AB,
             "limited",
@@ -68,14 +68,14 @@ fn sub2api_rows() -> Vec<Row> {
         relayed("sub2api F12: 400", text(400, "bad"), 400),
         row("sub2api F13: 403 as a web page", html, AB, "ready", None),
         once(row(
-            "sub2api L7: it fails before output",
+            "sub2api L7, codex-lb D9: it fails before output",
             Fault::cut_before_output(),
             AB,
             "ready",
             None,
         )),
         once(row(
-            "sub2api L8: 503, then 200",
+            "sub2api L3, L8, codex-lb D1: 503, then 200",
             Fault::server_error(503),
             &["a", "a"],
             "ready",
@@ -187,6 +187,7 @@ async fn each_failure_before_output() {
     }
 }
 
+/// sub2api F1, F2, F14.
 #[tokio::test]
 async fn sub2api_f1_f2_f14_strikes_are_counted_and_a_success_clears_them() {
     let (h, a, _) = pair(|_| {}).await;
@@ -247,6 +248,7 @@ async fn a_403_about_usage_is_a_limit_only_if_a_window_bears_it_out() {
     h.finish().await;
 }
 
+/// sub2api F15.
 #[tokio::test]
 async fn sub2api_f15_a_refused_connection_rests_the_account_and_the_other_answers() {
     let mut setup = Setup::new().await;
@@ -267,6 +269,7 @@ async fn sub2api_f15_a_refused_connection_rests_the_account_and_the_other_answer
     h.finish().await;
 }
 
+/// codex-lb D15.
 #[tokio::test]
 async fn codex_lb_d15_when_no_upstream_can_be_reached_nobody_is_penalised() {
     let mut setup = Setup::new().await;
@@ -290,6 +293,7 @@ async fn codex_lb_d15_when_no_upstream_can_be_reached_nobody_is_penalised() {
     h.finish().await;
 }
 
+/// codex-lb D12.
 #[tokio::test]
 async fn codex_lb_d12_at_most_three_accounts_are_asked() {
     let (h, accounts) = Harness::start(|s: &mut Setup| {
@@ -307,6 +311,7 @@ async fn codex_lb_d12_at_most_three_accounts_are_asked() {
     h.finish().await;
 }
 
+/// codex-lb D13.
 #[tokio::test]
 async fn codex_lb_d13_an_exhausted_pool_names_the_earliest_reset() {
     let (h, a, b) = pair(|_| {}).await;
@@ -320,6 +325,7 @@ async fn codex_lb_d13_an_exhausted_pool_names_the_earliest_reset() {
     h.finish().await;
 }
 
+/// sub2api L17.
 #[tokio::test]
 async fn sub2api_l17_the_last_upstreams_wait_reaches_the_client() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
@@ -331,6 +337,7 @@ async fn sub2api_l17_the_last_upstreams_wait_reaches_the_client() {
     h.finish().await;
 }
 
+/// sub2api L6; codex-lb D8.
 #[tokio::test]
 async fn sub2api_l6_codex_lb_d8_after_the_first_delta_nothing_is_asked_again() {
     let (h, a, _) = pair(|_| {}).await;
@@ -341,6 +348,7 @@ async fn sub2api_l6_codex_lb_d8_after_the_first_delta_nothing_is_asked_again() {
     h.finish().await;
 }
 
+/// multiplexer 18.2 #23.
 #[tokio::test]
 async fn multiplexer_18_2_23_a_clients_own_mistake_is_told_and_not_retried() {
     let (h, a, _) = pair(|_| {}).await;

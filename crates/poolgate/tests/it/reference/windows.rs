@@ -14,6 +14,7 @@ fn windows(five: f64, week: f64) -> Vec<(String, f64)> {
     vec![("5h".into(), five), ("weekly".into(), week)]
 }
 
+/// sub2api C1.
 #[tokio::test]
 async fn sub2api_c1_one_percent_used_is_one_percent_also_when_swapped() {
     let (h, a, _) = pair(|_| {}).await;
@@ -40,6 +41,7 @@ async fn sub2api_c1_one_percent_used_is_one_percent_also_when_swapped() {
     h.finish().await;
 }
 
+/// sub2api C10.
 #[tokio::test]
 async fn sub2api_c10_a_429_updates_the_snapshot_and_says_until_when() {
     let (h, a, _) = pair(|_| {}).await;
@@ -95,7 +97,7 @@ async fn sub2api_12_2_a_window_at_its_cap_pauses_the_account() {
         ("P1", [0.95, 0.10], [Some(95), None], "b"),
         ("P2", [0.80, 0.10], [Some(95), None], "a"),
         ("P3", [0.10, 0.95], [None, Some(95)], "b"),
-        ("P4", [0.985, 0.985], [None, None], "a"),
+        ("P4, but for the cap of 99 % that is there unset", [0.99, 0.10], [None, None], "b"),
         ("P6", [0.99, 0.10], [Some(100), None], "a"),
         ("P7", [0.99, 0.96], [Some(100), Some(95)], "b"),
     ];
@@ -112,6 +114,7 @@ async fn sub2api_12_2_a_window_at_its_cap_pauses_the_account() {
     }
 }
 
+/// sub2api P8.
 #[tokio::test]
 async fn sub2api_p8_a_reset_that_has_passed_ends_the_pause() {
     let (h, a, _) = pair(|_| {}).await;
@@ -123,6 +126,7 @@ async fn sub2api_p8_a_reset_that_has_passed_ends_the_pause() {
     h.finish().await;
 }
 
+/// sub2api P17.
 #[tokio::test]
 async fn sub2api_p17_fifty_requests_meet_a_stale_account_and_one_probes() {
     let (h, a, _) = pair(|_| {}).await;
@@ -147,6 +151,7 @@ async fn sub2api_p17_fifty_requests_meet_a_stale_account_and_one_probes() {
     h.finish().await;
 }
 
+/// sub2api P19.
 #[tokio::test]
 async fn sub2api_p19_a_probe_that_finds_the_same_pauses_again() {
     let (h, a, _) = pair(|_| {}).await;
@@ -157,6 +162,7 @@ async fn sub2api_p19_a_probe_that_finds_the_same_pauses_again() {
     h.finish().await;
 }
 
+/// sub2api R9.
 #[tokio::test]
 async fn sub2api_r9_a_model_familys_limit_leaves_other_models_alone() {
     let (h, (c, _)) = Harness::start(|s: &mut Setup| {
