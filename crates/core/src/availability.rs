@@ -3,11 +3,16 @@
 //! The answer is derived each time from what is known; nothing stores it. Reasons carry the time
 //! they end, where that is known, since the earliest of them becomes the client's `Retry-After`.
 
+use std::time::Duration;
+
 use crate::account::{AccountId, Caps, Kind, Speaks, Surface, model_matches};
 use crate::gate::{Gate, REST_AFTER_QUOTA_ERROR};
 use crate::health::{Block, Cause, Health, Stop};
 use crate::quota::{Quota, STALE_AFTER, Window};
 use crate::units::{Fraction, Timestamp};
+
+/// A probe that is not back by then is given up, and another may try.
+pub const PROBE_FOR: Duration = Duration::from_mins(2);
 
 /// An account as the decisions see it.
 #[derive(Clone, Debug)]

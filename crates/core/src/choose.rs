@@ -4,6 +4,8 @@
 //! the pool's; ties go to the first. Equal input and seed give an equal answer, so that a decision
 //! can be replayed.
 
+use std::time::Duration;
+
 use crate::account::AccountId;
 use crate::availability::{Account, Ask, Fit, Reason, availability};
 use crate::strategy::{Pick, Strategy};
@@ -50,7 +52,26 @@ pub enum Refusal {
     Owner { reason: Option<Reason> },
 }
 
+/// Waiting for a slot, when every account that could serve is busy.
+pub const BUSY_WAIT: Duration = Duration::from_secs(10);
+/// Waiting for a short cooldown to end.
+pub const COOLDOWN_WAIT: Duration = Duration::from_mins(1);
+
 impl Refusal {
+    /// Until when a request that has waited since `since` should go on waiting, if nobody becomes
+    /// able before; `None`: the client is told now.
+    pub fn wait_until(self, since: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Busy => Some(since.plus(BUSY_WAIT)).filter(|until| now < *until),
+            Self::Later(Later { untried_until: Some(at), .. }) => {
+                // A moment past the reason's end, when it surely no longer holds.
+                let end = at.max(now).plus(Duration::from_millis(1));
+                (end <= since.plus(COOLDOWN_WAIT)).then_some(end)
+            }
+            _ => None,
+        }
+    }
+
     /// Stable words for people and tests.
     pub const fn name(self) -> &'static str {
         match self {

@@ -244,3 +244,25 @@ fn random_is_even_and_relative_availability_prefers_what_resets_soon() {
     let uneven = drawn(&[soon, late], Strategy::RelativeAvailability);
     assert!(uneven[0] > 2900, "codex-lb E13: {uneven:?}");
 }
+
+#[test]
+fn waits_while_someone_is_expected_soon() {
+    let cooling = |seconds| {
+        let at = Some(later(seconds));
+        Refusal::Later(Later { until: at, untried_until: at, quota: false })
+    };
+    let after = |seconds| Some(later(seconds).plus(Duration::from_millis(1)));
+    let tried = Refusal::Later(Later { until: after(5), untried_until: None, quota: false });
+    let cases = [
+        ("a slot", Refusal::Busy, 3, Some(later(10))),
+        ("no slot in time", Refusal::Busy, 10, None),
+        ("a short cooldown", cooling(59), 0, after(59)),
+        ("a long one", cooling(60), 0, None),
+        ("waited before", cooling(59), 30, after(59)),
+        ("it failed there already", tried, 0, None),
+        ("no hope", Refusal::Operator, 0, None),
+    ];
+    for (name, refusal, waited, want) in cases {
+        assert_eq!(refusal.wait_until(NOW, later(waited)), want, "{name}");
+    }
+}

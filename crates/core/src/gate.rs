@@ -40,7 +40,8 @@ impl Gate {
         self.plans.is_empty() || plan.is_none_or(|plan| self.plans.iter().any(|p| p == plan))
     }
 
-    fn is_named(&self, name: &str) -> bool {
+    /// Whether an upstream that reports `name` means this limit.
+    pub fn is_named(&self, name: &str) -> bool {
         let same = |known: &str| known.eq_ignore_ascii_case(name);
         same(&self.id) || self.aliases.iter().any(|alias| same(alias))
     }

@@ -5,18 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poolgate_core::account::AccountId;
-use poolgate_core::choose::{Later, Refusal};
-use tokio::time::{Instant, sleep_until};
+use poolgate_core::choose::{COOLDOWN_WAIT, Later, Refusal};
+use tokio::time::{Instant, sleep};
 
 use super::Call;
 use crate::app::App;
 use crate::error::Error;
 use crate::pool::{Lease, Refused, Wish};
-
-/// Waiting for a slot, when every account that could serve is busy.
-const BUSY_WAIT: Duration = Duration::from_secs(10);
-/// Waiting for a short cooldown to end.
-const COOLDOWN_WAIT: Duration = Duration::from_mins(1);
 
 fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
     Wish {
@@ -44,28 +39,21 @@ pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<L
             Ok(lease) => return Ok(lease),
             Err(refused) => refused,
         };
-        let until = match refused.refusal {
-            Refusal::Busy => started + BUSY_WAIT,
-            Refusal::Later(Later { untried_until: Some(at), .. }) => {
-                let end = Instant::now() + now.until(at) + Duration::from_millis(1);
-                if end > started + COOLDOWN_WAIT {
-                    return Err(refused);
-                }
-                end
-            }
-            _ => return Err(refused),
+        // By the steady clock: the wall clock may be set meanwhile.
+        let since = now.minus(started.elapsed());
+        let Some(until) = refused.refusal.wait_until(since, now) else {
+            return Err(refused);
         };
         if place.is_none() {
             place = app.waiting.try_acquire().ok();
         }
-        let over = refused.refusal == Refusal::Busy && Instant::now() >= until;
-        // No place: the queue is full.
-        if place.is_none() || over {
+        if place.is_none() {
+            // The queue is full.
             return Err(refused);
         }
         tokio::select! {
             () = freed => {}
-            () = sleep_until(until) => {}
+            () = sleep(now.until(until)) => {}
         }
     }
 }

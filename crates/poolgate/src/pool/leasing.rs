@@ -2,11 +2,10 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
 
 use poolgate_core::account::AccountId;
 use poolgate_core::affinity::Scope;
-use poolgate_core::availability::Account as Facts;
+use poolgate_core::availability::{Account as Facts, PROBE_FOR};
 use poolgate_core::choose::{Because, Choice, Chosen};
 use poolgate_core::explain::{Explanation, explain};
 use poolgate_core::strategy::Strategy;
@@ -14,9 +13,6 @@ use poolgate_core::units::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Account, Decision, Lease, Live, Members, Pool, Refused, State, Wish};
-
-/// A probe that is not back by then is given up, and another may try.
-const PROBE_FOR: Duration = Duration::from_mins(2);
 
 impl Pool {
     pub fn lease(self: &Arc<Self>, wish: &Wish<'_>, now: Timestamp) -> Result<Lease, Refused> {
