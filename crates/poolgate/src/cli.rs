@@ -4,6 +4,7 @@ mod account;
 mod explain;
 mod key;
 mod settings;
+mod simulate;
 mod status;
 mod why;
 
@@ -74,6 +75,8 @@ enum Command {
     Why(why::Command),
     /// Why a past request went where it went
     Explain(explain::Command),
+    /// Compare the strategies over weeks of simulated traffic; needs no gateway
+    Simulate(simulate::Command),
     /// The configuration
     #[command(subcommand)]
     Config(settings::Command),
@@ -121,6 +124,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(command) => status::run(&command, &global).await,
         Command::Why(command) => why::run(&command, &global).await,
         Command::Explain(command) => explain::run(&command, &global).await,
+        Command::Simulate(command) => simulate::run(command, &global).await,
         Command::Config(command) => settings::run(&command, &global),
     }
 }

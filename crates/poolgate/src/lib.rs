@@ -23,6 +23,7 @@ pub mod pool;
 pub mod providers;
 pub mod secret;
 pub mod serve;
+pub mod simulate;
 pub mod sse;
 pub mod store;
 pub mod table;

@@ -7,6 +7,7 @@
 mod accounts;
 mod client_keys;
 mod explained;
+mod history;
 mod requests;
 
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::secret::MasterKey;
 pub use accounts::{AccountRow, Origin};
 pub use client_keys::{ClientKeyRow, NewClientKey};
 pub use explained::RequestRow;
+pub use history::{History, PastAccount, PastRequest};
 pub use requests::{Before, ResponseOwner, SpoolPosition};
 
 /// Before this, several WAL connections could lose committed transactions

@@ -18,4 +18,5 @@ mod ledger;
 mod models;
 mod moves;
 mod reference;
+mod simulate;
 mod surfaces;
