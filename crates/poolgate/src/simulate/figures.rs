@@ -32,7 +32,8 @@ impl Figures {
     }
 
     pub fn lost_work_percent(&self) -> f64 {
-        percent(self.wanted_units - self.served_units, self.wanted_units)
+        // Sums of the same numbers in another order may differ by a hair.
+        percent((self.wanted_units - self.served_units).max(0.0), self.wanted_units)
     }
 
     /// Of what served turns cost in all.

@@ -108,8 +108,9 @@ pub fn table(comparison: &Comparison) -> String {
     let days = (c.days * 10.0).round() / 10.0;
     let runs = if c.runs == 1 { "1 run".to_owned() } else { format!("mean of {} runs", c.runs) };
     let mut text = format!("{}: {}\n", clean(&c.scenario), clean(&c.about));
+    let accounts = if c.accounts == 1 { "account" } else { "accounts" };
     text += &format!(
-        "{days} days, {} accounts, {} turns ({runs}), load {:.2}; any policy loses at least {:.1} % \
+        "{days} days, {} {accounts}, {} turns ({runs}), load {:.2}; any policy loses at least {:.1} % \
          of the work\n\n",
         c.accounts,
         grouped(c.turns),

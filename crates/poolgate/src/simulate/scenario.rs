@@ -1,9 +1,10 @@
 //! A scenario: accounts, what is wanted of them, and what users do when refused.
 //!
-//! The format is described in `docs/routing.md`. As written it is [`raw`]; here it is resolved:
-//! defaults filled in, and all mistakes in one list.
+//! The format is described in `docs/routing.md`. As written it is [`raw`]; here is what it is
+//! [`resolve`]d into: defaults filled in, and all mistakes in one list.
 
 mod raw;
+mod resolve;
 mod shipped;
 
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ use poolgate_core::units::Timestamp;
 
 use crate::gates::Gates;
 
-pub use raw::LARGEST_TURN;
+pub use resolve::LARGEST_TURN;
 pub use shipped::SHIPPED;
 
 /// Virtual time begins here: Monday 2026-11-02, 00:00 UTC.

@@ -95,6 +95,12 @@ fn users_do_what_they_do_after_a_refusal() {
         let got = (figures.served, figures.lost, figures.refusals);
         assert_eq!(got, (served, lost, refusals), "{user}");
     }
+    // Three hours late after the first refusal, and five more after the second.
+    let sessions = sessions.replace("[10, 10, 10]", "[10, 45, 40, 10]");
+    for (patience_h, lost) in [(6, 1.0), (9, 0.0)] {
+        let user = format!("after_refusal = 'wait'\npatience_h = {patience_h}");
+        assert_eq!(listed(&user, &sessions).lost, lost, "patience is for the whole session");
+    }
 }
 
 #[test]
@@ -107,12 +113,39 @@ fn a_cold_cache_costs_more() {
 }
 
 #[test]
-fn what_others_spend_is_seen_by_polling() {
-    // By 3:30 others have spent the first account's window.
+fn sessions_stay_where_they_are() {
+    let scenario = scenario(
+        "days = 2\n[[account]]\nname = 'a'\ncount = 4\n[[traffic]]\nload = 0.3\nthink_s = 600\n",
+    );
+    let demand = Demand::of(&scenario, 3);
+    let moves = |strategy| run(&scenario, &demand, strategy, 3).moves;
+    let turns = demand.turns().count();
+    assert!(moves(Strategy::Headroom) < 10.0, "{} moves", moves(Strategy::Headroom));
+    assert!(moves(Strategy::Random) < 10.0 && turns > 200, "{turns} turns");
+}
+
+#[test]
+fn a_busy_account_is_waited_for_a_little() {
+    let both = |turn_s: u32| {
+        let session = format!("[[session]]\nat_h = 1\nunits = [1]\nturn_s = {turn_s}\n");
+        let text = format!(
+            "days = 1\n[[account]]\nname = 'a'\nconcurrency = 1\n\
+             [user]\nafter_refusal = 'give_up'\n{session}{session}"
+        );
+        let scenario = scenario(&text);
+        run(&scenario, &Demand::of(&scenario, 1), Strategy::Headroom, 1).served
+    };
+    assert_eq!([both(8), both(30)], [2.0, 1.0]);
+}
+
+#[test]
+fn what_others_spend_is_seen_by_polling_or_by_one_refusal() {
+    // By 3:30 others have spent the first account's week. At 6:00 what was read then is stale.
     let failed = |poll: bool| {
         let text = format!(
-            "days = 1\npoll = {poll}\n[[account]]\nname = 'spent'\nused = 0\noutside = 1200\n\
-             [[account]]\nname = 'free'\nused = 0\n[[session]]\nat_h = 3.5\nunits = [1]\n"
+            "days = 1\npoll = {poll}\n[[account]]\nname = 'spent'\nused = 0\nweekly = 100\noutside = 1200\n\
+             [[account]]\nname = 'free'\nused = 0\n[[session]]\nat_h = 3.5\nunits = [1]\n\
+             [[session]]\nat_h = 6\nunits = [1]\n"
         );
         let scenario = scenario(&text);
         let demand = Demand::of(&scenario, 5);
@@ -145,7 +178,7 @@ fn headroom_is_near_the_best_on_every_shipped_scenario() {
     }
 }
 
-/// A month of 400,000 turns over 20 accounts, in under 20 s for one strategy.
+/// A month of 400,000 turns over 20 accounts, in under 20 s for one strategy when optimised.
 #[test]
 fn a_large_pool_is_simulated_in_seconds() {
     if !is_soak() {
@@ -160,5 +193,6 @@ fn a_large_pool_is_simulated_in_seconds() {
     println!("{turns} turns over {} accounts in {took:?}", scenario.accounts.len());
     assert!(turns > 400_000 && scenario.accounts.len() == 20, "{turns} turns");
     assert_eq!(figures.served + figures.lost, figures.wanted);
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    let most = Duration::from_secs(if cfg!(debug_assertions) { 120 } else { 20 });
+    assert!(took < most, "{took:?}");
 }

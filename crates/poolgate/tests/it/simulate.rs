@@ -97,7 +97,7 @@ async fn the_gateways_own_log_can_be_what_is_wanted() {
     let args = ["pool.toml", "--log", ".", "--runs", "1", "--strategy", "headroom"];
     let text = simulate(dir.path(), &args).await.unwrap();
     assert!(text.contains("300 requests of . in 3 guessed sessions; 0 left out"), "{text}");
-    assert!(text.contains("1 accounts, 300 turns"), "{text}");
+    assert!(text.contains("1 account, 300 turns"), "{text}");
     let scaled = simulate(dir.path(), &[&args[..], &["--load", "0.5"]].concat()).await.unwrap();
     assert!(scaled.contains("load 0.50"), "{scaled}");
     let error = simulate(dir.path(), &["--log", "."]).await.unwrap_err();
