@@ -410,5 +410,10 @@ mod tests {
         assert!(health.model_block("m", NOW).is_some(), "an older answer does not end it");
         health.model_served("m", NOW);
         assert_eq!(health.model_block("m", NOW), None);
+        health.block_model("m", later(10), NOW);
+        health.block_model("m", later(60), later(5));
+        health.model_served("m", later(4));
+        let until = health.model_block("m", later(5)).map(|b| b.until);
+        assert_eq!(until, Some(later(60)), "sent before it was extended");
     }
 }

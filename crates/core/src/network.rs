@@ -40,11 +40,13 @@ impl Network {
         self.suspects.iter().any(|suspect| Some(&suspect.address) != first)
     }
 
+    /// No connect has failed since the last answer.
+    pub fn is_quiet(&self) -> bool {
+        self.suspects.is_empty()
+    }
+
     /// An upstream at `address` has answered. Returns whom to charge.
     pub fn answered(&mut self, address: &str) -> Vec<Suspect> {
-        if self.suspects.is_empty() {
-            return Vec::new();
-        }
         let was_down = self.is_down();
         let mut suspects = std::mem::take(&mut self.suspects);
         suspects.retain(|suspect| !was_down && suspect.address != address);

@@ -48,6 +48,9 @@ impl State {
 
     /// The account's upstream has answered: the network works, so what failed elsewhere counts.
     fn answered(&mut self, id: AccountId, now: Timestamp) {
+        if self.network.is_quiet() {
+            return;
+        }
         let Some(live) = self.live.iter().find(|live| live.facts.id == id) else {
             return;
         };

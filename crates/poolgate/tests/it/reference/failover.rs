@@ -248,6 +248,18 @@ async fn a_403_about_usage_is_a_limit_only_if_a_window_bears_it_out() {
     h.finish().await;
 }
 
+/// An error that its own retry cures leaves nothing behind: there is no third in a row.
+#[tokio::test]
+async fn an_account_that_recovers_each_time_is_not_rested() {
+    let (h, a, _) = pair(|_| {}).await;
+    for _ in 0..4 {
+        a.fault(Fault::server_error(500)).times(1);
+        assert_eq!(who(&h).await, "a");
+    }
+    assert_eq!(h.asked(), ["a"; 8]);
+    h.finish().await;
+}
+
 /// sub2api F15.
 #[tokio::test]
 async fn sub2api_f15_a_refused_connection_rests_the_account_and_the_other_answers() {

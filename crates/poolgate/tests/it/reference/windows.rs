@@ -1,6 +1,7 @@
 //! What answers say about windows, and when a window pauses its account.
 
 use futures_util::future::join_all;
+use poolgate::providers::usage;
 use poolgate_sim::Fault;
 
 use super::*;
@@ -87,6 +88,49 @@ async fn codexs_event_is_read_like_headers() {
     a.fault(answer(200, &[EVENTS], &whole)).times(1);
     assert_eq!(h.post("/v1/responses", &responses("hi", false)).await.status, 200);
     assert_eq!(used(&h, "a"), windows(33.0, 9.0), "and for a client that does not stream");
+    h.finish().await;
+}
+
+/// The simulator shares no type with the gateway: what one writes the other must read.
+#[tokio::test]
+async fn usage_answers_are_read_and_taken_over() {
+    let (h, (a, c)) = Harness::start(|s: &mut Setup| (s.codex("a"), s.claude("c"))).await;
+    let asks = [(&a, "/backend-api/wham/usage"), (&c, "/api/oauth/usage")];
+    for (account, _) in asks {
+        account.window(FIVE_HOURS, 100.0, 12.0, Duration::from_hours(2));
+        account.window(WEEK, 100.0, 34.0, Duration::from_hours(50));
+        account.fault(Fault::UsageLimit { resets_in_s: Some(7200) }).times(1);
+    }
+    h.post(CODEX, &responses("hi", true)).await;
+    h.post("/v1/messages", &messages("hi", true)).await;
+    for (account, path) in asks {
+        let name = account.name();
+        assert_eq!(view(&h, name).state, "limited", "{name}");
+        h.clock.advance(Duration::from_secs(1));
+        let bearer = format!("Bearer {}", account.credential());
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("chatgpt-account-id", &account.account_id()),
+            ("anthropic-beta", "oauth-2025-04-20"),
+        ];
+        let url = format!("{}{path}", h.sim.url());
+        let answer = h.request(http::Method::GET, &url, &headers, bytes::Bytes::new()).await;
+        let answer = crate::harness::collect(answer).await;
+        let now = h.clock.now();
+        let usage = match name {
+            "a" => usage::codex::usage(&answer.body, now),
+            _ => usage::claude::usage(&answer.body),
+        };
+        let usage = usage.unwrap_or_else(|| panic!("{name}: {}", answer.text()));
+        assert_eq!(usage.plan.as_deref(), (name == "a").then_some("plus"));
+        assert!(usage.credits.is_some(), "{name}");
+        let id = h.app.pool.accounts().iter().find(|a| a.name == name).unwrap().id;
+        h.app.pool.polled(id, &usage, now, now);
+        assert_eq!(used(&h, name), windows(12.0, 34.0), "{name}");
+        assert_eq!(view(&h, name).state, "ready", "{name}: a poll below the cap ends the limit");
+        let seconds = view(&h, name).windows[0].resets_at.unwrap() / 1000 - now.unix_seconds();
+        assert!((7190..=7201).contains(&seconds), "{name}: {seconds}");
+    }
     h.finish().await;
 }
 
