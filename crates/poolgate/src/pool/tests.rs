@@ -195,8 +195,8 @@ fn a_poll_below_the_cap_ends_a_limit() {
     let later = after(Duration::from_mins(1));
     let usage = |percent| Usage { readings: weekly(percent), ..Usage::default() };
     pool.settle(AccountId(1), spent, AT);
-    pool.polled(AccountId(1), &usage(100.0), later, later);
-    assert_eq!(states(&pool, later), ["limited"], "still spent");
+    pool.polled(AccountId(1), &usage(99.5), later, later);
+    assert_eq!(states(&pool, later), ["limited"], "not below its cap");
     pool.polled(AccountId(1), &usage(3.0), NOW.minus(Duration::from_secs(1)), later);
     assert_eq!(states(&pool, later), ["limited"], "asked before it was limited");
     let later = after(Duration::from_mins(2));

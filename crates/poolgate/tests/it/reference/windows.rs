@@ -72,22 +72,21 @@ async fn codexs_event_is_read_like_headers() {
     };
     let (h, a, _) = pair(|_| {}).await;
     let plain = stream_of(&h, &a, &responses("hi", true)).await;
-    let (first, rest) = plain.split_once("\n\n").unwrap();
-    // At the front, and in the middle of the output.
-    let early = format!("{}{plain}", limits(11));
-    let late =
-        format!("{first}\n\n{rest}{}", limits(0)).replace("event: response.completed", "\u{0}");
-    let late = late.replace('\u{0}', &format!("{}event: response.completed", limits(22)));
-    for (stream, want) in [(early, 11.0), (late, 22.0)] {
+    // At the front; and behind output and so many bytes that the answer comes in pieces.
+    let early = |used| format!("{}{plain}", limits(used));
+    let padding = format!(": {}\n\n", "x".repeat(1000)).repeat(1000);
+    let late = |used| {
+        let end = "event: response.completed";
+        plain.replace(end, &format!("{padding}{}{end}", limits(used)))
+    };
+    let cases = [(early(11), true, 11.0), (late(22), true, 22.0), (late(33), false, 33.0)];
+    for (stream, streams, want) in cases {
         a.fault(answer(200, &[EVENTS], &stream)).times(1);
-        let got = h.post("/v1/responses", &responses("hi", true)).await;
-        assert!(!got.text().contains("codex."), "it stays behind: {}", got.text());
-        assert_eq!(used(&h, "a"), windows(want, 9.0));
+        let got = h.post("/v1/responses", &responses("hi", streams)).await;
+        assert!(!got.text().contains("codex."), "it stays behind");
+        assert_eq!((got.status.as_u16(), got.cut), (200, false));
+        assert_eq!(used(&h, "a"), windows(want, 9.0), "streams: {streams}");
     }
-    let whole = format!("{}{plain}", limits(33));
-    a.fault(answer(200, &[EVENTS], &whole)).times(1);
-    assert_eq!(h.post("/v1/responses", &responses("hi", false)).await.status, 200);
-    assert_eq!(used(&h, "a"), windows(33.0, 9.0), "and for a client that does not stream");
     h.finish().await;
 }
 
