@@ -155,12 +155,10 @@ pub fn choose_among(
         Strategy::Single => &accounts[..accounts.len().min(1)],
         _ => accounts,
     };
-    let able: Vec<(&Account, Fit)> = accounts
-        .iter()
-        .zip(fits)
-        .filter(|(a, _)| !choice.tried.contains(&a.id))
-        .filter_map(|(a, fit)| Some((*a, (*fit).ok()?)))
-        .collect();
+    let untried = accounts.iter().zip(fits).filter(|(a, _)| !choice.tried.contains(&a.id));
+    // Nearly all are able nearly always: room for them at once, here and below.
+    let mut able: Vec<(&Account, Fit)> = Vec::with_capacity(accounts.len());
+    able.extend(untried.filter_map(|(a, fit)| Some((*a, (*fit).ok()?))));
     let Some(first) = able.iter().map(|(a, _)| a.priority).min() else {
         return Err(refusal(accounts, fits, choice));
     };
@@ -176,8 +174,8 @@ pub fn choose_among(
             None => Chosen { id: home.id, because: Because::Home, probes: probes(home.id) },
         });
     }
-    let open: Vec<&Account> =
-        able.iter().map(|(a, _)| *a).filter(|a| a.priority == first).collect();
+    let mut open: Vec<&Account> = Vec::with_capacity(able.len());
+    open.extend(able.iter().map(|(a, _)| *a).filter(|a| a.priority == first));
     let id = pick.among(choice.strategy, &open, accounts).id;
     Ok(Chosen { id, because: Because::Strategy, probes: probes(id) })
 }

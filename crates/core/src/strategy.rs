@@ -251,8 +251,12 @@ impl<'a> Windows<'a> {
         ahead.map_or(window.length, |at| self.now.until(at))
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of a few weeks")]
     fn hours_to_reset(&self, window: &Window) -> f64 {
-        self.until_reset(window).as_secs_f64() / 3600.0
+        match window.resets_at {
+            Some(at) if self.now < at => (at.0 - self.now.0) as f64 / 3.6e6,
+            _ => window.length.as_secs_f64() / 3600.0,
+        }
     }
 
     /// (cap − used) · weight · 168 / max(hours to reset, 1), of the weekly window; unknown reset:
@@ -276,8 +280,9 @@ impl<'a> Windows<'a> {
         let sustainable = known.map(rate).min_by(f64::total_cmp);
         let unknown = weight * WEEKLY_IN_FIVE_HOURS / WEEK_HOURS;
         let busy = 1.0 + f64::from(self.account.in_flight) / (4.0 * weight);
-        let errors = i32::try_from(self.account.health.errors.min(8)).unwrap_or(8);
-        sustainable.unwrap_or(unknown) / busy * 0.5_f64.powi(errors)
+        // Each error in a row halves it.
+        let errors = f64::from(1_u32 << self.account.health.errors.min(8));
+        sustainable.unwrap_or(unknown) / busy / errors
     }
 
     fn weekly_left(&self) -> f64 {

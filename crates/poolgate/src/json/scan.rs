@@ -155,10 +155,10 @@ impl Scan {
             let special = at + specials.trailing_zeros() as usize;
             if specials == 0 {
                 at += 16;
-            } else if let Some(end) = self.special(bytes, special, key)? {
-                return Ok(end);
-            } else {
+            } else if is_plain_escape(bytes, special) {
                 at = special + 2;
+            } else {
+                return self.special(bytes, special, key);
             }
         }
         while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
@@ -167,8 +167,8 @@ impl Scan {
             while specials != 0 {
                 let first = specials.trailing_zeros();
                 let special = at + first as usize;
-                if let Some(end) = self.special(bytes, special, key)? {
-                    return Ok(end);
+                if !is_plain_escape(bytes, special) {
+                    return self.special(bytes, special, key);
                 }
                 // The second byte of an escape may be in the next block.
                 specials &= !(0b11 << first);
@@ -179,32 +179,23 @@ impl Scan {
         while let Some(byte) = bytes.get(at) {
             if !matches!(byte, b'"' | b'\\' | 0..=0x1f) {
                 at += 1;
-                continue;
+            } else if is_plain_escape(bytes, at) {
+                at += 2;
+            } else {
+                return self.special(bytes, at, key);
             }
-            if let Some(end) = self.special(bytes, at, key)? {
-                return Ok(end);
-            }
-            at += 2;
         }
         Ok(at)
     }
 
-    /// A byte that ends plain text. `None`: it and the next are one of the usual escapes; `\u`, and
-    /// one cut by the piece's end, go by steps.
-    #[inline]
-    fn special(&mut self, bytes: &[u8], at: usize, key: bool) -> Result<Option<usize>, Invalid> {
-        match (bytes[at], bytes.get(at + 1)) {
-            (b'\\', Some(byte)) if is_escape(*byte) => Ok(None),
-            (b'\\', _) => {
-                self.state = State::Escape { key };
-                Ok(Some(at + 1))
-            }
-            (b'"', _) => {
-                self.end_string(at + 1, key);
-                Ok(Some(at + 1))
-            }
-            _ => Err(self.wrong(at)),
+    /// A byte that ends plain text: `\u`, and an escape cut by the piece's end, go on by steps.
+    fn special(&mut self, bytes: &[u8], at: usize, key: bool) -> Result<usize, Invalid> {
+        match bytes[at] {
+            b'\\' => self.state = State::Escape { key },
+            b'"' => self.end_string(at + 1, key),
+            _ => return Err(self.wrong(at)),
         }
+        Ok(at + 1)
     }
 
     fn end_string(&mut self, end: usize, key: bool) {
@@ -380,6 +371,12 @@ impl Number {
     const fn may_end(self) -> bool {
         matches!(self, Self::Zero | Self::Integer | Self::Fraction | Self::Exponent)
     }
+}
+
+/// A backslash and a letter that go through unchanged, whole.
+#[inline]
+fn is_plain_escape(bytes: &[u8], at: usize) -> bool {
+    matches!(bytes.get(at..at + 2), Some([b'\\', byte]) if is_escape(*byte))
 }
 
 fn is_escape(byte: u8) -> bool {
