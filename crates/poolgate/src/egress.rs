@@ -3,6 +3,7 @@
 //! One HTTP/1.1 client for all: a stream has its connection to itself, so cancelling is closing, and
 //! no stream waits behind another's window. Nothing is followed, decoded or added on the way.
 
+mod connections;
 mod unreachable;
 
 use std::sync::Arc;
@@ -12,32 +13,28 @@ use anyhow::Context;
 use bytes::Bytes;
 use http::{Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::json::{Text, TextBody};
 use crate::secret::Secret;
 use crate::workers;
 
+use connections::Connections;
+pub use connections::Received;
 pub use unreachable::Unreachable;
 
 pub const USER_AGENT: &str = concat!("poolgate/", env!("CARGO_PKG_VERSION"));
 
-const POOL_IDLE: Duration = Duration::from_mins(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Most a small answer of a provider's own endpoint may hold.
 const SMALL_MAX: usize = 4 << 20;
 
-type Outbound = Client<HttpsConnector<HttpConnector>, TextBody>;
-
-/// One client for each worker and one for all other threads, so that a request and the connection it
-/// uses stay on one thread.
+/// Connections of each worker, and those of all other threads, so that a request and the connection
+/// it uses stay on one thread.
 #[derive(Clone, Debug)]
-pub struct Egress(Arc<[Outbound]>);
+pub struct Egress(Arc<[Arc<Connections>]>);
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -53,11 +50,13 @@ pub enum SendError {
 impl Egress {
     pub fn new(connect_timeout: Duration, workers: usize) -> anyhow::Result<Self> {
         let tls = tls_config()?;
-        let client = |_| client(tls.clone(), connect_timeout);
-        Ok(Self((0..=workers).map(client).collect()))
+        let connections = |_| {
+            Arc::new(Connections::new(connector(tls.clone(), connect_timeout), connect_timeout))
+        };
+        Ok(Self((0..=workers).map(connections).collect()))
     }
 
-    fn mine(&self) -> &Outbound {
+    fn mine(&self) -> &Arc<Connections> {
         &self.0[workers::index() % self.0.len()]
     }
 
@@ -66,13 +65,14 @@ impl Egress {
         &self,
         request: Request<TextBody>,
         head_timeout: Duration,
-    ) -> Result<Response<Incoming>, SendError> {
-        match tokio::time::timeout(head_timeout, self.mine().request(request)).await {
-            Err(_) => Err(SendError::Timeout),
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if error.is_connect() => Err(Unreachable::of(&error).into()),
-            Ok(Err(error)) => Err(SendError::Broke(cause(&error))),
-        }
+    ) -> Result<Response<Received>, SendError> {
+        let answer = tokio::time::timeout(head_timeout, self.mine().send(request)).await;
+        answer.unwrap_or(Err(SendError::Timeout))
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub fn sweep(&self) {
+        self.0.iter().for_each(|connections| connections.sweep());
     }
 
     /// A call of our own, with a small JSON answer read whole.
@@ -106,22 +106,17 @@ impl Egress {
     }
 }
 
-fn client(tls: rustls::ClientConfig, connect_timeout: Duration) -> Outbound {
+fn connector(tls: rustls::ClientConfig, timeout: Duration) -> HttpsConnector<HttpConnector> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_keepalive(Some(KEEP_ALIVE));
-    connector.set_connect_timeout(Some(connect_timeout));
-    let connector = HttpsConnectorBuilder::new()
+    connector.set_connect_timeout(Some(timeout));
+    HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(connector);
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(POOL_IDLE)
-        .http1_max_buf_size(256 << 10)
-        .build(connector)
+        .wrap_connector(connector)
 }
 
 /// The innermost cause says most: "connection refused" rather than "client error (Connect)".

@@ -10,6 +10,7 @@ use crate::store::Before;
 /// How soon a change made by the command line, or a revoked key, takes effect.
 const CHANGES_EVERY: Duration = Duration::from_millis(500);
 const SAVE_EVERY: Duration = Duration::from_secs(5);
+const IDLE_EVERY: Duration = Duration::from_secs(20);
 const PRUNE_EVERY: Duration = Duration::from_hours(1);
 const ROWS_KEPT: Duration = Duration::from_hours(30 * 24);
 const DECISIONS_KEPT: Duration = Duration::from_hours(7 * 24);
@@ -21,6 +22,8 @@ pub fn start(app: &Arc<App>) {
     app.tasks.supervise("save state", async move { save_state(&job).await });
     let job = Arc::clone(app);
     app.tasks.supervise("prune", async move { prune(&job).await });
+    let job = Arc::clone(app);
+    app.tasks.supervise("close idle connections", async move { close_idle(&job).await });
 }
 
 /// Waits; `false` when the process should end.
@@ -74,6 +77,12 @@ async fn save_state(app: &App) {
         if !go_on {
             return;
         }
+    }
+}
+
+async fn close_idle(app: &App) {
+    while pause(app, IDLE_EVERY).await {
+        app.egress.sweep();
     }
 }
 

@@ -3,7 +3,6 @@
 
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
-use hyper::body::Incoming;
 use poolgate_core::account::{Kind, Surface};
 
 use super::Call;
@@ -12,7 +11,7 @@ use super::prepare::{self, Prepared};
 use super::read::Payload;
 use crate::app::App;
 use crate::credentials::{Bearer, CredentialError, RefreshContext};
-use crate::egress::SendError;
+use crate::egress::{Received, SendError};
 use crate::error::Error;
 use crate::json::TextBody;
 use crate::pool::Account;
@@ -74,7 +73,7 @@ pub async fn send(
     app: &App,
     call: &Call,
     target: &Target<'_>,
-) -> Result<(Response<Incoming>, bool), AttemptError> {
+) -> Result<(Response<Received>, bool), AttemptError> {
     let prepared = prepare::prepare(target.account, call.surface, target.payload, call.head.stream);
     let streams = prepared.streams;
     let timeout = if streams {

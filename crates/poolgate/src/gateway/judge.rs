@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, Response, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use poolgate_core::availability::Ask;
 use poolgate_core::health::Stop;
 use poolgate_core::outcome::{Evidence, Outcome, classify, status_of_event};
@@ -18,7 +17,7 @@ use super::attempt::AttemptError;
 use super::opening::{Opened, Opening, open};
 use crate::app::App;
 use crate::credentials::CredentialError;
-use crate::egress::SendError;
+use crate::egress::{Received, SendError};
 use crate::error::Error;
 use crate::pool::Account;
 use crate::providers::{ErrorFields, Tap, openai, readings};
@@ -60,7 +59,7 @@ pub async fn judge(
     app: &App,
     account: &Account,
     ask: Ask<'_>,
-    response: Response<Incoming>,
+    response: Response<Received>,
 ) -> Judged {
     let now = app.clock.now();
     let (head, body) = response.into_parts();
@@ -85,7 +84,7 @@ async fn judge_success(
     account: &Account,
     ask: Ask<'_>,
     head: Parts,
-    body: Incoming,
+    body: Received,
     now: Timestamp,
 ) -> Judged {
     let surface = ask.surface;
@@ -120,7 +119,7 @@ async fn judge_failure(
     account: &Account,
     ask: Ask<'_>,
     head: Parts,
-    body: Incoming,
+    body: Received,
     now: Timestamp,
 ) -> Bad {
     let status = head.status.as_u16();

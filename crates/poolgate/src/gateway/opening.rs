@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use poolgate_core::quota::Reading;
 use tokio::time::{Instant, timeout_at};
 
+use crate::egress::Received;
 use crate::providers::{ErrorFields, Tap};
 
 const HOLD_MAX: usize = 64 << 10;
@@ -21,7 +22,7 @@ const HOLD_FOR: Duration = Duration::from_secs(2);
 pub struct Opening {
     pub held: VecDeque<Bytes>,
     /// `None`: the body has ended.
-    pub rest: Option<Incoming>,
+    pub rest: Option<Received>,
     pub tap: Tap,
 }
 
@@ -38,7 +39,7 @@ pub enum Opened {
 }
 
 /// `json`: a plain body, withheld until it is whole or a bound is reached.
-pub async fn open(mut body: Incoming, mut tap: Tap, json: bool) -> Opened {
+pub async fn open(mut body: Received, mut tap: Tap, json: bool) -> Opened {
     let until = Instant::now() + HOLD_FOR;
     let mut held = VecDeque::new();
     let mut size = 0;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use poolgate_core::account::Surface;
 use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
@@ -26,6 +26,7 @@ use super::read::scoped;
 use super::settle::{Ending, Record};
 use super::splitter::Splitter;
 use crate::app::App;
+use crate::egress::Received;
 use crate::pool::Lease;
 
 /// Why a relayed body ends before its time; hyper cuts the connection on it.
@@ -325,7 +326,7 @@ impl Relay {
     /// Exact when the upstream's is: the client then gets the same `Content-Length`.
     fn size_hint(&self) -> SizeHint {
         let held: u64 = self.opening.held.iter().map(|data| data.len() as u64).sum();
-        let rest = self.opening.rest.as_ref().map_or(SizeHint::with_exact(0), Incoming::size_hint);
+        let rest = self.opening.rest.as_ref().map_or(SizeHint::with_exact(0), Received::size_hint);
         match rest.exact() {
             Some(exact) => SizeHint::with_exact(held + exact),
             None => SizeHint::new(),

@@ -1,0 +1,208 @@
+//! Connections of one thread, kept for the next request to the same place.
+//!
+//! hyper does the protocol; this only remembers who is idle. A general client does it too, at an
+//! eighth of a small request's instructions: it makes a task to watch each connection come back,
+//! and hashes, formats and boxes on the way. Here a body hands its connection back at its end, and
+//! whoever takes one looks whether it is still good.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Request, Response, Uri, header};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::rt::Executor;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
+use tower_service::Service;
+
+use super::{SendError, Unreachable, cause};
+use crate::json::TextBody;
+
+/// Upstreams close idle connections themselves, most of them later than this.
+const IDLE_FOR: Duration = Duration::from_mins(1);
+/// TCP and TLS together, in units of the time-out for TCP.
+const TLS_FACTOR: u32 = 2;
+const BUFFER_MAX: usize = 256 << 10;
+
+type Place = (Scheme, Authority);
+
+#[derive(Debug)]
+pub struct Connections {
+    connector: HttpsConnector<HttpConnector>,
+    connect_timeout: Duration,
+    idle: Mutex<HashMap<Place, Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: SendRequest<TextBody>,
+    since: Instant,
+}
+
+/// The body of an answer. Its end gives the connection back; dropped before, it closes it.
+#[derive(Debug)]
+pub struct Received {
+    body: Incoming,
+    back: Option<(Arc<Connections>, Place, SendRequest<TextBody>)>,
+}
+
+impl Connections {
+    pub fn new(connector: HttpsConnector<HttpConnector>, connect_timeout: Duration) -> Self {
+        Self { connector, connect_timeout, idle: Mutex::default() }
+    }
+
+    /// To the head of the answer. `request` has the whole URI and no `host`.
+    pub async fn send(
+        self: &Arc<Self>,
+        mut request: Request<TextBody>,
+    ) -> Result<Response<Received>, SendError> {
+        let place = address(&mut request)?;
+        loop {
+            let (mut sender, used) = match self.take(&place) {
+                Some(sender) => (sender, true),
+                None => (self.connect(&place).await?, false),
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    let back = Some((Arc::clone(self), place, sender));
+                    return Ok(response.map(|body| Received::new(body, back)));
+                }
+                // The upstream closed it while it was idle: nothing has been sent.
+                Err(mut error) => match error.take_message().filter(|_| used) {
+                    Some(unsent) => request = unsent,
+                    None => return Err(SendError::Broke(cause(&error.into_error()))),
+                },
+            }
+        }
+    }
+
+    fn take(&self, place: &Place) -> Option<SendRequest<TextBody>> {
+        let mut idle = self.idle.lock();
+        let here = idle.get_mut(place)?;
+        let now = Instant::now();
+        // The latest first: the others may become old and be closed. One that has just come back may
+        // need a moment to be ready.
+        let good = |idle: &Idle| idle.sender.is_ready() && now < idle.since + IDLE_FOR;
+        let at = here.iter().rposition(good)?;
+        Some(here.swap_remove(at).sender)
+    }
+
+    fn put(&self, place: Place, sender: SendRequest<TextBody>) {
+        if !sender.is_closed() {
+            let idle = Idle { sender, since: Instant::now() };
+            self.idle.lock().entry(place).or_default().push(idle);
+        }
+    }
+
+    /// Closes what has been idle for too long.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        let good = |idle: &Idle| !idle.sender.is_closed() && now < idle.since + IDLE_FOR;
+        self.idle.lock().retain(|_, here| {
+            here.retain(good);
+            !here.is_empty()
+        });
+    }
+
+    async fn connect(&self, place: &Place) -> Result<SendRequest<TextBody>, SendError> {
+        let (scheme, authority) = place.clone();
+        let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
+        let uri = uri.map_err(|error| SendError::Broke(error.to_string()))?;
+        let connected = self.connector.clone().call(uri);
+        let stream = timeout(self.connect_timeout * TLS_FACTOR, connected)
+            .await
+            .map_err(|_| Unreachable { cause: "no connection in time".into(), durable: false })?
+            .map_err(|error| Unreachable::of(&*error))?;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(BUFFER_MAX)
+            .handshake(stream)
+            .await
+            .map_err(|error| Unreachable::of(&error))?;
+        TokioExecutor::new().execute(async move {
+            // Whoever waits for the answer is told as well.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an upstream connection ended");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+/// Takes the place out of the request: HTTP/1.1 has it in `host`, and the path alone in front.
+fn address(request: &mut Request<TextBody>) -> Result<Place, SendError> {
+    let broke = |what: &str| SendError::Broke(what.into());
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    let scheme = parts.scheme.take().ok_or_else(|| broke("no scheme"))?;
+    let authority = parts.authority.take().ok_or_else(|| broke("no host"))?;
+    if let Some(path) = parts.path_and_query {
+        *request.uri_mut() = path.into();
+    }
+    let standard = if scheme == Scheme::HTTPS { Some(443) } else { Some(80) };
+    let host = match authority.port_u16() {
+        port if port == standard => authority.host(),
+        _ => authority.as_str(),
+    };
+    let host = HeaderValue::from_str(host).map_err(|_| broke("no host"))?;
+    request.headers_mut().insert(header::HOST, host);
+    Ok((scheme, authority))
+}
+
+impl Received {
+    fn new(body: Incoming, back: Option<(Arc<Connections>, Place, SendRequest<TextBody>)>) -> Self {
+        let mut received = Self { body, back };
+        received.give_back_at_end();
+        received
+    }
+
+    fn give_back_at_end(&mut self) {
+        if self.body.is_end_stream()
+            && let Some((connections, place, sender)) = self.back.take()
+        {
+            connections.put(place, sender);
+        }
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            None => {
+                if let Some((connections, place, sender)) = this.back.take() {
+                    connections.put(place, sender);
+                }
+            }
+            Some(Ok(_)) => this.give_back_at_end(),
+            Some(Err(_)) => this.back = None,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+#[path = "connections_tests.rs"]
+mod tests;
