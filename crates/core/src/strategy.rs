@@ -116,7 +116,6 @@ impl Pick<'_> {
         Parts {
             short: part(windows.short),
             weekly: part(windows.weekly),
-            weight: account.weight,
             in_flight: account.in_flight,
             errors: account.health.errors,
         }
@@ -199,7 +198,6 @@ pub struct Parts {
     pub short: Option<(Fraction, Duration)>,
     /// The same of the weekly window.
     pub weekly: Option<(Fraction, Duration)>,
-    pub weight: f64,
     pub in_flight: u32,
     pub errors: u32,
 }

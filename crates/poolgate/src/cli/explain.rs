@@ -136,7 +136,8 @@ fn seen(candidate: &Candidate) -> String {
         parts.push(format!("priority {}", candidate.priority));
     }
     if let Some(score) = candidate.score {
-        parts.push(format!("score {score:.4}"));
+        #[expect(clippy::cast_precision_loss, reason = "four digits are shown")]
+        parts.push(format!("score {:.4}", score as f64 / 1e6));
     }
     for (label, window) in [("5h", candidate.short), ("weekly", candidate.weekly)] {
         if let Some((left, seconds)) = window {

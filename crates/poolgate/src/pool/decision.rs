@@ -37,12 +37,12 @@ pub struct Candidate {
     /// When the reason ends.
     pub until: Option<i64>,
     pub priority: i32,
-    pub score: Option<f64>,
+    /// In millionths: integers are written and read sooner.
+    pub score: Option<i64>,
     /// Of the 5-hour and the weekly window: what is left, in parts per million, and seconds to the
     /// reset.
     pub short: Option<(u32, u64)>,
     pub weekly: Option<(u32, u64)>,
-    pub weight: f64,
     pub in_flight: u32,
     pub errors: u32,
 }
@@ -52,26 +52,24 @@ type Row = (
     Cow<'static, str>,
     Option<i64>,
     i32,
-    Option<f64>,
+    Option<i64>,
     Option<(u32, u64)>,
     Option<(u32, u64)>,
-    f64,
     u32,
     u32,
 );
 
 impl From<Row> for Candidate {
     fn from(row: Row) -> Self {
-        let (account, verdict, until, priority, score, short, weekly, weight, in_flight, errors) =
-            row;
-        Self { account, verdict, until, priority, score, short, weekly, weight, in_flight, errors }
+        let (account, verdict, until, priority, score, short, weekly, in_flight, errors) = row;
+        Self { account, verdict, until, priority, score, short, weekly, in_flight, errors }
     }
 }
 
 impl From<Candidate> for Row {
     fn from(c: Candidate) -> Self {
-        let Candidate { account, verdict, until, priority, score, short, weekly, .. } = c;
-        (account, verdict, until, priority, score, short, weekly, c.weight, c.in_flight, c.errors)
+        let Candidate { account, verdict, until, priority, score, .. } = c;
+        (account, verdict, until, priority, score, c.short, c.weekly, c.in_flight, c.errors)
     }
 }
 
@@ -103,12 +101,16 @@ impl From<&Verdict> for Candidate {
             verdict: verdict.name().into(),
             until: verdict.fit.err().and_then(Reason::until).map(|at| at.0),
             priority: verdict.priority,
-            score: verdict.score,
+            score: verdict.score.map(millionths),
             short: window(verdict.parts.short),
             weekly: window(verdict.parts.weekly),
-            weight: verdict.parts.weight,
             in_flight: verdict.parts.in_flight,
             errors: verdict.parts.errors,
         }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a score that large is the largest there is")]
+fn millionths(score: f64) -> i64 {
+    (score * 1e6).round() as i64
 }
