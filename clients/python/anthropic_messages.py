@@ -1,6 +1,6 @@
 """Asks one question with the Anthropic SDK's messages call and prints the answer text alone.
 
-The client key comes from POOLGATE_KEY. Retries are off, so that a failure which the gateway should
+The client key comes from POOLGATE_KEY. Retries are off unless asked for, so that a failure which the gateway should
 have hidden ends the script. A stream without its last event counts as a failure: the SDK itself
 would pass the shorter answer off as complete.
 """
@@ -31,9 +31,10 @@ def main():
     parser.add_argument("model")
     parser.add_argument("prompt")
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--retries", type=int, default=0)
     arguments = parser.parse_args()
     client = Anthropic(
-        base_url=arguments.base_url, api_key=os.environ["POOLGATE_KEY"], max_retries=0, timeout=45
+        base_url=arguments.base_url, api_key=os.environ["POOLGATE_KEY"], max_retries=arguments.retries, timeout=45
     )
     messages = [{"role": "user", "content": arguments.prompt}]
     if arguments.stream:

@@ -69,23 +69,39 @@ pub async fn codex_exec(base_url: &str, key: &str, how: Codex, prompt: &str) -> 
     sandbox.run(command, LIMIT).await
 }
 
+/// A client's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retries {
+    Off,
+    AsUsual,
+}
+
 /// `claude -p`. `base_url` has no path: the client appends `/v1/messages`.
-pub async fn claude_print(base_url: &str, key: &str, prompt: &str) -> Output {
+pub async fn claude_print(base_url: &str, key: &str, prompt: &str, retries: Retries) -> Output {
     let sandbox = Sandbox::new();
     let mut command = sandbox.command(&installed("bin/claude"));
     command
         .env("CLAUDE_CONFIG_DIR", sandbox.folder("claude"))
         .env("ANTHROPIC_BASE_URL", base_url)
         .env("ANTHROPIC_AUTH_TOKEN", key)
-        .env("CLAUDE_CODE_MAX_RETRIES", "0")
         .envs(CLAUDE_STAYS_HOME.map(|name| (name, "1")))
         .args(["-p", "--model", ANTHROPIC_MODEL, prompt]);
+    if retries == Retries::Off {
+        command.env("CLAUDE_CODE_MAX_RETRIES", "0");
+    }
     sandbox.run(command, LIMIT).await
 }
 
 /// One call of a Python SDK. `base_url` is the SDK's own setting: with `/v1` for `openai`, without a
-/// path for `anthropic`. Retries are off.
-pub async fn python_sdk(sdk: Sdk, base_url: &str, key: &str, prompt: &str, stream: bool) -> Output {
+/// path for `anthropic`.
+pub async fn python_sdk(
+    sdk: Sdk,
+    base_url: &str,
+    key: &str,
+    prompt: &str,
+    stream: bool,
+    retries: Retries,
+) -> Output {
     let sandbox = Sandbox::new();
     let (script, model) = match sdk {
         Sdk::OpenAiResponses => ("openai_responses.py", OPENAI_MODEL),
@@ -97,6 +113,9 @@ pub async fn python_sdk(sdk: Sdk, base_url: &str, key: &str, prompt: &str, strea
     command.arg(scripts.join(script)).args([base_url, model, prompt]).env("POOLGATE_KEY", key);
     if stream {
         command.arg("--stream");
+    }
+    if retries == Retries::AsUsual {
+        command.args(["--retries", "2"]); // the SDKs' default
     }
     sandbox.run(command, LIMIT).await
 }

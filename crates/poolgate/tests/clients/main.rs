@@ -10,7 +10,7 @@ mod drivers;
 #[expect(dead_code, reason = "the other test binary uses more of it")]
 mod harness;
 
-use drivers::{Codex, Output, Sdk, claude_print, codex_exec, python_sdk};
+use drivers::{Codex, Output, Retries, Sdk, claude_print, codex_exec, python_sdk};
 use harness::{Harness, Setup};
 use poolgate_sim::{Account, Fault};
 
@@ -80,19 +80,33 @@ async fn codex_on_an_api_key() {
 
 #[tokio::test]
 async fn claude_code() {
-    in_every_case(Setup::claude, async |h| claude_print(&h.url, &h.key, PROMPT).await).await;
+    in_every_case(Setup::claude, async |h| {
+        claude_print(&h.url, &h.key, PROMPT, Retries::Off).await
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn claude_code_on_an_api_key() {
-    in_every_case(Setup::anthropic, async |h| claude_print(&h.url, &h.key, PROMPT).await).await;
+    in_every_case(Setup::anthropic, async |h| {
+        claude_print(&h.url, &h.key, PROMPT, Retries::Off).await
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn openai_sdk_responses() {
     for stream in [true, false] {
         in_every_case(Setup::codex, async |h| {
-            python_sdk(Sdk::OpenAiResponses, &format!("{}/v1", h.url), &h.key, PROMPT, stream).await
+            python_sdk(
+                Sdk::OpenAiResponses,
+                &format!("{}/v1", h.url),
+                &h.key,
+                PROMPT,
+                stream,
+                Retries::Off,
+            )
+            .await
         })
         .await;
     }
@@ -102,7 +116,15 @@ async fn openai_sdk_responses() {
 async fn openai_sdk_chat() {
     for stream in [true, false] {
         in_every_case(Setup::openai, async |h| {
-            python_sdk(Sdk::OpenAiChat, &format!("{}/v1", h.url), &h.key, PROMPT, stream).await
+            python_sdk(
+                Sdk::OpenAiChat,
+                &format!("{}/v1", h.url),
+                &h.key,
+                PROMPT,
+                stream,
+                Retries::Off,
+            )
+            .await
         })
         .await;
     }
@@ -112,7 +134,7 @@ async fn openai_sdk_chat() {
 async fn anthropic_sdk() {
     for stream in [true, false] {
         in_every_case(Setup::claude, async |h| {
-            python_sdk(Sdk::AnthropicMessages, &h.url, &h.key, PROMPT, stream).await
+            python_sdk(Sdk::AnthropicMessages, &h.url, &h.key, PROMPT, stream, Retries::Off).await
         })
         .await;
     }
@@ -132,15 +154,36 @@ async fn codex_shows_when_a_spent_pool_resets() {
     h.finish().await;
 }
 
-/// Claude Code stops without retrying, and prints our message with the time.
+/// Claude Code stops without retrying, though it may, and prints our message with the time.
 #[tokio::test]
 async fn claude_code_shows_when_a_spent_pool_resets() {
     let (h, c) = Harness::start(|s: &mut Setup| s.claude("c")).await;
     c.fault(Fault::UsageLimit { resets_in_s: Some(9000) }).forever();
-    let output = claude_print(&h.url, &h.key, PROMPT).await;
+    let output = claude_print(&h.url, &h.key, PROMPT, Retries::AsUsual).await;
     assert!(!output.status_ok);
     let said = format!("{}{}", output.stdout, output.stderr);
-    assert!(said.contains("UTC") || said.contains("limit"), "{output:?}");
-    assert_eq!(h.asked(), ["c"]);
+    assert!(said.contains(" UTC"), "{output:?}");
+    assert_eq!(h.outcomes().await, [("refused".to_owned(), 1)], "it asked once: {output:?}");
+    h.finish().await;
+}
+
+/// A reset hours away must not put an SDK to sleep until then.
+#[tokio::test]
+async fn sdks_fail_at_once_when_a_pool_is_spent_for_hours() {
+    let (h, spent) =
+        Harness::start(|s: &mut Setup| [s.codex("a"), s.openai("b"), s.claude("c")]).await;
+    for account in spent {
+        account.fault(Fault::UsageLimit { resets_in_s: Some(9000) }).forever();
+    }
+    let v1 = format!("{}/v1", h.url);
+    let sdks =
+        [(Sdk::OpenAiResponses, &v1), (Sdk::OpenAiChat, &v1), (Sdk::AnthropicMessages, &h.url)];
+    for (n, (sdk, base)) in sdks.into_iter().enumerate() {
+        let output = python_sdk(sdk, base, &h.key, PROMPT, true, Retries::AsUsual).await;
+        assert!(!output.status_ok && !output.stderr.contains("killed after"), "{output:?}");
+        assert!(output.stderr.contains("Error code: "), "{output:?}");
+        let asked = i64::try_from(n + 1).unwrap();
+        assert_eq!(h.outcomes().await, [("refused".to_owned(), asked)], "once: {output:?}");
+    }
     h.finish().await;
 }
