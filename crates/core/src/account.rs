@@ -143,14 +143,12 @@ impl Default for Caps {
 /// Whether `model` fits a pattern in which `*` stands for any text. Case counts, as it does at the
 /// providers.
 pub fn model_matches(pattern: &str, model: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = model.strip_prefix(first) else {
-        return false;
+    let Some((head, last)) = pattern.rsplit_once('*') else {
+        return pattern == model;
     };
-    let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else {
-        return rest.is_empty();
+    let mut parts = head.split('*');
+    let Some(mut rest) = model.strip_prefix(parts.next().unwrap_or_default()) else {
+        return false;
     };
     for part in parts {
         // Model names are shorter than what a search would prepare.

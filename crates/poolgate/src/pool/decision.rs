@@ -8,7 +8,8 @@ use poolgate_core::availability::Reason;
 use poolgate_core::explain::{Explanation, Verdict};
 use poolgate_core::strategy::Strategy;
 use poolgate_core::units::{Fraction, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeTuple;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Accounts kept with a decision; of the others only the number.
 const KEPT: usize = 16;
@@ -28,8 +29,8 @@ pub struct Decision {
 }
 
 /// Written as a list, since every request has some.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Row", into = "Row")]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(from = "Row")]
 pub struct Candidate {
     pub account: i64,
     /// `ready`, `probe`, `tried`, or the reason why not.
@@ -66,10 +67,19 @@ impl From<Row> for Candidate {
     }
 }
 
-impl From<Candidate> for Row {
-    fn from(c: Candidate) -> Self {
-        let Candidate { account, verdict, until, priority, score, .. } = c;
-        (account, verdict, until, priority, score, c.short, c.weekly, c.in_flight, c.errors)
+impl Serialize for Candidate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut row = serializer.serialize_tuple(9)?;
+        row.serialize_element(&self.account)?;
+        row.serialize_element(&self.verdict)?;
+        row.serialize_element(&self.until)?;
+        row.serialize_element(&self.priority)?;
+        row.serialize_element(&self.score)?;
+        row.serialize_element(&self.short)?;
+        row.serialize_element(&self.weekly)?;
+        row.serialize_element(&self.in_flight)?;
+        row.serialize_element(&self.errors)?;
+        row.end()
     }
 }
 
