@@ -53,6 +53,8 @@ pub enum Cause {
     Strike(u32),
     /// 401 that a refresh did not cure.
     Credential,
+    /// Its token is no longer good, and could not be renewed for a reason that may pass.
+    Renewal,
     /// No connection can be made to where it is served.
     Unreachable,
 }
@@ -67,6 +69,7 @@ impl Cause {
                 format!("{provider} 403 temporary cooldown ({n}/{STRIKES_ALLOWED})")
             }
             Self::Credential => "its credential is refused".into(),
+            Self::Renewal => "its token could not be renewed".into(),
             Self::Unreachable => "its upstream cannot be reached".into(),
         }
     }
@@ -211,7 +214,8 @@ impl Health {
         if self.stop == Some(Stop::NeedsLogin) {
             self.stop = None;
         }
-        if self.block.is_some_and(|block| block.cause == Cause::Credential) {
+        let ended = |block: Block| matches!(block.cause, Cause::Credential | Cause::Renewal);
+        if self.block.is_some_and(ended) {
             self.block = None;
         }
     }

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`units`] | what a time, a share and a number of tokens are |
 //! | [`account`] | kinds of account, and which surfaces each can serve |
+//! | [`refresh`] | when a sign-in is renewed, and what its issuer's answers mean |
 //! | [`quota`] | what upstream readings add up to: windows, their merging, their reset |
 //! | [`resets`] | which resets bear on a refusal |
 //! | [`network`] | whose fault a failed connect is |
@@ -33,6 +34,7 @@ pub mod health;
 pub mod network;
 pub mod outcome;
 pub mod quota;
+pub mod refresh;
 pub mod resets;
 pub mod strategy;
 pub mod units;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::account::{Family, Surface};
 use crate::availability::{Account, Ask};
 use crate::health::{Cause, Stop};
+use crate::refresh::FAILURE_FOR;
 use crate::units::Timestamp;
 
 /// What is known of a failed or refused attempt. Empty text: not reported.
@@ -322,7 +323,9 @@ impl Outcome {
             Self::Strike => health.strike(at.sent_at, now),
             Self::RateLimited { until } => health.block(Cause::Rate, until, now),
             Self::Overloaded => health.overloaded(model, now),
-            Self::UpstreamError | Self::TokenAway | Self::Lost | Self::Broke => health.error(now),
+            // As long as the failure is not repeated; the new token ends it.
+            Self::TokenAway => health.block(Cause::Renewal, now.plus(FAILURE_FOR), now),
+            Self::UpstreamError | Self::Lost | Self::Broke => health.error(now),
         }
     }
 }

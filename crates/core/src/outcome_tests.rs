@@ -164,7 +164,7 @@ fn effects() {
         ("error",                     UpstreamError,                   false, (None, None, 1, None)),
         ("lost",                      Lost,                            false, (None, None, 1, None)),
         ("broke",                     Broke,                           false, (None, None, 1, None)),
-        ("no token to be had",        TokenAway,                       false, (None, None, 1, None)),
+        ("no token to be had",        TokenAway,                       false, (None, Some((Cause::Renewal, later(5))), 0, None)),
         ("no connection: not yet",    ConnectFailed { durable: true }, false, nothing),
         ("sub2api F13: edge page",    EdgeBlock,                       false, nothing),
         ("the request's own fault",   RequestFault,                    false, nothing),

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::credentials::Issuers;
 use crate::egress::Egress;
 use crate::gates::Gates;
 use crate::gateway::{Catalogue, Lanes, scoped};
@@ -34,6 +35,7 @@ pub struct App {
     pub keys: Keys,
     pub pool: Arc<Pool>,
     pub egress: Egress,
+    pub issuers: Issuers,
     pub lanes: Lanes,
     pub waiting: Semaphore,
     pub catalogue: Catalogue,
@@ -83,6 +85,7 @@ impl App {
             lanes: Lanes::new(&config.limits),
             waiting: Semaphore::new(WAITING),
             admin_token: crate::admin::load_token(&config.data_dir)?,
+            issuers: Issuers::default(),
             keys: Keys::default(),
             pool: Arc::new(Pool::default()),
             catalogue: Catalogue::default(),
@@ -103,7 +106,9 @@ impl App {
     pub async fn reload(&self) -> anyhow::Result<()> {
         self.keys.replace(self.store.client_keys().await?);
         let known = self.pool.accounts();
-        let loaded = pool::load(&self.store, &self.master_key, &known).await?;
+        let dir = self.config.data_dir.join("credentials");
+        let loaded =
+            pool::load(&self.store, &self.master_key, &dir, &known, self.clock.now()).await?;
         self.pool.replace(loaded, &self.config.pools);
         Ok(())
     }

@@ -6,22 +6,32 @@
 //! rotation half-way. The new refresh token is on disk before the new access token is used: the old
 //! one is dead from the moment the issuer answered.
 
+mod books;
 mod document;
+mod issuer;
+mod lock;
 mod refresh;
 mod source;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use poolgate_core::account::Kind;
+use poolgate_core::refresh::{Need, Past, Standing, Verdict, idle_due_at, may_ask, standing};
 use poolgate_core::units::Timestamp;
 
+pub use books::Books;
+use books::Unsaved;
 pub use document::SignIn;
+pub use issuer::Issuers;
 pub use refresh::RefreshContext;
-use source::FileStamp;
+use source::Seen;
 pub use source::{Source, Stored, place};
+
+use crate::store::RefreshMark;
 
 /// What goes into a request's headers, made once; sensitive, so that nothing prints them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,9 +64,17 @@ impl Bearer {
 pub enum CredentialError {
     #[error("no usable credential: {0}")]
     Missing(String),
-    /// The issuer refused the refresh token for good; its code.
-    #[error("the issuer refused the refresh token: {0}")]
-    NeedsLogin(String),
+    /// The issuer refused the refresh token for good: why, and its code.
+    #[error("{0} ({1}): sign in again")]
+    NeedsLogin(&'static str, String),
+    /// The issuer says that there is no such account any more; its code.
+    #[error("the account was deactivated ({0})")]
+    Deactivated(String),
+    /// 429 without a time: asking on would only make it worse.
+    #[error(
+        "issuer refuses refresh (429 without a time): sign in again, or run poolgate account refresh"
+    )]
+    Blocked,
     #[error("the token could not be refreshed: {0}")]
     Temporary(String),
 }
@@ -67,43 +85,79 @@ struct Loaded {
     bearer: Bearer,
     /// When it should be refreshed before its next use.
     due_at: Option<Timestamp>,
+    /// Which tokens these are; of API keys all zero.
+    content: [u8; 32],
     /// `None`: an API key.
     sign_in: Option<SignIn>,
 }
 
-/// One account's credential. Cheap to read; refreshing is serialised by the lock.
+/// One account's credential. Cheap to read; refreshing is one flight at a time.
 #[derive(Debug)]
 pub struct Credential {
     kind: Kind,
     source: Source,
+    /// `None`: an API key, about which there is nothing to note.
+    books: Option<Books>,
     loaded: ArcSwapOption<Loaded>,
-    /// The file as it was when last read.
-    seen: Mutex<Option<FileStamp>>,
+    seen: Mutex<Seen>,
     /// Why there is none.
     problem: Mutex<Option<String>>,
-    refreshing: tokio::sync::Mutex<()>,
-    failure: Mutex<Option<refresh::Failure>>,
+    /// What is known of refreshing, and of which tokens; the store has it too.
+    past: Mutex<Option<RefreshMark>>,
+    /// New tokens that could not be written to their place.
+    unsaved: Mutex<Option<Unsaved>>,
+    /// The tokens whose access token an upstream has refused.
+    refused: Mutex<Option<[u8; 32]>>,
+    flight: Mutex<Option<refresh::Flight>>,
 }
 
+/// A file that its owner is about to finish writing is read again after this.
+const HALF_WRITTEN: Duration = Duration::from_millis(50);
+
 impl Credential {
-    pub fn new(kind: Kind, source: Source) -> Self {
+    /// Not usable before [`Self::open`].
+    pub fn new(kind: Kind, source: Source, books: Option<Books>) -> Self {
         Self {
             kind,
             source,
+            books,
             loaded: ArcSwapOption::empty(),
-            seen: Mutex::new(None),
+            seen: Mutex::default(),
             problem: Mutex::new(Some("not loaded yet".into())),
-            refreshing: tokio::sync::Mutex::new(()),
-            failure: Mutex::new(None),
+            past: Mutex::new(None),
+            unsaved: Mutex::new(None),
+            refused: Mutex::new(None),
+            flight: Mutex::new(None),
         }
+    }
+
+    /// Reads what an earlier process noted, and then the source.
+    pub async fn open(&self) {
+        let Some(books) = &self.books else {
+            self.reload().await;
+            return;
+        };
+        let mut past = books.recall().await;
+        if let Some(Past::InDoubt { at, .. }) = past.as_mut().map(|mark| &mut mark.past) {
+            // Whoever asked is gone: there is no answer to wait for.
+            *at = Timestamp::default();
+        }
+        *self.past.lock() = past;
+        *self.unsaved.lock() = books.rescued(self.kind);
+        self.reload().await;
     }
 
     /// Reads the source again. A missing or broken source leaves the account without a credential
     /// until it is back. Returns whether the credential changed.
     pub async fn reload(&self) -> bool {
-        let read = self.source.read().await.and_then(|bytes| self.parse(&bytes));
+        self.seen.lock().note(self.source.stamp());
+        let mut read = self.read().await;
+        if read.is_err() && matches!(self.source, Source::AuthFile(_)) {
+            tokio::time::sleep(HALF_WRITTEN).await;
+            read = self.read().await;
+        }
         let before = self.loaded.load_full();
-        match read {
+        match read.map(|loaded| self.newest(loaded)) {
             Ok(loaded) => {
                 *self.problem.lock() = None;
                 let changed = before.is_none_or(|before| before.bearer != loaded.bearer);
@@ -118,14 +172,72 @@ impl Credential {
         }
     }
 
-    /// What is wrong with it; `None` when it can be used.
+    async fn read(&self) -> Result<Loaded, String> {
+        self.source.read().await.and_then(|bytes| self.parse(&bytes))
+    }
+
+    /// Tokens that could not be saved are newer than the ones they replace, and older than any
+    /// others.
+    fn newest(&self, read: Loaded) -> Loaded {
+        let mut unsaved = self.unsaved.lock();
+        match unsaved.as_ref() {
+            Some(kept) if kept.asked == read.content => {
+                Loaded::sign_in(kept.sign_in.clone()).unwrap_or(read)
+            }
+            Some(_) => {
+                self.books.iter().for_each(Books::settle);
+                *unsaved = None;
+                read
+            }
+            None => read,
+        }
+    }
+
+    /// What an operator should know: why it cannot be used, or not for much longer.
     pub fn problem(&self) -> Option<String> {
-        self.problem.lock().clone()
+        let missing = self.problem.lock().clone();
+        missing.or_else(|| {
+            let loaded = self.loaded.load_full()?;
+            if self.unsaved.lock().is_some() {
+                return Some("renewed tokens could not be saved".into());
+            }
+            let mark = self.mark_of(&loaded)?;
+            matches!(mark.past, Past::Blocked | Past::Refused(_))
+                .then(|| refresh::refusal(&mark).to_string())
+        })
     }
 
     /// Another process has changed the file since it was last read.
     pub fn changed_on_disk(&self) -> bool {
-        *self.seen.lock() != self.source.stamp()
+        self.seen.lock().differs(self.source.stamp())
+    }
+
+    /// What it is good for, and which tokens that is about.
+    pub fn standing(&self, now: Timestamp) -> (Standing, [u8; 32]) {
+        let Some(loaded) = self.loaded.load_full() else {
+            return (Standing::Unavailable, [0; 32]);
+        };
+        let past = self.mark_of(&loaded).map(|mark| mark.past).unwrap_or_default();
+        (standing(past, self.is_spent(&loaded, now)), loaded.content)
+    }
+
+    /// Its tokens are not the ones an earlier process was refused for.
+    pub fn is_renewed(&self) -> bool {
+        let mark = self.past.lock();
+        let loaded = self.loaded.load();
+        mark.as_ref().zip(loaded.as_ref()).is_some_and(|(mark, loaded)| {
+            matches!(mark.past, Past::Blocked | Past::Refused(_)) && mark.content != loaded.content
+        })
+    }
+
+    /// The present token has expired, or an upstream has refused it.
+    fn is_spent(&self, loaded: &Loaded, now: Timestamp) -> bool {
+        loaded.sign_in.as_ref().is_some_and(|sign_in| sign_in.is_expired(now))
+            || *self.refused.lock() == Some(loaded.content)
+    }
+
+    fn mark_of(&self, loaded: &Loaded) -> Option<RefreshMark> {
+        self.past.lock().clone().filter(|mark| mark.content == loaded.content)
     }
 
     pub fn source(&self) -> &Source {
@@ -154,29 +266,27 @@ impl Credential {
         own.chain(self.claude_account_uuid()).filter(|id| id.len() >= 8).collect()
     }
 
-    /// A token to use now, refreshed first when it is due.
+    /// A token to use now. One that is due but still good is refreshed beside the request.
     pub async fn bearer(
         self: &Arc<Self>,
         context: &RefreshContext,
     ) -> Result<Bearer, CredentialError> {
         let now = context.clock.now();
         let loaded = self.current()?;
-        let Some(sign_in) = loaded.sign_in.as_ref().filter(|_| loaded.is_due(now)) else {
-            return Ok(loaded.bearer.clone());
-        };
-        match self.refresh(&loaded.bearer, context).await {
-            // A refresh that fails early is no outage.
-            Err(CredentialError::Temporary(_)) if !sign_in.is_expired(now) => {
-                Ok(loaded.bearer.clone())
-            }
-            result => result,
+        if self.is_spent(&loaded, now) {
+            return self.refresh(&loaded.bearer, Need::Now, context).await;
         }
+        if loaded.is_due(now) && self.may_refresh(&loaded, Need::Early, now) {
+            self.flight(&loaded.bearer, Need::Early, context);
+        }
+        Ok(loaded.bearer.clone())
     }
 
     /// The token as it is; `None` when it should be refreshed first.
     pub fn ready(&self, now: Timestamp) -> Result<Option<Bearer>, CredentialError> {
         let loaded = self.current()?;
-        Ok((!loaded.is_due(now)).then(|| loaded.bearer.clone()))
+        let good = !loaded.is_due(now) && !self.is_spent(&loaded, now);
+        Ok(good.then(|| loaded.bearer.clone()))
     }
 
     /// Replaces a token that the upstream refused. An API key cannot be replaced.
@@ -185,15 +295,47 @@ impl Credential {
         refused: &Bearer,
         context: &RefreshContext,
     ) -> Result<Bearer, CredentialError> {
-        if self.current()?.sign_in.is_none() {
+        let loaded = self.current()?;
+        if loaded.sign_in.is_none() {
             return Err(CredentialError::Missing("the API key was refused".into()));
         }
-        self.refresh(refused, context).await
+        if loaded.bearer.token == refused.token {
+            *self.refused.lock() = Some(loaded.content);
+        }
+        self.refresh(refused, Need::Now, context).await
+    }
+
+    /// Asks the issuer whatever it said before, for an operator who waits.
+    pub async fn force(self: &Arc<Self>, context: &RefreshContext) -> Result<(), CredentialError> {
+        let loaded = self.current()?;
+        if loaded.sign_in.is_none() {
+            return Err(CredentialError::Missing("an API key is not renewed".into()));
+        }
+        self.refresh(&loaded.bearer, Need::Forced, context).await.map(drop)
+    }
+
+    /// Renews a token that nobody uses before a request would have to. `seed` spreads the accounts.
+    pub async fn keep_fresh(self: &Arc<Self>, seed: u64, context: &RefreshContext) {
+        let now = context.clock.now();
+        let Ok(loaded) = self.current() else { return };
+        let (Some(sign_in), Some(due_at)) = (&loaded.sign_in, loaded.due_at) else { return };
+        let need = if self.is_spent(&loaded, now) { Need::Now } else { Need::Early };
+        let is_due = idle_due_at(due_at, sign_in.lifetime(), seed) <= now;
+        if is_due && self.may_refresh(&loaded, need, now) {
+            // It was logged where it failed; a request that needs it asks again.
+            let _ = self.refresh(&loaded.bearer, need, context).await;
+        }
+    }
+
+    fn may_refresh(&self, loaded: &Loaded, need: Need, now: Timestamp) -> bool {
+        let past = self.mark_of(loaded).map(|mark| mark.past).unwrap_or_default();
+        may_ask(past, need, now) == Verdict::Ask
     }
 
     fn current(&self) -> Result<Arc<Loaded>, CredentialError> {
         self.loaded.load_full().ok_or_else(|| {
-            CredentialError::Missing(self.problem().unwrap_or_else(|| "not loaded".into()))
+            let problem = self.problem.lock().clone();
+            CredentialError::Missing(problem.unwrap_or_else(|| "not loaded".into()))
         })
     }
 
@@ -205,14 +347,16 @@ impl Credential {
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("the API key is empty or has characters no key has".into());
         }
-        Ok(Loaded { bearer: Bearer::new(key, None)?, due_at: None, sign_in: None })
+        let bearer = Bearer::new(key, None)?;
+        Ok(Loaded { bearer, due_at: None, content: [0; 32], sign_in: None })
     }
 }
 
 impl Loaded {
     fn sign_in(sign_in: SignIn) -> Result<Self, String> {
         let bearer = sign_in.bearer()?;
-        Ok(Self { bearer, due_at: sign_in.due_at(), sign_in: Some(sign_in) })
+        let (due_at, content) = (sign_in.due_at(), sign_in.content());
+        Ok(Self { bearer, due_at, content, sign_in: Some(sign_in) })
     }
 
     fn is_due(&self, now: Timestamp) -> bool {
@@ -220,7 +364,7 @@ impl Loaded {
     }
 }
 
-/// When a JSON Web Token expires. Not verified: the token came from its issuer, or from the user.
+/// What a JSON Web Token says. Not verified: it came from its issuer, or from the user.
 fn jwt_claims(token: &str) -> Option<serde_json::Value> {
     use base64::Engine;
     let payload = token.split('.').nth(1)?;
@@ -228,6 +372,7 @@ fn jwt_claims(token: &str) -> Option<serde_json::Value> {
     serde_json::from_slice(&engine.decode(payload.trim_end_matches('=')).ok()?).ok()
 }
 
-fn jwt_expiry(token: &str) -> Option<Timestamp> {
-    Timestamp::from_unix_seconds(jwt_claims(token)?.get("exp")?.as_i64()?)
+/// A claim that is a time.
+fn jwt_time(token: &str, claim: &str) -> Option<Timestamp> {
+    Timestamp::from_unix_seconds(jwt_claims(token)?.get(claim)?.as_i64()?)
 }

@@ -1,11 +1,15 @@
 //! Background jobs: what keeps memory and store in step, off the path of any request.
 
+mod credentials;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::App;
 use crate::pool::OWNED_FOR;
 use crate::store::Before;
+
+pub use credentials::keep_fresh;
 
 /// How soon a change made by the command line, or a revoked key, takes effect.
 const CHANGES_EVERY: Duration = Duration::from_millis(500);
@@ -18,6 +22,8 @@ const DECISIONS_KEPT: Duration = Duration::from_hours(7 * 24);
 pub fn start(app: &Arc<App>) {
     let job = Arc::clone(app);
     app.tasks.supervise("follow changes", async move { follow_changes(&job).await });
+    let job = Arc::clone(app);
+    app.tasks.supervise("keep sign-ins fresh", async move { credentials::guard(&job).await });
     let job = Arc::clone(app);
     app.tasks.supervise("save state", async move { save_state(&job).await });
     let job = Arc::clone(app);
@@ -33,6 +39,7 @@ async fn pause(app: &App, span: Duration) -> bool {
 
 /// Accounts and keys changed in the store, and credential files changed on disk.
 async fn follow_changes(app: &App) {
+    let mut told = credentials::Told::default();
     let mut revision = app.store.revision().await.unwrap_or_default();
     while pause(app, CHANGES_EVERY).await {
         match app.store.revision().await {
@@ -43,17 +50,7 @@ async fn follow_changes(app: &App) {
             },
             Err(error) => tracing::warn!(%error, "the store cannot be read"),
         }
-        follow_files(app).await;
-    }
-}
-
-async fn follow_files(app: &App) {
-    for account in app.pool.accounts() {
-        if account.credential.changed_on_disk() && account.credential.reload().await {
-            let problem = account.credential.problem();
-            tracing::info!(account = account.name, problem, "the credential changed");
-            app.pool.credential_changed(account.id, problem.is_none(), app.clock.now());
-        }
+        told.follow(app).await;
     }
 }
 
@@ -68,12 +65,7 @@ async fn save_state(app: &App) {
             tracing::warn!(%error, "quotas could not be saved");
             app.pool.mark_unsaved(quotas.iter().map(|(id, _)| *id), false);
         }
-        for (id, stop) in app.pool.take_unsaved_stops() {
-            if let Err(error) = app.store.set_stop(id, stop).await {
-                tracing::warn!(%error, "an account's state could not be saved");
-                app.pool.mark_unsaved(std::iter::once(id), true);
-            }
-        }
+        save_stops(app).await;
         if !go_on {
             return;
         }
@@ -83,6 +75,15 @@ async fn save_state(app: &App) {
 async fn close_idle(app: &App) {
     while pause(app, IDLE_EVERY).await {
         app.egress.sweep();
+    }
+}
+
+async fn save_stops(app: &App) {
+    for (id, stop) in app.pool.take_unsaved_stops() {
+        if let Err(error) = app.store.set_stop(id, stop).await {
+            tracing::warn!(%error, "an account's state could not be saved");
+            app.pool.mark_unsaved(std::iter::once(id), true);
+        }
     }
 }
 

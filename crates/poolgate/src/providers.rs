@@ -14,7 +14,7 @@ use poolgate_core::account::Family;
 use poolgate_core::quota::Reading;
 use poolgate_core::units::Timestamp;
 
-pub use fields::ErrorFields;
+pub use fields::{ErrorFields, retry_after};
 pub use tap::Tap;
 pub use usage::{Credits, Usage};
 

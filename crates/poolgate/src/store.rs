@@ -8,6 +8,7 @@ mod accounts;
 mod client_keys;
 mod explained;
 mod history;
+mod refreshes;
 mod requests;
 
 use std::path::Path;
@@ -24,6 +25,7 @@ pub use accounts::{AccountRow, Origin};
 pub use client_keys::{ClientKeyRow, NewClientKey};
 pub use explained::RequestRow;
 pub use history::{History, PastAccount, PastRequest};
+pub use refreshes::RefreshMark;
 pub use requests::{Before, ResponseOwner, SpoolPosition};
 
 /// Before this, several WAL connections could lose committed transactions
@@ -127,6 +129,7 @@ fn migrations() -> Migrator {
     let all = [
         (1, "init", include_str!("../migrations/0001_init.sql")),
         (2, "decisions", include_str!("../migrations/0002_decisions.sql")),
+        (3, "refreshes", include_str!("../migrations/0003_refreshes.sql")),
     ];
     Migrator::with_migrations(all.map(migration).into())
 }

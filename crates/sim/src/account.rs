@@ -188,6 +188,13 @@ impl Account {
         self.inner.login.lock().revoked = true;
     }
 
+    /// From now on, whoever uses a refresh token a second time ends the sign-in, as
+    /// [`Self::revoke`] does; only [`Self::renew`] begins a new one.
+    pub fn revoke_on_reuse(&self) -> &Self {
+        self.inner.login.lock().revoked_by_reuse = true;
+        self
+    }
+
     /// Scripts a misbehaviour, by default for the next model call only; see [`ScriptedFault`].
     pub fn fault(&self, fault: Fault) -> ScriptedFault {
         ScriptedFault::new(Arc::clone(&self.inner), fault)

@@ -111,6 +111,7 @@ impl Registry {
     /// Issues tokens as a new sign-in does.
     pub fn renew(&self, account: &Arc<Inner>, clock: &Clock) {
         let serial = self.next_serial();
+        account.login.lock().revoked = false;
         self.maps.write().issue(account, serial, clock);
     }
 
@@ -130,11 +131,12 @@ impl Registry {
         let account = maps.refresh.get(token).filter(|account| account.kind == kind);
         let account = Arc::clone(account.ok_or(NoGrant::Unknown)?);
         {
-            let login = account.login.lock();
+            let mut login = account.login.lock();
             if login.revoked {
                 return Err(NoGrant::Revoked);
             }
             if login.grant.as_ref().is_none_or(|grant| grant.refresh != token) {
+                login.revoked = login.revoked_by_reuse;
                 return Err(NoGrant::Reused);
             }
         }

@@ -17,6 +17,7 @@ use crate::clock::SystemClock;
 use crate::config::RawAccount;
 use crate::credentials::{SignIn, place};
 use crate::gateway::fetch_models;
+use crate::pool::Account;
 use crate::secret::MasterKey;
 use crate::store::{AccountRow, Origin};
 
@@ -32,6 +33,8 @@ pub enum Command {
     Pause { name: String },
     /// Let an account work again, and forget what stopped it
     Resume { name: String },
+    /// Renew an account's sign-in now, whatever its issuer said before
+    Refresh { name: String },
     /// Ask an account's upstream for its models, which costs nothing, to see whether it works
     Test { name: String },
 }
@@ -104,6 +107,7 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
         }
         Command::Pause { name } => set_paused(context, &name, true).await?,
         Command::Resume { name } => set_paused(context, &name, false).await?,
+        Command::Refresh { name } => return refresh(context, &name).await,
         Command::Test { name } => return test(context, &name).await,
     }
     Ok(ExitCode::SUCCESS)
@@ -247,14 +251,39 @@ async fn list(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn test(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
-    let id: AccountId = find(context, name).await?.id;
+/// The accounts as a gateway has them, beside one that may be running, and one of them.
+async fn open(context: &Context, id: AccountId) -> anyhow::Result<(Arc<App>, Arc<Account>)> {
     let app =
         App::open(context.config.clone(), Arc::new(SystemClock), context.store.clone()).await?;
-    let accounts = app.pool.accounts();
-    let account =
-        accounts.iter().find(|a| a.id == id).context("the account's settings are wrong")?;
-    let result = fetch_models(&app, account).await;
+    let account = app.pool.accounts().into_iter().find(|account| account.id == id);
+    Ok((app, account.context("the account's settings are wrong")?))
+}
+
+async fn refresh(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
+    let row = find(context, name).await?;
+    let (app, account) = open(context, row.id).await?;
+    let result = account.credential.force(&app.refresh_context(&account)).await;
+    if result.is_ok() {
+        if row.stop == Some(Stop::NeedsLogin) {
+            context.store.set_stop(row.id, None).await?;
+        }
+        context.store.announce().await?;
+    }
+    let as_json = match &result {
+        Ok(()) => json!({"account": name, "refreshed": true}),
+        Err(error) => json!({"account": name, "refreshed": false, "error": error.to_string()}),
+    };
+    show(context.json, &as_json, || match &result {
+        Ok(()) => format!("refreshed {name}"),
+        Err(error) => format!("{name} was not refreshed: {error}"),
+    });
+    Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn test(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
+    let id: AccountId = find(context, name).await?.id;
+    let (app, account) = open(context, id).await?;
+    let result = fetch_models(&app, &account).await;
     let as_json = match &result {
         Ok(models) => json!({"account": name, "works": true, "models": models.len()}),
         Err(error) => json!({"account": name, "works": false, "error": error}),

@@ -9,14 +9,13 @@
 use std::time::Duration;
 
 use poolgate_core::account::Kind;
+use poolgate_core::refresh::{EARLY, SKEW};
 use poolgate_core::units::Timestamp;
 use serde_json::{Map, Value};
 
-use super::{Bearer, jwt_claims, jwt_expiry};
-use crate::secret::Secret;
+use super::{Bearer, jwt_claims, jwt_time};
+use crate::secret::{Secret, sha256};
 
-/// Refreshed this long before it expires, so that no request has to wait for it.
-const EARLY: Duration = Duration::from_mins(5);
 /// A Codex token that does not say when it expires is renewed after this time (multiplexer §4.1).
 const CODEX_AGE: Duration = Duration::from_hours(8 * 24);
 
@@ -126,15 +125,28 @@ impl SignIn {
 
     fn expires_at(&self) -> Option<Timestamp> {
         if self.kind == Kind::Codex {
-            return jwt_expiry(self.text("access")?);
+            return jwt_time(self.text("access")?, "exp");
         }
         let oauth = self.document.get("claudeAiOauth")?;
         let ms = oauth.get("expiresAt")?.as_i64()?;
         (ms > 0).then_some(Timestamp(ms))
     }
 
+    /// Or as good as that.
     pub fn is_expired(&self, now: Timestamp) -> bool {
-        self.expires_at().is_some_and(|at| at <= now)
+        self.expires_at().is_some_and(|at| at.minus(SKEW) <= now)
+    }
+
+    /// From issue to expiry; `None`: the token does not say.
+    pub fn lifetime(&self) -> Option<Duration> {
+        let issued_at = jwt_time(self.text("access")?, "iat")?;
+        Some(issued_at.until(self.expires_at()?))
+    }
+
+    /// Tells token pairs apart without keeping them.
+    pub fn content(&self) -> [u8; 32] {
+        let [access, refresh] = ["access", "refresh"].map(|name| self.text(name).unwrap_or(""));
+        sha256(format!("{access}\n{refresh}").as_bytes())
     }
 
     /// When it should be refreshed before its next use; `None`: never.
@@ -232,6 +244,7 @@ mod tests {
         let cases = [
             ("fresh", codex(seconds + 3600), false, false),
             ("soon", codex(seconds + 299), true, false),
+            ("clocks differ", codex(seconds + 30), true, true),
             ("past", codex(seconds - 1), true, true),
             ("fresh", claude((seconds + 3600) * 1000), false, false),
             ("past", claude((seconds - 1) * 1000), true, true),

@@ -1,176 +1,326 @@
-//! Renewing a sign-in at its issuer.
+//! Renewing a sign-in without ever losing it.
 //!
-//! Bodies, client ids and final codes, with their origins: docs/providers.md, "Sign-ins and
-//! refresh". A failure is remembered for five seconds per token, so that a burst of requests does
-//! not become a burst of token calls.
+//! The order is everything: reread, since somebody may have been faster; wait for the issuer's turn
+//! and for the lock against other processes, and reread; note that the issuer is asked, durably; ask;
+//! write the new tokens, durably; only then use them. A crash between two steps leaves the old tokens
+//! in place, and a note that tells the next process whether they may have been exchanged. What the
+//! issuer's answers mean, and when it may be asked again, is core's `refresh`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, StatusCode, Uri};
-use poolgate_core::account::Kind;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use http::Uri;
+use poolgate_core::refresh::{Fault, Need, Past, Verdict, learn, may_ask};
 use poolgate_core::units::Timestamp;
-use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 
+use super::books::{Books, Unsaved};
 use super::document::Grant;
+use super::issuer::{self, Issuers};
 use super::{Bearer, Credential, CredentialError, Loaded, SignIn};
 use crate::clock::Clock;
 use crate::egress::Egress;
-use crate::providers::ErrorFields;
-use crate::secret::sha256;
+use crate::store::RefreshMark;
 use crate::tasks::Tasks;
 
-const CODEX_CLIENT: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
-const CLAUDE_CLIENT: &str = "9d1c250a-e61b-44d9-88ed-5944d1962f5e";
-/// Asked for when the stored scopes are unknown: leaving `scope` out was answered with 429 for good.
-const CLAUDE_SCOPES: &str =
-    "user:profile user:inference user:sessions:claude_code user:mcp_servers user:file_upload";
-
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-const FAILURE_FOR: Duration = Duration::from_secs(5);
-
-/// Codes that mean a person must sign in again (docs/providers.md, "Sign-ins and refresh").
-const FINAL: [&str; 5] = [
-    "invalid_grant",
-    "refresh_token_expired",
-    "refresh_token_reused",
-    "refresh_token_invalidated",
-    "app_session_terminated",
-];
+/// Longest that a request waits for a flight, from its beginning; then another account serves.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A token that the issuer calls used was perhaps used by another process that is about to write
+/// what it got.
+const OTHERS_WRITE_WITHIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What a refresh needs of the service.
 #[derive(Clone)]
 pub struct RefreshContext {
+    /// The account's name, for the log.
+    pub account: String,
     pub token_url: Option<Uri>,
+    pub issuers: Issuers,
     pub egress: Egress,
     pub clock: Arc<dyn Clock>,
     pub tasks: Tasks,
 }
 
-/// A refresh that failed, for this refresh token, and until when nobody tries again.
-#[derive(Debug)]
-pub struct Failure {
-    token: [u8; 32],
-    until: Timestamp,
-    error: CredentialError,
+type Renewed = Result<Bearer, CredentialError>;
+
+/// A refresh that is under way.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    began: Instant,
+    need: Need,
+    landing: Shared<BoxFuture<'static, Renewed>>,
+}
+
+/// Lets the next flight start, however this one ends.
+struct Landed(Arc<Credential>);
+
+impl Drop for Landed {
+    fn drop(&mut self) {
+        *self.0.flight.lock() = None;
+    }
+}
+
+/// Why nobody is asked: what is known of it, as an error.
+pub fn refusal(mark: &RefreshMark) -> CredentialError {
+    let code = mark.code.clone();
+    match mark.past {
+        Past::Refused(Fault::Deactivated) => CredentialError::Deactivated(code),
+        Past::Refused(fault) => CredentialError::NeedsLogin(fault.text(), code),
+        Past::Blocked => CredentialError::Blocked,
+        Past::InDoubt { .. } | Past::Failed { .. } | Past::Nothing => {
+            CredentialError::Temporary(code)
+        }
+    }
 }
 
 impl Credential {
-    /// One flight per account; whoever joins gets its result. Runs to its end even if the caller
-    /// goes away.
+    /// Joins the flight, or begins one. It runs to its end even if every caller goes away.
+    pub(super) fn flight(
+        self: &Arc<Self>,
+        stale: &Bearer,
+        need: Need,
+        context: &RefreshContext,
+    ) -> Flight {
+        let mut flight = self.flight.lock();
+        if let Some(flight) = flight.as_ref() {
+            return flight.clone();
+        }
+        let (this, stale, own) = (Arc::clone(self), stale.clone(), context.clone());
+        let task = context.tasks.spawn(async move {
+            // It waits for the lock that is held here, so a flight is never forgotten too early.
+            let _landed = Landed(Arc::clone(&this));
+            this.renew(&stale, need, &own).await
+        });
+        let panicked = || CredentialError::Temporary("the refresh panicked".into());
+        let landing = task.map(move |ended| ended.unwrap_or_else(|_| Err(panicked())));
+        let began = Flight { began: Instant::now(), need, landing: landing.boxed().shared() };
+        flight.insert(began).clone()
+    }
+
     pub(super) async fn refresh(
         self: &Arc<Self>,
         stale: &Bearer,
+        need: Need,
         context: &RefreshContext,
-    ) -> Result<Bearer, CredentialError> {
-        let (this, stale, own) = (Arc::clone(self), stale.clone(), context.clone());
-        let flight = context.tasks.spawn(async move {
-            let _turn = this.refreshing.lock().await;
-            this.refresh_once(&stale, &own).await
-        });
-        flight
-            .await
-            .unwrap_or_else(|_| Err(CredentialError::Temporary("the refresh panicked".into())))
-    }
-
-    async fn refresh_once(
-        &self,
-        stale: &Bearer,
-        context: &RefreshContext,
-    ) -> Result<Bearer, CredentialError> {
-        // Whoever had the turn before us, or another process, may have done it already.
-        if let Some(fresh) = self.newer_than(stale) {
-            return Ok(fresh);
-        }
-        self.reload().await;
-        if let Some(fresh) = self.newer_than(stale) {
-            return Ok(fresh);
-        }
-        let loaded = self.current()?;
-        let Some(sign_in) = &loaded.sign_in else {
-            return Err(CredentialError::Missing("an API key cannot be refreshed".into()));
-        };
-        let Some(refresh_token) = sign_in.refresh_token() else {
-            return Err(CredentialError::NeedsLogin("there is no refresh token".into()));
-        };
-        let now = context.clock.now();
-        let token = sha256(refresh_token.as_bytes());
-        if let Some(failure) = self.failure.lock().as_ref()
-            && failure.token == token
-            && now < failure.until
-        {
-            return Err(failure.error.clone());
-        }
-        self.source.check_writable().map_err(CredentialError::Temporary)?;
-        match call_issuer(self.kind, sign_in, refresh_token, context).await {
-            Ok(grant) => self.adopt(sign_in.renewed(&grant, now), now).await,
-            Err(error) => {
-                let until = now.plus(FAILURE_FOR);
-                *self.failure.lock() = Some(Failure { token, until, error: error.clone() });
-                Err(error)
+    ) -> Renewed {
+        loop {
+            let flight = self.flight(stale, need, context);
+            let until = flight.began + PATIENCE;
+            let landed = match need {
+                Need::Now => timeout_at(until, flight.landing).await.unwrap_or_else(|_| {
+                    Err(CredentialError::Temporary("its issuer takes long".into()))
+                }),
+                // Nobody waits, or somebody who wants to know how it ends.
+                Need::Early | Need::Forced => flight.landing.await,
+            };
+            // A flight for a lesser need may not have dared to ask.
+            if landed.is_ok() || flight.need >= need {
+                return landed;
             }
         }
     }
 
-    fn newer_than(&self, stale: &Bearer) -> Option<Bearer> {
-        let current = &self.loaded.load_full()?.bearer;
-        (current.token != stale.token).then(|| current.clone())
+    fn books(&self) -> Result<&Books, CredentialError> {
+        let missing = || CredentialError::Missing("an API key is not renewed".into());
+        self.books.as_ref().ok_or_else(missing)
     }
 
-    /// Writes first, then uses. A write that fails must not lose the only good token: it is used
-    /// from memory, and the trouble is loud.
-    async fn adopt(&self, renewed: SignIn, now: Timestamp) -> Result<Bearer, CredentialError> {
-        match self.source.write(renewed.to_bytes(), now).await {
-            Ok(true) => {}
-            Ok(false) => tracing::error!("another writer replaced a credential during its refresh"),
-            Err(error) => tracing::error!(error, "a refreshed credential could not be saved"),
+    async fn renew(&self, stale: &Bearer, need: Need, context: &RefreshContext) -> Renewed {
+        let (now, books) = (|| context.clock.now(), self.books()?);
+        self.save_unsaved(context).await;
+        if let Some(fresh) = self.reread(stale, now()).await {
+            return Ok(fresh);
         }
-        let loaded = Loaded::sign_in(renewed).map_err(CredentialError::Temporary)?;
+        self.permit(need, now())?;
+        let temporary = CredentialError::Temporary;
+        let issuer = context.token_url.as_ref().ok_or_else(|| temporary("no token_url".into()))?;
+        let stop = &context.tasks.stop;
+        let mut turn = stop
+            .run_until_cancelled(context.issuers.turn(issuer))
+            .await
+            .ok_or_else(|| temporary("the gateway is stopping".into()))?;
+        let _lock = self.source.lock(self.kind, books, &context.tasks).await.map_err(temporary)?;
+        if let Some(fresh) = self.reread(stale, now()).await {
+            return Ok(fresh);
+        }
+        let (sign_in, tries) = self.permit(need, now())?;
+        let Some(refresh_token) = sign_in.refresh_token() else {
+            let problem = "there is no refresh token";
+            return Err(CredentialError::NeedsLogin(problem, "no_refresh_token".into()));
+        };
+        self.source.check_writable().map_err(temporary)?;
+        // From here to the new tokens on disk a crash leaves this note, and the next process knows
+        // that the old ones may be spent.
+        let past = Past::InDoubt { tries: tries.saturating_add(1), at: now() };
+        let note = RefreshMark { content: sign_in.content(), past, code: "no answer".into() };
+        books.mark(&note).await.map_err(temporary)?;
+        let answer = issuer::ask(self.kind, &sign_in, refresh_token, issuer, context).await;
+        turn.used();
+        drop(turn);
+        match answer {
+            Ok(grant) => self.adopt(books, &sign_in, &grant, context).await,
+            Err(failed) => {
+                let mark = RefreshMark {
+                    content: sign_in.content(),
+                    past: learn(failed.failure(), tries, now()),
+                    code: failed.code,
+                };
+                self.fail(books, stale, mark, context).await
+            }
+        }
+    }
+
+    /// A good token other than `stale`, if the source has one by now.
+    async fn reread(&self, stale: &Bearer, now: Timestamp) -> Option<Bearer> {
+        self.reload().await;
+        let loaded = self.loaded.load_full()?;
+        let newer = loaded.bearer.token != stale.token && !self.is_spent(&loaded, now);
+        newer.then(|| loaded.bearer.clone())
+    }
+
+    /// The sign-in to renew, and how often it was asked for without an answer.
+    fn permit(&self, need: Need, now: Timestamp) -> Result<(SignIn, u32), CredentialError> {
+        let loaded = self.current()?;
+        let Some(sign_in) = loaded.sign_in.clone() else {
+            return Err(CredentialError::Missing("an API key cannot be refreshed".into()));
+        };
+        if self.unsaved.lock().is_some() {
+            return Err(CredentialError::Temporary("renewed tokens are not saved yet".into()));
+        }
+        let Some(mark) = self.mark_of(&loaded) else {
+            return Ok((sign_in, 0));
+        };
+        match (may_ask(mark.past, need, now), mark.past) {
+            (Verdict::Ask, Past::InDoubt { tries, .. }) => Ok((sign_in, tries)),
+            (Verdict::Ask, _) => Ok((sign_in, 0)),
+            _ => Err(refusal(&mark)),
+        }
+    }
+
+    /// Writes first, then uses. What cannot be written is kept elsewhere, and the trouble is loud.
+    async fn adopt(
+        &self,
+        books: &Books,
+        asked: &SignIn,
+        grant: &Grant,
+        context: &RefreshContext,
+    ) -> Renewed {
+        let now = context.clock.now();
+        let name = &context.account;
+        // The old tokens are dead, and these are nowhere yet: what follows waits for the disk.
+        let unsaved = Unsaved { asked: asked.content(), sign_in: asked.renewed(grant, now) };
+        if let Err(error) = books.rescue(&unsaved, false) {
+            tracing::warn!(account = name, error = format!("{error:#}"), "no copy of new tokens");
+        }
+        // Another writer may have changed other parts of the document meanwhile, or the tokens.
+        let found = self.read().await;
+        let is_asked = |found: &Loaded| found.content == asked.content();
+        let base = found.as_ref().ok().filter(|found| is_asked(found));
+        let base = base.and_then(|found| found.sign_in.as_ref()).unwrap_or(asked);
+        let renewed = base.renewed(grant, now);
+        let loaded = Loaded::sign_in(renewed.clone()).map_err(CredentialError::Temporary)?;
         let bearer = loaded.bearer.clone();
-        *self.problem.lock() = None;
-        self.loaded.store(Some(Arc::new(loaded)));
+        let written = match &found {
+            Ok(found) if !is_asked(found) => Ok(false),
+            Ok(_) => self.source.write(renewed.to_bytes(), now).await,
+            // Somebody took it away, and may have meant it.
+            Err(problem) => Err(problem.clone()),
+        };
+        match written {
+            Ok(true) => {
+                self.put(loaded);
+                books.settle();
+                books.forget().await;
+            }
+            Ok(false) => {
+                books.settle();
+                tracing::warn!(account = name, "another writer replaced the sign-in meanwhile");
+                self.reload().await;
+                return self.current().map(|loaded| loaded.bearer.clone());
+            }
+            Err(error) => {
+                tracing::error!(account = name, error, "renewed tokens could not be saved");
+                let unsaved = Unsaved { sign_in: renewed, ..unsaved };
+                if let Err(error) = books.rescue(&unsaved, true) {
+                    let error = format!("{error:#}");
+                    tracing::error!(account = name, error, "and are in memory only");
+                }
+                *self.unsaved.lock() = Some(unsaved);
+                self.put(loaded);
+            }
+        }
+        tracing::info!(account = name, "the sign-in was renewed");
         Ok(bearer)
     }
-}
 
-async fn call_issuer(
-    kind: Kind,
-    sign_in: &SignIn,
-    refresh_token: &str,
-    context: &RefreshContext,
-) -> Result<Grant, CredentialError> {
-    let temporary = |what: String| CredentialError::Temporary(what);
-    let url = context.token_url.clone().ok_or_else(|| temporary("no token_url".into()))?;
-    let mut body = json!({"grant_type": "refresh_token", "refresh_token": refresh_token});
-    if kind == Kind::Codex {
-        body["client_id"] = CODEX_CLIENT.into();
-        body["scope"] = "openid profile email".into();
-    } else {
-        let scopes = sign_in.scopes();
-        let usual = scopes.is_empty() || scopes.contains(&"user:inference");
-        body["client_id"] = CLAUDE_CLIENT.into();
-        body["scope"] = if usual { CLAUDE_SCOPES.into() } else { scopes.join(" ").into() };
+    fn put(&self, loaded: Loaded) {
+        *self.problem.lock() = None;
+        *self.past.lock() = None;
+        self.loaded.store(Some(Arc::new(loaded)));
     }
-    let (head, answer) = context
-        .egress
-        .call(Method::POST, url, &[], Some(body.to_string()), CALL_TIMEOUT)
-        .await
-        .map_err(|error| temporary(error.to_string()))?;
-    if head.status == StatusCode::OK {
-        let grant: Grant = serde_json::from_slice(&answer)
-            .map_err(|_| temporary("the issuer's answer is not what it should be".into()))?;
-        if grant.access_token.is_none() {
-            return Err(temporary("the issuer's answer has no access token".into()));
+
+    async fn fail(
+        &self,
+        books: &Books,
+        stale: &Bearer,
+        mark: RefreshMark,
+        context: &RefreshContext,
+    ) -> Renewed {
+        let shared = matches!(mark.past, Past::Refused(_)) && self.source.is_shared();
+        let patience = if shared { OTHERS_WRITE_WITHIN } else { Duration::ZERO };
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(fresh) = self.reread(stale, context.clock.now()).await {
+                tracing::info!(
+                    account = context.account,
+                    "another process has renewed the sign-in"
+                );
+                books.forget().await;
+                return Ok(fresh);
+            }
+            if Instant::now() >= until {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        return Ok(grant);
+        let error = refusal(&mark);
+        match mark.past {
+            Past::Blocked | Past::Refused(_) => {
+                tracing::error!(account = context.account, %error, code = mark.code, "no refresh");
+            }
+            _ => tracing::warn!(account = context.account, %error, "the refresh failed"),
+        }
+        *self.past.lock() = Some(mark.clone());
+        if let Err(problem) = books.mark(&mark).await {
+            // The note made before stays: the next process takes the tokens for possibly spent.
+            tracing::warn!(account = context.account, problem, "a failed refresh was not noted");
+        }
+        Err(error)
     }
-    let fields = ErrorFields::read(&answer, context.clock.now());
-    // OAuth's own shape is {"error": "invalid_grant"}, which reads as a message.
-    let code = [&fields.code, &fields.kind, &fields.message]
-        .into_iter()
-        .find(|word| FINAL.contains(&word.as_str()));
-    match code {
-        Some(code) => Err(CredentialError::NeedsLogin(code.clone())),
-        None => Err(temporary(format!("the issuer answered {}", head.status.as_u16()))),
+
+    /// Tries again to put tokens where they belong.
+    pub async fn save_unsaved(&self, context: &RefreshContext) {
+        let Some(unsaved) = self.unsaved.lock().clone() else { return };
+        let Ok(books) = self.books() else { return };
+        let Ok(_lock) = self.source.lock(self.kind, books, &context.tasks).await else {
+            return;
+        };
+        // Whatever else is there is newer; a source that is away is waited for.
+        let Ok(found) = self.read().await else { return };
+        let asked = found.content == unsaved.asked;
+        if asked {
+            let written = self.source.write(unsaved.sign_in.to_bytes(), context.clock.now()).await;
+            if !matches!(written, Ok(true)) {
+                return;
+            }
+            tracing::info!(account = context.account, "renewed tokens are saved at last");
+        }
+        *self.unsaved.lock() = None;
+        books.settle();
+        books.forget().await;
+        self.reload().await;
     }
 }

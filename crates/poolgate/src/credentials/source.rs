@@ -1,18 +1,20 @@
 //! Where a credential is kept.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use poolgate_core::account::AccountId;
+use poolgate_core::account::{AccountId, Kind};
 use poolgate_core::units::Timestamp;
 
+use super::Books;
+use super::lock::{self, Lock};
 use crate::config::CredentialSource;
 use crate::files;
 use crate::secret::MasterKey;
 use crate::store::Store;
+use crate::tasks::Tasks;
 
 #[derive(Debug)]
 pub enum Source {
@@ -33,8 +35,29 @@ pub struct Stored {
     pub sealed: Mutex<Option<(Vec<u8>, i64)>>,
 }
 
-/// When it was modified, its length, and which file it is.
-pub type FileStamp = (SystemTime, u64, u64);
+/// When its content and its permissions changed (ns), its length, and which file it is.
+pub type FileStamp = (i128, i128, u64, u64);
+
+/// The file as it was when last read.
+#[derive(Debug, Default)]
+pub struct Seen {
+    stamp: Option<FileStamp>,
+    /// It was read twice like this: a change within one tick of the file system's clock, after the
+    /// first reading, does not show in the stamp.
+    settled: bool,
+}
+
+impl Seen {
+    /// `stamp` was taken before reading.
+    pub fn note(&mut self, stamp: Option<FileStamp>) {
+        self.settled = self.stamp == stamp;
+        self.stamp = stamp;
+    }
+
+    pub fn differs(&self, stamp: Option<FileStamp>) -> bool {
+        self.stamp != stamp || (stamp.is_some() && !self.settled)
+    }
+}
 
 /// Binds a sealed credential to its row.
 pub fn place(account: AccountId) -> String {
@@ -70,6 +93,10 @@ impl Source {
     pub async fn read(&self) -> Result<Vec<u8>, String> {
         match self {
             Self::Stored(stored) => {
+                // A store that cannot be read now leaves what is known.
+                if let Ok(row) = stored.store.credential(stored.account).await {
+                    stored.take_newer(row);
+                }
                 let sealed = stored.sealed.lock().clone();
                 let (sealed, _) = sealed.ok_or("no credential is stored")?;
                 stored.master_key.open(&place(stored.account), &sealed).map_err(|e| e.to_string())
@@ -105,7 +132,7 @@ impl Source {
             Self::AuthFile(path) => {
                 let path = path.clone();
                 let written = tokio::task::spawn_blocking(move || {
-                    files::replace_private(&path, &content)
+                    files::replace_shared(&path, &content)
                         .map_err(|error| format!("writing {}: {error}", path.display()))
                 });
                 written.await.map_err(|error| error.to_string())??;
@@ -117,16 +144,32 @@ impl Source {
 
     /// Refreshing invalidates the token on disk, so a place that cannot be written must not.
     pub fn check_writable(&self) -> Result<(), String> {
+        match self {
+            Self::Stored(_) => Ok(()),
+            Self::AuthFile(path) => files::check_replaceable(path)
+                .map_err(|error| format!("{} cannot be rewritten: {error}", path.display())),
+            Self::KeyEnv(_) | Self::KeyFile(_) => Err("an API key is never rewritten".into()),
+        }
+    }
+
+    /// Other programs write it too.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self, Self::AuthFile(_))
+    }
+
+    /// Keeps other processes from renewing it meanwhile.
+    pub async fn lock(&self, kind: Kind, books: &Books, tasks: &Tasks) -> Result<Lock, String> {
         let Self::AuthFile(path) = self else {
-            return Ok(());
+            files::create_private_dir(&books.dir).map_err(|error| error.to_string())?;
+            return lock::file(&books.lock_file()).await;
         };
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let probe = directory
-            .unwrap_or(Path::new("."))
-            .join(format!(".poolgate-{}.probe", uuid::Uuid::new_v4().simple()));
-        files::create_private(&probe, b"")
-            .and_then(|()| std::fs::remove_file(&probe))
-            .map_err(|error| format!("{} cannot be rewritten: {error}", path.display()))
+        // All names of one file share its lock.
+        let path = path.canonicalize().map_err(|e| format!("{}: {e}", path.display()))?;
+        if kind == Kind::Claude {
+            return lock::directory(&path, tasks).await;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        lock::file(&path.with_file_name(format!(".{name}.poolgate.lock"))).await
     }
 
     /// For noticing that a file changed. `None`: not a file, or not there.
@@ -134,7 +177,10 @@ impl Source {
         match self {
             Self::AuthFile(path) | Self::KeyFile(path) => {
                 let metadata = std::fs::metadata(path).ok()?;
-                Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+                let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+                let written = ns(metadata.mtime(), metadata.mtime_nsec());
+                let changed = ns(metadata.ctime(), metadata.ctime_nsec());
+                Some((written, changed, metadata.len(), metadata.ino()))
             }
             Self::Stored(_) | Self::KeyEnv(_) => None,
         }

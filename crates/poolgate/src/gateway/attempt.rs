@@ -43,6 +43,8 @@ pub enum AttemptError {
 impl App {
     pub fn refresh_context(&self, account: &Account) -> RefreshContext {
         RefreshContext {
+            account: account.name.clone(),
+            issuers: self.issuers.clone(),
             token_url: account.token_url.clone(),
             egress: self.egress.clone(),
             clock: self.clock.clone(),

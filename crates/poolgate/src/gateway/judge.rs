@@ -20,7 +20,7 @@ use crate::credentials::CredentialError;
 use crate::egress::{Received, SendError};
 use crate::error::Error;
 use crate::pool::Account;
-use crate::providers::{ErrorFields, Tap, openai, readings};
+use crate::providers::{ErrorFields, Tap, openai, readings, retry_after};
 
 /// Most of an error body that is read, and relayed.
 const ERROR_MAX: usize = 1 << 20;
@@ -192,8 +192,11 @@ pub fn judge_late(app: &App, account: &Account, ask: Ask<'_>, fields: &ErrorFiel
 /// No answer at all.
 pub fn judge_error(error: &AttemptError) -> Bad {
     let outcome = match error {
-        AttemptError::Credential(CredentialError::NeedsLogin(_)) => {
+        AttemptError::Credential(CredentialError::NeedsLogin(..)) => {
             Outcome::Stopped(Stop::NeedsLogin)
+        }
+        AttemptError::Credential(CredentialError::Deactivated(_)) => {
+            Outcome::Stopped(Stop::Deactivated)
         }
         // A key that was refused, or a file that is gone: there is nothing to renew.
         AttemptError::Credential(CredentialError::Missing(_)) => {
@@ -213,16 +216,6 @@ pub fn judge_error(error: &AttemptError) -> Bad {
 fn has_type(headers: &HeaderMap, wanted: &str) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(wanted))
-}
-
-/// Seconds, or an HTTP date.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<f64>() {
-        return (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.min(8.0 * 86_400.0)));
-    }
-    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    Some(now.until(Timestamp(date.as_millisecond()))).filter(|wait| !wait.is_zero())
 }
 
 /// Cuts the account's own identifiers out of what a client may see.

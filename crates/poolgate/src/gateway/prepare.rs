@@ -135,7 +135,7 @@ mod tests {
     fn account(kind: Kind, prefix: &str) -> Account {
         let upstream =
             Upstream { origin: "https://x".into(), prefix: prefix.into(), token_url: None };
-        let credential = Arc::new(Credential::new(kind, Source::KeyEnv("NONE".into())));
+        let credential = Arc::new(Credential::new(kind, Source::KeyEnv("NONE".into()), None));
         Account {
             id: AccountId(1),
             name: "a".into(),

@@ -10,6 +10,7 @@ use poolgate_core::availability::{Ask, is_below_caps, state};
 use poolgate_core::network::Suspect;
 use poolgate_core::outcome::{Attempt, Outcome};
 use poolgate_core::quota::{Limit, Reading, Source, Window};
+use poolgate_core::refresh::Standing;
 use poolgate_core::resets::{Resets, resets};
 use poolgate_core::units::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -128,15 +129,28 @@ impl Pool {
         self.with(id, |live| live.counters.failovers += 1);
     }
 
-    /// The credential came, went, or was replaced.
-    pub fn credential_changed(&self, id: AccountId, usable: bool, now: Timestamp) {
+    /// What the credential is good for now. `is_new`: its tokens are other ones than before, which
+    /// ends what the old ones caused.
+    pub fn credential_stands(
+        &self,
+        id: AccountId,
+        standing: Standing,
+        is_new: bool,
+        now: Timestamp,
+    ) {
         self.with(id, |live| {
-            live.learn(now, |live| live.facts.has_credential = usable);
-            if usable {
-                let stop = live.facts.health.stop;
-                live.facts.health.logged_in();
-                live.unsaved_stop |= live.facts.health.stop != stop;
-            }
+            let stop = live.facts.health.stop;
+            live.learn(now, |live| {
+                live.facts.has_credential = standing != Standing::Unavailable;
+                match standing {
+                    Standing::Stopped(stop) => {
+                        live.facts.health.stop.get_or_insert(stop);
+                    }
+                    Standing::Usable if is_new => live.facts.health.logged_in(),
+                    Standing::Usable | Standing::Unavailable => {}
+                }
+            });
+            live.unsaved_stop |= live.facts.health.stop != stop;
         });
         self.freed.notify_waiters();
     }

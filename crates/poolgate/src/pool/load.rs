@@ -1,5 +1,6 @@
 //! Filling the pool from the store.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -7,10 +8,12 @@ use poolgate_core::account::Kind;
 use poolgate_core::availability::Account as Facts;
 use poolgate_core::health::Health;
 use poolgate_core::quota::Quota;
+use poolgate_core::refresh::Standing;
+use poolgate_core::units::Timestamp;
 
 use super::{Account, Loaded};
 use crate::config::{AccountSpec, CredentialSource};
-use crate::credentials::{Credential, Source, Stored};
+use crate::credentials::{Books, Credential, Source, Stored};
 use crate::secret::MasterKey;
 use crate::store::{AccountRow, Store};
 
@@ -18,11 +21,13 @@ use crate::store::{AccountRow, Store};
 /// out, loudly.
 ///
 /// `known` are the accounts loaded before: their credentials are kept, since one may be in the
-/// middle of a refresh.
+/// middle of a refresh. `dir` is where notes about credentials go.
 pub async fn load(
     store: &Store,
     master_key: &Arc<MasterKey>,
+    dir: &Path,
     known: &[Arc<Account>],
+    now: Timestamp,
 ) -> anyhow::Result<Vec<Loaded>> {
     let quotas = store.quotas().await?;
     let mut loaded = Vec::new();
@@ -39,11 +44,15 @@ pub async fn load(
                 let quota = quotas.iter().find(|(id, _)| *id == row.id).map(|(_, q)| q.clone());
                 let known = known.iter().find(|account| account.id == row.id);
                 let known = known.filter(|a| a.kind == spec.kind).map(|a| &a.credential);
-                let credential = match known.filter(|c| c.source().is_at(&spec.source)) {
-                    Some(credential) => keep(credential, row.sealed.clone()).await,
-                    None => open(&row, &spec, store, master_key).await,
+                let known = known.filter(|c| c.source().is_at(&spec.source));
+                let credential = if let Some(credential) = known {
+                    keep(credential, row.sealed.clone()).await
+                } else {
+                    let (store, master_key) = (store.clone(), Arc::clone(master_key));
+                    let books = Books { account: row.id, store, master_key, dir: dir.to_owned() };
+                    open(&row, &spec, books).await
                 };
-                loaded.push(assemble(&row, spec, quota.unwrap_or_default(), credential));
+                loaded.push(assemble(&row, spec, quota.unwrap_or_default(), credential, now));
             }
             Err(errors) => {
                 tracing::error!(account = name, errors = errors.join("; "), "left out an account");
@@ -64,25 +73,20 @@ async fn keep(known: &Arc<Credential>, sealed: Option<(Vec<u8>, i64)>) -> Arc<Cr
     Arc::clone(known)
 }
 
-async fn open(
-    row: &AccountRow,
-    spec: &AccountSpec,
-    store: &Store,
-    master_key: &Arc<MasterKey>,
-) -> Arc<Credential> {
+async fn open(row: &AccountRow, spec: &AccountSpec, books: Books) -> Arc<Credential> {
     let source = match spec.source.clone() {
         CredentialSource::Stored => Source::Stored(Stored {
             account: row.id,
-            store: store.clone(),
-            master_key: Arc::clone(master_key),
+            store: books.store.clone(),
+            master_key: Arc::clone(&books.master_key),
             sealed: Mutex::new(row.sealed.clone()),
         }),
         CredentialSource::AuthFile(path) => Source::AuthFile(path),
         CredentialSource::KeyEnv(name) => Source::KeyEnv(name),
         CredentialSource::KeyFile(path) => Source::KeyFile(path),
     };
-    let credential = Arc::new(Credential::new(spec.kind, source));
-    credential.reload().await;
+    let credential = Arc::new(Credential::new(spec.kind, source, Some(books)));
+    credential.open().await;
     if let Some(problem) = credential.problem() {
         tracing::warn!(account = spec.name, problem, "the account has no usable credential");
     }
@@ -94,6 +98,7 @@ fn assemble(
     spec: AccountSpec,
     quota: Quota,
     credential: Arc<Credential>,
+    now: Timestamp,
 ) -> Loaded {
     let plan = credential.plan();
     let weight = spec.plan_weight.unwrap_or_else(|| plan_weight(spec.kind, plan.as_deref()));
@@ -108,7 +113,7 @@ fn assemble(
         models: spec.models.clone(),
         max_in_flight: spec.max_concurrency,
         paused: row.paused,
-        has_credential: credential.problem().is_none(),
+        has_credential: credential.standing(now).0 != Standing::Unavailable,
         quota,
         health: Health::stored(row.stop),
         in_flight: 0,

@@ -26,7 +26,7 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
         models: vec![],
         upstream,
         token_url: None,
-        credential: Arc::new(Credential::new(Kind::OpenAi, source)),
+        credential: Arc::new(Credential::new(Kind::OpenAi, source, None)),
     };
     let facts = Facts {
         id: AccountId(id),

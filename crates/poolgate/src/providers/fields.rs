@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use http::{HeaderMap, header};
 use poolgate_core::units::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
@@ -105,6 +106,16 @@ impl ErrorFields {
             status: inner.status.or(inner.status_code),
         }
     }
+}
+
+/// Seconds, or an HTTP date.
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<f64>() {
+        return (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.min(8.0 * 86_400.0)));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(now.until(Timestamp(date.as_millisecond()))).filter(|wait| !wait.is_zero())
 }
 
 #[cfg(test)]

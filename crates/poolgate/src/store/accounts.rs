@@ -135,6 +135,10 @@ impl Store {
             .bind(id.0)
             .execute(&mut *tx)
             .await?;
+        sqlx::query("DELETE FROM refreshes WHERE account_id = $1")
+            .bind(id.0)
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM quota_windows WHERE account_id = $1")
             .bind(id.0)
             .execute(&mut *tx)
@@ -197,6 +201,22 @@ impl Store {
         .bind(now.0)
         .execute(&mut *tx)
         .await?;
+        Self::bump(&mut tx).await?;
+        tx.commit().await
+    }
+
+    /// The sealed credential as it is now, and its version.
+    pub async fn credential(&self, id: AccountId) -> sqlx::Result<Option<(Vec<u8>, i64)>> {
+        let row = sqlx::query("SELECT sealed, version FROM credentials WHERE account_id = $1")
+            .bind(id.0)
+            .fetch_optional(&self.read)
+            .await?;
+        Ok(row.map(|row| (row.get("sealed"), row.get("version"))))
+    }
+
+    /// Tells a running gateway that something of its accounts has changed.
+    pub async fn announce(&self) -> sqlx::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         Self::bump(&mut tx).await?;
         tx.commit().await
     }

@@ -42,6 +42,51 @@ async fn fails(data: &Path, args: &[&str], words: &str) {
     assert!(!output.status.success() && error.contains(words), "{args:?}: {error}");
 }
 
+/// spec §2: an operator may ask an issuer that refused to be asked.
+#[tokio::test]
+async fn an_operator_renews_a_sign_in_beside_a_running_gateway() {
+    let (h, b) = Harness::start(|s: &mut Setup| s.sim.codex("b")).await;
+    let dir = h.dir.path().join("data");
+    let document = h.dir.path().join("b.json");
+    std::fs::write(&document, b.auth_json()).unwrap();
+    let base = format!("{}/backend-api/codex", b.url());
+    let token = format!("{}/oauth/token", b.url());
+    let document = document.to_str().unwrap();
+    let add = [
+        "account",
+        "add",
+        "mine",
+        "--kind",
+        "codex",
+        "--import",
+        document,
+        "--base-url",
+        &base,
+        "--token-url",
+        &token,
+    ];
+    json(&dir, &add).await;
+    let until = async |wanted: u16| {
+        let reached = async {
+            while h.post("/v1/responses", &responses("hi", true)).await.status != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.expect("the running gateway noticed");
+    };
+    until(200).await;
+    b.expire_access_token();
+    b.fault(poolgate_sim::Fault::status(429, "{}")).on("/oauth/token").times(2);
+    until(503).await;
+    let output = run(&dir, &["account", "refresh", "mine"], "").await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && said.contains("issuer refuses refresh"), "{said}");
+    assert_eq!(json(&dir, &["account", "refresh", "mine"]).await["refreshed"], true);
+    until(200).await;
+    fails(&dir, &["account", "refresh", "nobody"], "no account named").await;
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn accounts_are_added_tested_paused_and_removed() {
     let (h, a) = Harness::start(|s: &mut Setup| s.sim.openai("a")).await;

@@ -11,12 +11,17 @@ fn token_calls(h: &Harness) -> usize {
     h.sim.journal().iter().filter(|e| e.path.ends_with("/token")).count()
 }
 
+/// multiplexer 18.1 #1; codex-lb G6; reliability P4.
 #[tokio::test]
-async fn a_hundred_requests_that_meet_an_expired_token_make_one_token_call() {
-    let (h, (a, c)) = Harness::start(|s: &mut Setup| (s.codex("a"), s.claude("c"))).await;
+async fn a_thousand_requests_that_meet_an_expired_token_make_one_token_call() {
+    let (h, (a, c)) = Harness::start(|s: &mut Setup| {
+        s.raw.limits.proxy_http = Some(0);
+        (s.codex("a"), s.claude("c"))
+    })
+    .await;
     a.expire_access_token();
     c.expire_access_token();
-    let all = join_all((0..100).map(async |i| match i % 2 {
+    let all = join_all((0..1000).map(async |i| match i % 2 {
         0 => h.post(CODEX, &responses("hi", true)).await.status,
         _ => h.post("/v1/messages", &messages("hi", true)).await.status,
     }));
@@ -25,6 +30,7 @@ async fn a_hundred_requests_that_meet_an_expired_token_make_one_token_call() {
     h.finish().await;
 }
 
+/// multiplexer 18.1 #13.
 #[tokio::test]
 async fn a_renewed_token_is_in_the_file_before_it_is_used_and_the_rest_of_the_file_is_kept() {
     let mut setup = Setup::new().await;
@@ -46,11 +52,25 @@ async fn a_renewed_token_is_in_the_file_before_it_is_used_and_the_rest_of_the_fi
 #[tokio::test]
 async fn a_token_about_to_expire_is_renewed_before_the_request() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
-    h.clock.advance(std::time::Duration::from_secs(3500));
+    h.clock.advance(std::time::Duration::from_secs(3580));
     assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
     assert_eq!(token_calls(&h), 1);
     assert_eq!(h.asked(), ["a"], "no request was refused on the way");
     drop(a);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_due_but_good_is_renewed_beside_the_request() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let first = a.credential();
+    h.clock.advance(std::time::Duration::from_secs(3400));
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    let asked = |all: &[poolgate_sim::Entry]| all.iter().any(|e| e.path.ends_with("/token"));
+    assert!(h.sim.wait_for(asked, PATIENCE).await);
+    let journal = h.sim.journal();
+    let call = journal.iter().find(|e| e.path == CODEX).expect("the request");
+    assert_eq!(call.header("authorization"), Some(format!("Bearer {first}").as_str()));
     h.finish().await;
 }
 

@@ -20,7 +20,7 @@ fn tests() -> BTreeMap<String, PathBuf> {
         let module = module(&file);
         let mut is_test = false;
         for line in text.lines().map(str::trim) {
-            is_test |= line == "#[test]" || line == "#[tokio::test]";
+            is_test |= line == "#[test]" || line.starts_with("#[tokio::test");
             let name = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn "));
             if let Some(name) = name.and_then(|rest| rest.split('(').next())
                 && std::mem::take(&mut is_test)

@@ -22,12 +22,12 @@ use tokio::process::{Child, Command};
 use crate::harness::{PATIENCE, Setup};
 use crate::requests::{CODEX, responses};
 
-struct Gateway {
-    child: Child,
-    url: String,
+pub struct Gateway {
+    pub child: Child,
+    pub url: String,
 }
 
-async fn start(dir: &std::path::Path, port: u16) -> Gateway {
+pub async fn start(dir: &std::path::Path, port: u16) -> Gateway {
     let child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
         .args(["serve", "--config"])
         .arg(dir.join("poolgate.toml"))

@@ -18,5 +18,8 @@ mod ledger;
 mod models;
 mod moves;
 mod reference;
+mod refresh;
+mod rotation;
+mod shared_files;
 mod simulate;
 mod surfaces;

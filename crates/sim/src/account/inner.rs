@@ -47,6 +47,8 @@ pub struct Login {
     /// Serial number of the first access token that is still good.
     pub valid_from: u64,
     pub revoked: bool,
+    /// A refresh token used twice ends the sign-in.
+    pub revoked_by_reuse: bool,
     pub lifetime: Duration,
 }
 
@@ -65,7 +67,14 @@ impl Inner {
             }
         }
         let faults = Faults::default();
-        let login = Login { grant: None, issued_at: 0, valid_from: 0, revoked: false, lifetime };
+        let login = Login {
+            grant: None,
+            issued_at: 0,
+            valid_from: 0,
+            revoked: false,
+            revoked_by_reuse: false,
+            lifetime,
+        };
         Self {
             kind,
             identity: Identity::new(label, name),

@@ -57,6 +57,21 @@ async fn a_refresh_token_works_once() {
 }
 
 #[tokio::test]
+async fn a_refresh_token_used_twice_ends_the_sign_in_if_told_so() {
+    let sim = Sim::start(Scenario::default()).await.unwrap();
+    let alice = sim.codex("alice");
+    alice.revoke_on_reuse();
+    let first = alice.refresh_token();
+    assert_eq!(refresh(&sim, Kind::Codex, &first).await.status, 200);
+    assert_eq!(say(&alice, "hi").await.status, 200);
+    assert_eq!(refresh(&sim, Kind::Codex, &first).await.status, 401);
+    assert_eq!(say(&alice, "hi").await.status, 401, "what came of it is dead too");
+    assert_ne!(refresh(&sim, Kind::Codex, &alice.refresh_token()).await.status, 200);
+    alice.renew();
+    assert_eq!(say(&alice, "hi").await.status, 200, "a new sign-in is not");
+}
+
+#[tokio::test]
 async fn codex_tokens_carry_the_claims_codex_reads() {
     let sim = Sim::start(Scenario::default()).await.unwrap();
     let alice = sim.codex("alice");

@@ -1,0 +1,60 @@
+//! Credentials beside any request: files that changed, tokens to be saved, accounts that nobody uses.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use poolgate_core::account::AccountId;
+use poolgate_core::refresh::Standing;
+
+use super::{pause, save_stops};
+use crate::app::App;
+
+/// How often accounts are looked through for a token that is about to expire.
+const GUARD_EVERY: Duration = Duration::from_secs(30);
+
+/// What the pool was last told of each credential.
+#[derive(Debug, Default)]
+pub struct Told(HashMap<AccountId, (Standing, [u8; 32])>);
+
+impl Told {
+    /// Rereads files that changed, and tells the pool what has become of its credentials.
+    pub async fn follow(&mut self, app: &App) {
+        for account in app.pool.accounts() {
+            let credential = &account.credential;
+            credential.save_unsaved(&app.refresh_context(&account)).await;
+            if credential.changed_on_disk() && credential.reload().await {
+                let problem = credential.problem();
+                tracing::info!(account = account.name, problem, "the credential changed");
+            }
+            let now = app.clock.now();
+            let stands = credential.standing(now);
+            let before = self.0.insert(account.id, stands);
+            if before != Some(stands) {
+                // A pause or a stop of before is ended by other tokens, not by a restart.
+                let is_new = before
+                    .map_or_else(|| credential.is_renewed(), |(_, content)| content != stands.1);
+                app.pool.credential_stands(account.id, stands.0, is_new, now);
+                save_stops(app).await;
+            }
+        }
+    }
+}
+
+/// Renews what would expire unused.
+pub async fn guard(app: &App) {
+    while pause(app, GUARD_EVERY).await {
+        keep_fresh(app).await;
+    }
+}
+
+/// One look at all accounts, the paused ones too: they may be wanted again.
+pub async fn keep_fresh(app: &App) {
+    let accounts = app.pool.accounts();
+    let each = accounts.iter().map(async |account| {
+        let seed =
+            u64::from_ne_bytes(account.id.0.to_ne_bytes()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        account.credential.keep_fresh(seed >> 32, &app.refresh_context(account)).await;
+    });
+    join_all(each).await;
+}
