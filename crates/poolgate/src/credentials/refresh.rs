@@ -106,20 +106,23 @@ impl Credential {
         need: Need,
         context: &RefreshContext,
     ) -> Renewed {
-        loop {
-            let flight = self.flight(stale, need, context);
-            let until = flight.began + PATIENCE;
-            let landed = match need {
-                Need::Now => timeout_at(until, flight.landing).await.unwrap_or_else(|_| {
-                    Err(CredentialError::Temporary("its issuer takes long".into()))
-                }),
-                // Nobody waits, or somebody who wants to know how it ends.
-                Need::Early | Need::Forced => flight.landing.await,
-            };
+        let flight = self.flight(stale, need, context);
+        let dared_less = flight.need < need;
+        match Self::land(flight, need).await {
             // A flight for a lesser need may not have dared to ask.
-            if landed.is_ok() || flight.need >= need {
-                return landed;
-            }
+            Err(_) if dared_less => Self::land(self.flight(stale, need, context), need).await,
+            landed => landed,
+        }
+    }
+
+    async fn land(flight: Flight, need: Need) -> Renewed {
+        let Flight { began, landing, .. } = flight;
+        match need {
+            Need::Now => timeout_at(began + PATIENCE, landing).await.unwrap_or_else(|_| {
+                Err(CredentialError::Temporary("its issuer takes long".into()))
+            }),
+            // Nobody waits, or somebody who wants to know how it ends.
+            Need::Early | Need::Forced => landing.await,
         }
     }
 
