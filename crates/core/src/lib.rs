@@ -22,6 +22,7 @@
 //! | [`affinity`] | which account a session belongs to, and for how long |
 //! | [`explain`] | the same choice, said for each account |
 //! | [`outcome`] | what an upstream answer means, what it does to the account and to the request |
+//! | [`poll`] | when a usage endpoint is asked, and what its silence means |
 //! | [`usage`] | tokens counted in an answer |
 
 pub mod account;
@@ -33,6 +34,7 @@ pub mod gate;
 pub mod health;
 pub mod network;
 pub mod outcome;
+pub mod poll;
 pub mod quota;
 pub mod refresh;
 pub mod resets;

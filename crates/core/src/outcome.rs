@@ -82,7 +82,7 @@ pub enum Outcome {
     Broke,
 }
 
-const REAUTH: [&str; 9] = [
+pub(crate) const REAUTH: [&str; 9] = [
     "refresh_token_expired",
     "refresh_token_reused",
     "refresh_token_invalidated",
@@ -112,12 +112,12 @@ const RATE_UNKNOWN: Duration = Duration::from_secs(5);
 const RESET_AT_MOST: Duration = Duration::from_hours(366 * 24);
 
 impl Evidence<'_> {
-    fn says(&self, words: &[&str]) -> bool {
+    pub(crate) fn says(&self, words: &[&str]) -> bool {
         words.contains(&self.code) || words.contains(&self.kind)
     }
 
     /// `{workspace,account,organization,org}_{deactivated,disabled,suspended}`, or reversed.
-    fn is_deactivation(&self) -> bool {
+    pub(crate) fn is_deactivation(&self) -> bool {
         let owners = ["workspace", "account", "organization", "org"];
         let states = ["deactivated", "disabled", "suspended", "deleted"];
         [self.code, self.kind].iter().any(|word| {
@@ -128,7 +128,7 @@ impl Evidence<'_> {
         })
     }
 
-    fn message_has(&self, words: &[&str]) -> bool {
+    pub(crate) fn message_has(&self, words: &[&str]) -> bool {
         let message = self.message.to_ascii_lowercase();
         words.iter().any(|word| message.contains(word))
     }

@@ -65,6 +65,8 @@ pub struct Config {
     pub limits: Limits,
     pub accounts: Vec<AccountSpec>,
     pub pools: Vec<PoolSpec>,
+    /// Usage endpoints are asked. No setting: off only in tests that script what an account knows.
+    pub polls: bool,
 }
 
 /// Sizes in bytes, counts of requests; zero in a lane means unlimited.
@@ -192,6 +194,7 @@ impl Config {
                 limits: Limits::from_raw(&raw.limits),
                 accounts,
                 pools,
+                polls: true,
             }),
             _ => Err(ConfigError(wrong)),
         }

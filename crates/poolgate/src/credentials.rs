@@ -109,6 +109,8 @@ pub struct Credential {
     /// The tokens whose access token an upstream has refused.
     refused: Mutex<Option<[u8; 32]>>,
     flight: Mutex<Option<refresh::Flight>>,
+    /// What the provider says is the account's uuid.
+    learnt_uuid: ArcSwapOption<String>,
 }
 
 /// A file that its owner is about to finish writing is read again after this.
@@ -128,6 +130,7 @@ impl Credential {
             unsaved: Mutex::new(None),
             refused: Mutex::new(None),
             flight: Mutex::new(None),
+            learnt_uuid: ArcSwapOption::empty(),
         }
     }
 
@@ -249,9 +252,16 @@ impl Credential {
         self.loaded.load_full()?.sign_in.as_ref()?.plan()
     }
 
-    /// Account uuid that a Claude client would put into `metadata.user_id`.
+    /// Account uuid that a Claude client would put into `metadata.user_id`: from the document, else
+    /// as the provider's profile told it.
     pub fn claude_account_uuid(&self) -> Option<String> {
-        self.loaded.load_full()?.sign_in.as_ref()?.claude_account_uuid()
+        let written = self.loaded.load_full()?.sign_in.as_ref()?.claude_account_uuid();
+        written.or_else(|| Some(self.learnt_uuid.load_full()?.as_ref().clone()))
+    }
+
+    /// `None`: whose the sign-in is has to be learnt anew.
+    pub fn learn_uuid(&self, uuid: Option<String>) {
+        self.learnt_uuid.store(uuid.map(Arc::new));
     }
 
     /// What names or authenticates the account, and must not be shown to clients.

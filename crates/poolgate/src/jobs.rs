@@ -1,6 +1,7 @@
 //! Background jobs: what keeps memory and store in step, off the path of any request.
 
 mod credentials;
+mod poll;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,10 @@ pub fn start(app: &Arc<App>) {
     app.tasks.supervise("prune", async move { prune(&job).await });
     let job = Arc::clone(app);
     app.tasks.supervise("close idle connections", async move { close_idle(&job).await });
+    if app.config.polls {
+        let job = Arc::clone(app);
+        app.tasks.supervise("poll usage", async move { poll::run(&job).await });
+    }
 }
 
 /// Waits; `false` when the process should end.

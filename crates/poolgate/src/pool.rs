@@ -10,6 +10,7 @@ mod evidence;
 mod lease;
 mod leasing;
 mod load;
+mod polling;
 mod view;
 mod why;
 
@@ -24,18 +25,20 @@ use poolgate_core::affinity::{Affinity, SOFT_FOR, Scope};
 use poolgate_core::availability::Account as Facts;
 use poolgate_core::health::Stop;
 use poolgate_core::network::Network;
+use poolgate_core::poll::Polls;
 use poolgate_core::quota::Quota;
 use poolgate_core::strategy::Strategy;
 use poolgate_core::units::Timestamp;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
 use crate::credentials::Credential;
 
 pub use decision::{Candidate, Decision};
 pub use lease::{Lease, Refused, Wish};
-pub use load::{load, plan_weight};
+pub use load::{load, open, plan_weight, resolve};
+pub use polling::Polling;
 pub use view::{AccountView, PoolView, WindowView};
 pub use why::{Why, WhyAccount};
 
@@ -67,6 +70,8 @@ pub struct Pool {
     state: Mutex<State>,
     /// Rung whenever an account may have become able to serve.
     freed: Notify,
+    /// Rung when an account is to be polled now.
+    polls: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -79,6 +84,10 @@ struct State {
     moves: HashMap<(Scope, AccountId), CancellationToken>,
     turn: u64,
     network: Network,
+    /// Usage is polled: a stale snapshot may be checked without a client's request.
+    polls_on: bool,
+    /// The pool's.
+    polls: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -87,6 +96,17 @@ struct Live {
     facts: Facts,
     counters: Counters,
     resumed_at: Option<Timestamp>,
+    /// By an operator; `None`: by plan.
+    plan_weight: Option<f64>,
+    /// As the provider told it, which is newer than what the credential says.
+    learnt_plan: Option<String>,
+    /// When its upstream last answered anything.
+    heard_at: Option<Timestamp>,
+    polls: Polls,
+    /// Ends the poll under way when the account leaves, or its credential is exchanged.
+    polled: DropGuard,
+    /// Until when others wait for that poll; see [`Facts::probing_until`].
+    poll_probes_until: Option<Timestamp>,
     /// Cancelled when the account becomes unable to serve: requests that still wait for a head go
     /// elsewhere, running streams finish.
     interrupt: CancellationToken,
@@ -119,10 +139,13 @@ pub struct Loaded {
     pub facts: Facts,
     /// When an operator last vouched for it.
     pub resumed_at: Option<Timestamp>,
+    /// By an operator; `None`: by plan.
+    pub plan_weight: Option<f64>,
 }
 
 impl Default for Pool {
     fn default() -> Self {
+        let polls = Arc::new(Notify::new());
         let state = State {
             live: Vec::new(),
             pools: HashMap::new(),
@@ -131,8 +154,10 @@ impl Default for Pool {
             moves: HashMap::new(),
             turn: 0,
             network: Network::default(),
+            polls_on: false,
+            polls: Arc::clone(&polls),
         };
-        Self { state: Mutex::new(state), freed: Notify::new() }
+        Self { state: Mutex::new(state), freed: Notify::new(), polls }
     }
 }
 
@@ -143,38 +168,9 @@ impl Pool {
         let mut state = self.state.lock();
         let mut old: HashMap<AccountId, Live> =
             state.live.drain(..).map(|live| (live.facts.id, live)).collect();
-        for Loaded { account, mut facts, resumed_at } in loaded {
-            let mut counters = Counters::default();
-            let mut unsaved = false;
-            let mut interrupt = CancellationToken::new();
-            if let Some(live) = old.remove(&facts.id) {
-                facts.quota = live.facts.quota;
-                facts.in_flight = live.facts.in_flight;
-                if live.resumed_at == resumed_at {
-                    let stored = facts.health.stop;
-                    facts.health = live.facts.health;
-                    if !live.unsaved_stop {
-                        facts.health.stop = stored;
-                    }
-                }
-                (counters, unsaved) = (live.counters, live.unsaved);
-                facts.probing_until = live.facts.probing_until;
-                if facts.paused && !live.facts.paused {
-                    live.interrupt.cancel();
-                } else {
-                    interrupt = live.interrupt;
-                }
-            }
-            let account = Arc::new(account);
-            state.live.push(Live {
-                account,
-                facts,
-                counters,
-                resumed_at,
-                interrupt,
-                unsaved,
-                unsaved_stop: false,
-            });
+        for one in loaded {
+            let known = old.remove(&one.facts.id);
+            state.live.push(Live::of(one, known));
         }
         let everyone: Vec<AccountId> = state.live.iter().map(|live| live.facts.id).collect();
         let by_name: HashMap<&str, AccountId> =
@@ -204,6 +200,7 @@ impl Pool {
         state.pools = members;
         drop(state);
         self.freed.notify_waiters();
+        self.polls.notify_one();
     }
 
     /// Resolves when an account may have become able to serve. Made before asking for a lease, it
@@ -286,6 +283,67 @@ impl Pool {
                 }
             });
         }
+    }
+}
+
+impl Live {
+    /// `known`: the same account as it was; what was learnt stays, unless an operator vouches anew.
+    fn of(loaded: Loaded, known: Option<Self>) -> Self {
+        let Loaded { account, facts, resumed_at, plan_weight } = loaded;
+        let windows = facts.quota.windows().iter();
+        let fresh = Self {
+            heard_at: windows.map(|window| window.observed_at).max(),
+            account: Arc::new(account),
+            facts,
+            counters: Counters::default(),
+            resumed_at,
+            plan_weight,
+            learnt_plan: None,
+            polls: Polls::fresh(),
+            polled: CancellationToken::new().drop_guard(),
+            poll_probes_until: None,
+            interrupt: CancellationToken::new(),
+            unsaved: false,
+            unsaved_stop: false,
+        };
+        match known {
+            Some(known) => fresh.after(known),
+            None => fresh,
+        }
+    }
+
+    fn after(mut self, known: Self) -> Self {
+        let facts = &mut self.facts;
+        let vouched = known.resumed_at != self.resumed_at;
+        if !vouched {
+            let stored = facts.health.stop;
+            facts.health = known.facts.health;
+            if !known.unsaved_stop {
+                facts.health.stop = stored;
+            }
+        }
+        let same = Arc::ptr_eq(&known.account.credential, &self.account.credential);
+        if same && !vouched {
+            (self.polls, self.polled) = (known.polls, known.polled);
+            self.poll_probes_until = known.poll_probes_until;
+        }
+        self.learnt_plan = known.learnt_plan.filter(|_| same);
+        if let Some(plan) = &self.learnt_plan {
+            facts.plan = Some(plan.clone());
+            let by_plan = plan_weight(facts.kind, facts.plan.as_deref());
+            facts.weight = self.plan_weight.unwrap_or(by_plan);
+        }
+        facts.quota = known.facts.quota;
+        facts.in_flight = known.facts.in_flight;
+        facts.probing_until = known.facts.probing_until;
+        (self.counters, self.unsaved, self.heard_at) =
+            (known.counters, known.unsaved, known.heard_at);
+        if facts.paused && !known.facts.paused {
+            known.interrupt.cancel();
+        } else {
+            self.interrupt = known.interrupt;
+        }
+        self
     }
 }
 

@@ -16,7 +16,7 @@ use poolgate_core::units::Timestamp;
 
 pub use fields::{ErrorFields, retry_after};
 pub use tap::Tap;
-pub use usage::{Credits, Usage};
+pub use usage::{Credits, Profile, Usage};
 
 /// Quota windows in the headers of an answer, good or bad.
 pub fn readings(family: Family, headers: &HeaderMap, now: Timestamp) -> Vec<Reading> {

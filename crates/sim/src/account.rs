@@ -91,7 +91,7 @@ impl Account {
             "expiresAt": grant.expires_at,
             "scopes": CLAUDE_SCOPES.split(' ').collect::<Vec<_>>(),
             "subscriptionType": plan,
-            "rateLimitTier": format!("default_claude_{plan}"),
+            "rateLimitTier": self.inner.tier(),
         }})
         .to_string()
     }
@@ -117,6 +117,12 @@ impl Account {
     /// Names the plan; tokens carry it from the next refresh on.
     pub fn plan(&self, plan: &str) -> &Self {
         plan.clone_into(&mut self.inner.state.lock().plan);
+        self
+    }
+
+    /// Names the tier of a claude plan, like `default_claude_max_20x`; the profile tells it at once.
+    pub fn tier(&self, tier: &str) -> &Self {
+        self.inner.state.lock().tier = Some(tier.to_owned());
         self
     }
 

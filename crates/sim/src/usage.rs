@@ -110,7 +110,7 @@ pub fn profile(account: &Inner, plan: &str) -> Value {
             "name": format!("{}'s organization", id.name),
             "organization_type": format!("claude_{plan}"),
             "billing_type": "stripe_subscription",
-            "rate_limit_tier": format!("default_claude_{plan}"),
+            "rate_limit_tier": account.tier(),
         },
     })
 }

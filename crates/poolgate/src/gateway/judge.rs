@@ -234,24 +234,3 @@ fn scrub_text(message: &str, account: &Account) -> String {
     let short: String = message.chars().take(500).collect();
     String::from_utf8_lossy(&scrub(&Bytes::from(short), account)).into_owned()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_retry_after_in_both_forms() {
-        let now = Timestamp(1_795_300_000_000);
-        let read = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
-            retry_after(&headers, now)
-        };
-        assert_eq!(read("20"), Some(Duration::from_secs(20)));
-        assert_eq!(read("1.5"), Some(Duration::from_millis(1500)));
-        assert_eq!(read("Sat, 21 Nov 2026 22:27:40 GMT"), Some(Duration::from_mins(1)));
-        for nonsense in ["0", "-3", "soon", "NaN", "Sat, 21 Nov 2020 22:27:40 GMT"] {
-            assert_eq!(read(nonsense), None, "{nonsense}");
-        }
-    }
-}

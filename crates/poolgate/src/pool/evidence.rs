@@ -20,7 +20,7 @@ use crate::providers::Usage;
 
 impl Live {
     /// Applies `change`, and tells waiting requests if the account can serve no longer.
-    fn learn<T>(&mut self, now: Timestamp, change: impl FnOnce(&mut Self) -> T) -> T {
+    pub(super) fn learn<T>(&mut self, now: Timestamp, change: impl FnOnce(&mut Self) -> T) -> T {
         let was_able = state(&self.facts, now).is_ok();
         let result = change(self);
         if was_able && state(&self.facts, now).is_err() {
@@ -33,9 +33,11 @@ impl Live {
     fn merge(&mut self, readings: &[Reading], source: Source, now: Timestamp) -> Vec<Window> {
         // Whatever the answer says, the account has been heard of.
         self.facts.probing_until = None;
+        self.heard_at = self.heard_at.max(Some(now));
         if readings.is_empty() {
             return Vec::new();
         }
+        self.polls.heard();
         let merged = self.learn(now, |live| live.facts.quota.merge(readings, source, now));
         self.unsaved |= merged.changed;
         merged.seen
@@ -43,7 +45,7 @@ impl Live {
 }
 
 impl State {
-    fn live(&mut self, id: AccountId) -> Option<&mut Live> {
+    pub(super) fn live(&mut self, id: AccountId) -> Option<&mut Live> {
         self.live.iter_mut().find(|live| live.facts.id == id)
     }
 
@@ -150,9 +152,13 @@ impl Pool {
                     Standing::Usable | Standing::Unavailable => {}
                 }
             });
+            if is_new {
+                live.poll_anew();
+            }
             live.unsaved_stop |= live.facts.health.stop != stop;
         });
         self.freed.notify_waiters();
+        self.polls.notify_one();
     }
 
     /// Remembers which account holds the state behind a response.

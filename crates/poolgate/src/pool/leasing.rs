@@ -64,7 +64,16 @@ impl State {
             seed: wish.seed,
             now,
         };
-        let explanation = explain(&self.candidates(&members), &choice);
+        let explanation = loop {
+            let explanation = explain(&self.candidates(&members), &choice);
+            match explanation.chosen {
+                Ok(chosen) if chosen.probes && self.poll_instead(chosen.id, now) => {}
+                _ => break explanation,
+            }
+        };
+        if let (Ok(chosen), Some(gate)) = (explanation.chosen, wish.ask.gate) {
+            self.poll_for(gate, chosen.id, now);
+        }
         let reserved = explanation.chosen.ok().map(|chosen| Reserved {
             interrupts: self.settle_session(wish, &members, chosen, now),
             account: self.count_in(wish, chosen, now),

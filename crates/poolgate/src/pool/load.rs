@@ -33,13 +33,7 @@ pub async fn load(
     let mut loaded = Vec::new();
     for row in store.accounts().await? {
         let name = row.settings.name.clone();
-        let settings = row.settings.clone();
-        let spec = if row.sealed.is_some() || settings.clone().resolve().is_err() {
-            settings.resolve_stored()
-        } else {
-            settings.resolve()
-        };
-        match spec {
+        match resolve(&row) {
             Ok(spec) => {
                 let quota = quotas.iter().find(|(id, _)| *id == row.id).map(|(_, q)| q.clone());
                 let known = known.iter().find(|account| account.id == row.id);
@@ -62,6 +56,16 @@ pub async fn load(
     Ok(loaded)
 }
 
+/// An account's settings, checked.
+pub fn resolve(row: &AccountRow) -> Result<AccountSpec, Vec<String>> {
+    let settings = row.settings.clone();
+    if row.sealed.is_some() || settings.clone().resolve().is_err() {
+        settings.resolve_stored()
+    } else {
+        settings.resolve()
+    }
+}
+
 async fn keep(known: &Arc<Credential>, sealed: Option<(Vec<u8>, i64)>) -> Arc<Credential> {
     let changed = match known.source() {
         Source::Stored(stored) => stored.take_newer(sealed),
@@ -73,7 +77,8 @@ async fn keep(known: &Arc<Credential>, sealed: Option<(Vec<u8>, i64)>) -> Arc<Cr
     Arc::clone(known)
 }
 
-async fn open(row: &AccountRow, spec: &AccountSpec, books: Books) -> Arc<Credential> {
+/// Its credential, read.
+pub async fn open(row: &AccountRow, spec: &AccountSpec, books: Books) -> Arc<Credential> {
     let source = match spec.source.clone() {
         CredentialSource::Stored => Source::Stored(Stored {
             account: row.id,
@@ -129,7 +134,7 @@ fn assemble(
         upstream: spec.upstream,
         credential,
     };
-    Loaded { account, facts, resumed_at: row.resumed_at }
+    Loaded { account, facts, resumed_at: row.resumed_at, plan_weight: spec.plan_weight }
 }
 
 /// Size of a plan relative to the smallest one. Claude plans read `plan/tier`.

@@ -3,7 +3,9 @@ use poolgate_core::availability::Ask;
 use poolgate_core::choose::Refusal;
 use poolgate_core::health::Health;
 use poolgate_core::outcome::{Attempt, Outcome};
+use poolgate_core::poll::Failure;
 use poolgate_core::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
+use poolgate_core::refresh::Standing;
 use poolgate_core::units::Fraction;
 
 use super::*;
@@ -45,7 +47,7 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
         in_flight: 0,
         probing_until: None,
     };
-    Loaded { account, facts, resumed_at: None }
+    Loaded { account, facts, resumed_at: None, plan_weight: None }
 }
 
 fn pool(accounts: Vec<Loaded>) -> Arc<Pool> {
@@ -202,6 +204,77 @@ fn a_poll_below_the_cap_ends_a_limit() {
     let later = after(Duration::from_mins(2));
     pool.polled(AccountId(1), &usage(3.0), later, later);
     assert_eq!(states(&pool, later), ["ready"], "spec §4: nobody waits for Thursday");
+}
+
+/// A subscription with polls on, and none due.
+fn polled_pool() -> Arc<Pool> {
+    let mut one = loaded(1, 0);
+    one.facts.kind = Kind::Codex;
+    let pool = pool(vec![one]);
+    pool.begin_polls();
+    for mut polling in due(&pool, NOW) {
+        polling.answered(&Usage { readings: weekly(99.5), ..Usage::default() }, NOW);
+    }
+    pool
+}
+
+fn due(pool: &Arc<Pool>, now: Timestamp) -> Vec<Polling> {
+    pool.due_polls(now, 8, || Fraction::ZERO)
+}
+
+/// spec §3.5.
+#[test]
+fn whoever_would_probe_a_stale_account_waits_for_a_poll_first() {
+    let pool = polled_pool();
+    let stale = after(Duration::from_hours(2));
+    // Until when the account is waited for, after somebody was refused.
+    let refused = |now| {
+        assert_eq!(pool.lease(&wish(None, 1), now).unwrap_err().refusal, Refusal::Busy);
+        let view = pool.view(now).accounts.remove(0);
+        assert_eq!(view.state, "probing");
+        view.until.unwrap() - now.0
+    };
+    assert_eq!([refused(stale), refused(stale)], [10_000, 10_000]);
+    let mut polling = due(&pool, stale).remove(0);
+    assert_eq!(refused(stale), 10_000, "it is under way");
+    polling.failed(Failure::Away, stale);
+    let lease = pool.lease(&wish(None, 1), stale).expect("it failed: one request finds out");
+    assert_eq!(refused(stale), 120_000, "and only one");
+    drop(lease);
+    let again = stale.plus(Duration::from_mins(1));
+    assert_eq!(refused(again), 10_000);
+    let polling = due(&pool, again);
+    let late = again.plus(Duration::from_secs(10));
+    let lease = pool.lease(&wish(None, 1), late).expect("it does not answer in time");
+    drop((lease, polling));
+    assert!(pool.lease(&wish(None, 1), late).is_ok(), "a poll that was dropped has failed");
+}
+
+/// spec §4.
+#[test]
+fn a_gated_request_has_its_missing_row_asked_for() {
+    let pool = polled_pool();
+    let gates = crate::gates::Gates::builtin();
+    let model = "gpt-5.3-codex-spark";
+    let ask = Ask { model, gate: gates.of(model).map(Arc::as_ref), ..ASK };
+    let now = after(Duration::from_mins(15));
+    assert!(due(&pool, now).is_empty());
+    drop(pool.lease(&Wish { ask, ..wish(None, 1) }, now).unwrap());
+    assert_eq!(due(&pool, now).len(), 1);
+}
+
+#[test]
+fn a_poll_of_an_account_that_was_exchanged_meanwhile_says_nothing() {
+    let pool = polled_pool();
+    let hour = after(Duration::from_hours(2));
+    let mut polling = due(&pool, hour).remove(0);
+    pool.credential_stands(AccountId(1), Standing::Usable, true, hour);
+    assert!(polling.gone.is_cancelled());
+    polling.failed(Failure::Stopped(Stop::Deactivated), hour);
+    assert_ne!(states(&pool, hour), ["deactivated"], "codex-lb G12");
+    polling.answered(&Usage { readings: weekly(3.0), ..Usage::default() }, hour);
+    assert_eq!(pool.view(hour).accounts[0].windows[0].used_percent.to_string(), "99.5");
+    assert_eq!(due(&pool, hour).len(), 1, "the new credential is asked for itself");
 }
 
 #[test]

@@ -26,6 +26,12 @@ pub struct AccountView {
     /// When the state ends, in milliseconds since the Unix epoch; unknown: absent.
     pub until: Option<i64>,
     pub windows: Vec<WindowView>,
+    /// When its upstream last answered anything; never: absent.
+    #[serde(default)]
+    pub heard_at: Option<i64>,
+    /// In the provider's words.
+    #[serde(default)]
+    pub plan: Option<String>,
     pub in_flight: u32,
     pub attempts: u64,
     pub served: u64,
@@ -76,6 +82,8 @@ impl Pool {
                 problem: live.account.credential.problem().or_else(|| cooling(facts, refusal)),
                 until: refusal.and_then(Reason::until).map(|at| at.0),
                 windows: windows.collect(),
+                heard_at: live.heard_at.map(|at| at.0),
+                plan: facts.plan.clone(),
                 in_flight: facts.in_flight,
                 attempts: live.counters.attempts,
                 served: live.counters.served,

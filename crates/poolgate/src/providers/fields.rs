@@ -136,6 +136,22 @@ mod tests {
 
     /// sub2api R5: `resets_at` wins over `resets_in_seconds`, in the first row.
     #[test]
+    fn reads_retry_after_in_both_forms() {
+        let now = Timestamp(1_795_300_000_000);
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers, now)
+        };
+        assert_eq!(read("20"), Some(Duration::from_secs(20)));
+        assert_eq!(read("1.5"), Some(Duration::from_millis(1500)));
+        assert_eq!(read("Sat, 21 Nov 2026 22:27:40 GMT"), Some(Duration::from_mins(1)));
+        for nonsense in ["0", "-3", "soon", "NaN", "Sat, 21 Nov 2020 22:27:40 GMT"] {
+            assert_eq!(read(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
     #[rustfmt::skip]
     fn reads_every_envelope() {
         let cases = [

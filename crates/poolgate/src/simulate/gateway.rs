@@ -11,6 +11,7 @@ use poolgate_core::affinity::{Affinity, SOFT_FOR};
 use poolgate_core::availability::{Account as Facts, Ask, PROBE_FOR};
 use poolgate_core::choose::{Because, COOLDOWN_WAIT, Choice, Chosen, Later, Refusal, choose};
 use poolgate_core::outcome::{Attempt, Evidence, Next, Outcome, Progress, classify, next};
+use poolgate_core::poll;
 use poolgate_core::quota::{Reading, Source};
 use poolgate_core::resets::resets;
 use poolgate_core::strategy::Strategy;
@@ -21,10 +22,6 @@ use super::random::Random;
 use super::scenario::Scenario;
 
 const SESSIONS: usize = 100_000;
-/// Usage is asked for when so long nothing was heard.
-const POLL_AFTER: Duration = Duration::from_hours(1);
-/// … or so long after a reset.
-const POLL_AFTER_RESET: Duration = Duration::from_secs(30);
 /// What a client is told to wait when all accounts are busy.
 const BUSY_RETRY: Duration = Duration::from_secs(5);
 
@@ -199,14 +196,7 @@ impl<'a> Gateway<'a> {
 
     /// When the account's usage should be asked for next.
     pub fn poll_at(&self, index: usize) -> Timestamp {
-        let quota = &self.accounts[index].quota;
-        let Some(heard_at) = quota.windows().iter().map(|w| w.observed_at).max() else {
-            return self.scenario.start;
-        };
-        let resets = quota.windows().iter().filter_map(|w| w.resets_at);
-        let reset = resets.filter(|at| heard_at < *at).min().map(|at| at.plus(POLL_AFTER_RESET));
-        let quiet = heard_at.plus(POLL_AFTER);
-        reset.map_or(quiet, |reset| reset.min(quiet))
+        poll::regular(&self.accounts[index].quota, None).unwrap_or(self.scenario.start)
     }
 }
 

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use poolgate_core::poll::JITTER;
 use poolgate_core::quota::Source;
 use poolgate_core::strategy::Strategy;
 use poolgate_core::units::Timestamp;
@@ -19,8 +20,6 @@ use super::scenario::{Scenario, WhenRefused};
 pub const BACK_WITHIN: Duration = Duration::from_mins(2);
 /// How often others spend on a shared account.
 const OUTSIDE_EVERY: Duration = Duration::from_hours(1);
-/// Polls are spread, so that they do not all come at once.
-const POLL_JITTER: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -253,7 +252,7 @@ impl<'a> World<'a> {
             let readings = self.upstreams[account].readings(now);
             self.gateway.observe(account, &readings, Source::Poll, now);
         }
-        let jitter = POLL_JITTER.mul_f64(self.random.unit());
+        let jitter = JITTER.mul_f64(self.random.unit());
         let next = self.gateway.poll_at(account).max(now).plus(jitter);
         self.at(next, Event::Poll { account });
     }

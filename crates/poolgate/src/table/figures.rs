@@ -38,6 +38,13 @@ fn between(now: i64, later: i64) -> Duration {
     Duration::from_millis(u64::try_from(later.saturating_sub(now)).unwrap_or(0))
 }
 
+pub fn heard(account: &AccountView, now: i64) -> String {
+    match account.heard_at {
+        Some(at) => format!("{} ago", span(between(at, now), " ")),
+        None => "never".into(),
+    }
+}
+
 pub fn reset(window: &WindowView, now: i64, spelled: bool) -> String {
     let Some(at) = window.resets_at.filter(|at| *at > now) else {
         return String::new();

@@ -2,7 +2,7 @@
 
 use super::cell::{Cell, Paint};
 use super::column::Column;
-use super::figures::state;
+use super::figures::{heard, state};
 use super::text::{clean, cut};
 use super::windows::{Spelling, WindowColumn, names};
 use crate::admin::Status;
@@ -22,8 +22,17 @@ pub struct Layout {
     windows: usize,
     /// Whole words as titles of the counters, rather than hyphenated ones.
     words: bool,
-    /// Served and failovers, beside what is running.
-    counters: bool,
+    counts: Counts,
+}
+
+/// What stands beside the windows; each with what is before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Counts {
+    Running,
+    /// Served and failovers.
+    Work,
+    /// How long ago its upstream last answered.
+    Heard,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,17 +62,20 @@ const RICH: Layout = Layout {
     resets: Resets::Spelled,
     windows: 9,
     words: true,
-    counters: true,
+    counts: Counts::Heard,
 };
-const TERSE: Layout = Layout { state: State::Brief, resets: Resets::All, ..RICH };
+const UNHEARD: Layout = Layout { counts: Counts::Work, ..RICH };
+const TERSE: Layout = Layout { state: State::Brief, resets: Resets::All, ..UNHEARD };
 const NARROW: Layout = Layout { windows: 2, bar: 6, resets: Resets::First, words: false, ..TERSE };
 const SMALL: Layout = Layout { kind: false, bar: 5, ..NARROW };
 
 /// From rich to poor.
 #[rustfmt::skip]
-const LAYOUTS: [Layout; 12] = [
+const LAYOUTS: [Layout; 14] = [
     RICH,
     Layout { state: State::Brief, ..RICH },
+    UNHEARD,
+    Layout { state: State::Brief, ..UNHEARD },
     TERSE,
     Layout { name: 20, windows: 2, ..TERSE },
     Layout { name: 20, windows: 2, resets: Resets::First, ..TERSE },
@@ -72,8 +84,8 @@ const LAYOUTS: [Layout; 12] = [
     Layout { name: 12, ..SMALL },
     Layout { name: 12, resets: Resets::None, ..SMALL },
     Layout { name: 12, resets: Resets::None, windows: 1, ..SMALL },
-    Layout { name: 12, resets: Resets::None, windows: 1, counters: false, ..SMALL },
-    Layout { name: 12, resets: Resets::None, windows: 0, counters: false, ..SMALL },
+    Layout { name: 12, resets: Resets::None, windows: 1, counts: Counts::Running, ..SMALL },
+    Layout { name: 12, resets: Resets::None, windows: 0, counts: Counts::Running, ..SMALL },
 ];
 
 const GAP: &str = "  ";
@@ -135,6 +147,10 @@ impl Layout {
             let bar = self.bar;
             columns.push(WindowColumn { name, bar, resets }.column(status));
         }
+        if self.counts == Counts::Heard {
+            let heard = |a: &AccountView| Cell::of(&heard(a, status.now), Paint::Plain);
+            columns.push(Column { is_number: true, ..column(["", "heard"], 10, &heard) });
+        }
         let number = |title, least, cell: &dyn Fn(&AccountView) -> u64| Column {
             is_number: true,
             ..column(title, least, &|a| Cell::of(&cell(a).to_string(), Paint::Plain))
@@ -146,7 +162,7 @@ impl Layout {
             [["run-", "ning"], ["fail-", "overs"]]
         };
         columns.push(number(run, 0, &running));
-        if self.counters {
+        if self.counts >= Counts::Work {
             columns.push(number(["", "served"], 0, &|a| a.served));
             columns.push(number(failed, 0, &|a| a.failovers));
         }

@@ -20,6 +20,8 @@ fn account(name: &str, kind: &str, windows: Vec<WindowView>) -> AccountView {
         problem: None,
         until: None,
         windows,
+        heard_at: Some(NOW - 3 * MINUTE),
+        plan: None,
         in_flight: 1,
         attempts: 9,
         served: 8,
@@ -72,12 +74,15 @@ key      ready          –                 –               1       8      1
 
 #[test]
 fn with_room_it_spells_things_out() {
-    let picture = plain(&small(), 140);
+    let picture = plain(&small(), 160);
     assert_eq!(
         picture.lines().nth(4).unwrap(),
         "bob      claude  limited until 14:05 UTC (in 12m)     ░░░░░░░░░░   0%    in 12m  \
-         █░░░░░░░░░   3% in 1d 00h        1       8          1"
+         █░░░░░░░░░   3% in 1d 00h  3m 00s ago        1       8          1"
     );
+    let mut silent = small();
+    silent.pool.accounts[1].heard_at = None;
+    assert!(plain(&silent, 160).contains("in 1d 00h       never        1"));
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod kill;
 mod ledger;
 mod models;
 mod moves;
+mod polling;
 mod reference;
 mod refresh;
 mod rotation;

@@ -43,6 +43,8 @@ pub struct Setup {
     pub sim: Sim,
     pub dir: tempfile::TempDir,
     pub raw: RawConfig,
+    /// Whether usage endpoints are asked; off unless a test is about that.
+    pub polls: bool,
 }
 
 /// A whole answer.
@@ -82,7 +84,7 @@ impl Setup {
             limits: RawLimits { drain_timeout_s: Some(5), ..RawLimits::default() },
             ..RawConfig::default()
         };
-        Self { sim, dir, raw }
+        Self { sim, dir, raw, polls: false }
     }
 
     pub fn codex(&mut self, name: &str) -> Account {
@@ -168,7 +170,8 @@ impl Setup {
     }
 
     pub async fn start(self) -> Harness {
-        let config = Config::resolve(self.raw).unwrap();
+        let mut config = Config::resolve(self.raw).unwrap();
+        config.polls = self.polls;
         let clock = Arc::new(ShiftedClock::default());
         let app = App::start(config, clock.clone()).await.unwrap();
         let server = Server::bind(Arc::clone(&app)).await.unwrap();

@@ -35,6 +35,8 @@ pub struct Inner {
 #[derive(Debug)]
 pub struct State {
     pub plan: String,
+    /// Claude's `rateLimitTier`; `None`: the plan's.
+    pub tier: Option<String>,
     pub quota: Quota,
     pub faults: Faults,
 }
@@ -78,7 +80,7 @@ impl Inner {
         Self {
             kind,
             identity: Identity::new(label, name),
-            state: Mutex::new(State { plan: plan.to_owned(), quota, faults }),
+            state: Mutex::new(State { plan: plan.to_owned(), tier: None, quota, faults }),
             login: Mutex::new(login),
             listener: Mutex::new(None),
         }
@@ -90,6 +92,11 @@ impl Inner {
 
     pub fn plan(&self) -> String {
         self.state.lock().plan.clone()
+    }
+
+    pub fn tier(&self) -> String {
+        let state = self.state.lock();
+        state.tier.clone().unwrap_or_else(|| format!("default_claude_{}", state.plan))
     }
 
     /// The platform key; `None`: a subscription.

@@ -207,6 +207,11 @@ async fn anthropic_counts_lists_and_refuses() {
     );
     let profile = Ask::get(sim.url() + "/api/oauth/profile").by(&claude).send().await.unwrap();
     assert_eq!(profile.json()["account"]["uuid"], claude.account_id());
+    claude.tier("default_claude_max_20x");
+    let profile = Ask::get(sim.url() + "/api/oauth/profile").by(&claude).send().await.unwrap();
+    let organization = &profile.json()["organization"];
+    assert_eq!(organization["organization_type"], "claude_max");
+    assert_eq!(organization["rate_limit_tier"], "default_claude_max_20x");
 }
 
 #[tokio::test]

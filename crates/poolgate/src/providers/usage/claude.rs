@@ -1,7 +1,8 @@
-//! Claude: `GET /api/oauth/usage`.
+//! Claude: `GET /api/oauth/usage`, `GET /api/oauth/profile`.
 //!
-//! Shape as other gateways read it (sing-box CCM, 2026-03): a window is `utilization` and `resets_at`
-//! in RFC 3339 or null. `utilization` is a *percent* here, though a fraction in the headers.
+//! Shapes as other gateways read them (sing-box CCM, 2026-03): a window is `utilization` and `resets_at`
+//! in RFC 3339 or null. `utilization` is a *percent* here, though a fraction in the headers. A profile
+//! is `account` (`uuid`) and `organization` (`organization_type` like `claude_max`, `rate_limit_tier`).
 
 use std::time::Duration;
 
@@ -10,7 +11,10 @@ use poolgate_core::quota::{FIVE_HOURS, Limit, Reading, WEEK};
 use poolgate_core::units::{Fraction, Timestamp};
 use serde_json::Value;
 
-use super::{Credits, Usage, number};
+use super::{Credits, Profile, Usage, number, words};
+
+/// What these endpoints take a sign-in by (G; Claude Code's model calls with a sign-in carry it, O).
+pub const OAUTH_BETA: &str = "oauth-2025-04-20";
 
 /// Weekly limits of one family of models, like `seven_day_opus`.
 const FAMILY: &str = "seven_day_";
@@ -36,6 +40,22 @@ pub fn usage(body: &[u8]) -> Option<Usage> {
         credits: credits(&root["extra_usage"]),
         // A family without a row is not one without a limit: headers know others.
         limits: None,
+    })
+}
+
+/// `None`: this is no profile.
+pub fn profile(body: &[u8]) -> Option<Profile> {
+    let root: Value = serde_json::from_slice(body).ok()?;
+    let (account, organization) = (root.get("account")?, root.get("organization")?);
+    let plan = words(&organization["organization_type"]);
+    let plan = plan.and_then(|name| Some(name.strip_prefix("claude_")?.to_owned()));
+    let tier = words(&organization["rate_limit_tier"]);
+    Some(Profile {
+        plan: plan.map(|plan| match tier {
+            Some(tier) => format!("{plan}/{tier}"),
+            None => plan,
+        }),
+        account_uuid: words(&account["uuid"]),
     })
 }
 
@@ -99,6 +119,26 @@ mod tests {
         }
         for body in ["", "{", "[]", "{}", r#"{"error":{"type":"authentication_error"}}"#] {
             assert_eq!(usage(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn reads_a_profile() {
+        let known = |plan: Option<&str>, uuid: Option<&str>| {
+            Some(Profile { plan: plan.map(str::to_owned), account_uuid: uuid.map(str::to_owned) })
+        };
+        let cases = [
+            (r#"{"account":{"uuid":"u-1"},"organization":{"organization_type":"claude_max","rate_limit_tier":"default_claude_max_5x"}}"#,
+             known(Some("max/default_claude_max_5x"), Some("u-1"))),
+            (r#"{"account":{"uuid":"u-1"},"organization":{"organization_type":"claude_pro","rate_limit_tier":null}}"#, known(Some("pro"), Some("u-1"))),
+            (r#"{"account":{},"organization":{"organization_type":"api","rate_limit_tier":"x"}}"#, known(None, None)),
+            (r#"{"account":{"uuid":7},"organization":{}}"#, known(None, None)),
+            (r#"{"error":{"type":"authentication_error"}}"#, None),
+            ("<html>", None),
+        ];
+        for (body, want) in cases {
+            assert_eq!(profile(body.as_bytes()), want, "{body}");
         }
     }
 
