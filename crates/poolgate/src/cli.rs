@@ -1,6 +1,7 @@
 //! The command line. Output is for people; `--json` makes it for machines.
 
 mod account;
+mod doctor;
 mod explain;
 mod key;
 mod settings;
@@ -75,6 +76,8 @@ enum Command {
     Why(why::Command),
     /// Why a past request went where it went
     Explain(explain::Command),
+    /// What is wrong with this installation, and what to do; changes nothing
+    Doctor(doctor::Command),
     /// Compare the strategies over weeks of simulated traffic; needs no gateway
     Simulate(simulate::Command),
     /// The configuration
@@ -124,6 +127,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(command) => status::run(&command, &global).await,
         Command::Why(command) => why::run(&command, &global).await,
         Command::Explain(command) => explain::run(&command, &global).await,
+        Command::Doctor(command) => doctor::run(&command, &global).await,
         Command::Simulate(command) => simulate::run(command, &global).await,
         Command::Config(command) => settings::run(&command, &global),
     }

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod demo;
+pub mod doctor;
 pub mod egress;
 pub mod error;
 pub mod files;

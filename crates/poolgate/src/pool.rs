@@ -37,7 +37,7 @@ use crate::credentials::Credential;
 
 pub use decision::{Candidate, Decision};
 pub use lease::{Lease, Refused, Wish};
-pub use load::{load, open, plan_weight, resolve};
+pub use load::{load, plan_weight, resolve};
 pub use polling::Polling;
 pub use view::{AccountView, PoolView, WindowView};
 pub use why::{Why, WhyAccount};

@@ -74,24 +74,33 @@ impl MasterKey {
     /// From `POOLGATE_MASTER_KEY`, else a systemd credential `poolgate.key`, else `file`, which is
     /// made with a fresh key when it does not exist.
     pub fn load(file: &Path) -> anyhow::Result<Self> {
+        if let Some(key) = Self::existing(file)? {
+            return Ok(key);
+        }
+        let mut bytes = [0_u8; 32];
+        aws_lc_rs::rand::fill(&mut bytes).context("the system gives no random bytes")?;
+        let text = STANDARD.encode(bytes) + "\n";
+        crate::files::create_private(file, text.as_bytes())
+            .with_context(|| format!("writing a new master key to {}", file.display()))?;
+        Self::from_base64(&text)
+    }
+
+    /// The same, without making one.
+    pub fn existing(file: &Path) -> anyhow::Result<Option<Self>> {
         if let Some(text) = std::env::var_os(MASTER_KEY_ENV) {
             let text = text.into_string().ok().context("POOLGATE_MASTER_KEY is not text")?;
-            return Self::from_base64(&text).context(MASTER_KEY_ENV);
+            return Self::from_base64(&text).context(MASTER_KEY_ENV).map(Some);
         }
         let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
             .map(|dir| Path::new(&dir).join("poolgate.key"))
             .filter(|path| path.exists());
         let path = credential.as_deref().unwrap_or(file);
         if !path.exists() {
-            let mut bytes = [0_u8; 32];
-            aws_lc_rs::rand::fill(&mut bytes).context("the system gives no random bytes")?;
-            let text = STANDARD.encode(bytes) + "\n";
-            crate::files::create_private(path, text.as_bytes())
-                .with_context(|| format!("writing a new master key to {}", path.display()))?;
+            return Ok(None);
         }
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("reading the master key {}", path.display()))?;
-        Self::from_base64(&text).with_context(|| format!("master key {}", path.display()))
+        Self::from_base64(&text).with_context(|| format!("master key {}", path.display())).map(Some)
     }
 
     /// Tells keys apart without revealing them; kept in the store to find a wrong key at start.

@@ -72,6 +72,37 @@ impl Store {
         Ok(Self { write, read })
     }
 
+    /// The database in `dir` as it is, only to be read: nothing is made, brought up to date or written.
+    pub async fn look(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join("poolgate.db");
+        // Without a log beside it nobody has it open; then it can be read without leaving files there.
+        let is_closed = !dir.join("poolgate.db-wal").exists();
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .read_only(true)
+            .immutable(is_closed)
+            .busy_timeout(Duration::from_secs(30))
+            .pragma("trusted_schema", "OFF");
+        let read = SqlitePoolOptions::new().max_connections(1).connect_with(options).await;
+        let read = read.with_context(|| format!("opening {}", path.display()))?;
+        Ok(Self { write: read.clone(), read })
+    }
+
+    /// Versions of the schema: the database's, and the one this program writes.
+    pub async fn schema(&self) -> sqlx::Result<(i64, i64)> {
+        let found = sqlx::query_scalar("SELECT COALESCE(MAX(version), 0) FROM _sqlx_migrations")
+            .fetch_one(&self.read)
+            .await?;
+        Ok((found, migrations().iter().map(|one| one.version).max().unwrap_or(0)))
+    }
+
+    /// Fingerprint of the key that sealed what is stored here; `None`: nothing was.
+    pub async fn master_key(&self) -> sqlx::Result<Option<String>> {
+        sqlx::query_scalar("SELECT value FROM meta WHERE name = 'master_key'")
+            .fetch_optional(&self.read)
+            .await
+    }
+
     /// Remembers the master key's fingerprint, or finds that it is not the one that sealed what is
     /// stored here.
     pub async fn check_master_key(&self, key: &MasterKey) -> anyhow::Result<()> {
@@ -112,6 +143,11 @@ impl Store {
     /// `ok`, or what is wrong with the file.
     pub async fn integrity(&self) -> sqlx::Result<String> {
         sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&self.read).await
+    }
+
+    /// The same, but for what takes long to find in a large one.
+    pub async fn quick_check(&self) -> sqlx::Result<String> {
+        sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&self.read).await
     }
 
     pub async fn close(&self) {

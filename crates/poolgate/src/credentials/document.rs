@@ -63,6 +63,10 @@ impl SignIn {
         Ok(sign_in)
     }
 
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// A field under both vendors' names.
     fn text(&self, field: &str) -> Option<&str> {
         let (group, name) = match (self.kind, field) {
@@ -123,7 +127,7 @@ impl SignIn {
         Some(self.document.get("oauthAccount")?.get("accountUuid")?.as_str()?.to_owned())
     }
 
-    fn expires_at(&self) -> Option<Timestamp> {
+    pub fn expires_at(&self) -> Option<Timestamp> {
         if self.kind == Kind::Codex {
             return jwt_time(self.text("access")?, "exp");
         }
@@ -161,7 +165,7 @@ impl SignIn {
         }
     }
 
-    fn last_refresh(&self) -> Option<Timestamp> {
+    pub fn last_refresh(&self) -> Option<Timestamp> {
         let text = self.document.get("last_refresh")?.as_str()?;
         Some(Timestamp(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()))
     }

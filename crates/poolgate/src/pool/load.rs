@@ -77,8 +77,7 @@ async fn keep(known: &Arc<Credential>, sealed: Option<(Vec<u8>, i64)>) -> Arc<Cr
     Arc::clone(known)
 }
 
-/// Its credential, read.
-pub async fn open(row: &AccountRow, spec: &AccountSpec, books: Books) -> Arc<Credential> {
+async fn open(row: &AccountRow, spec: &AccountSpec, books: Books) -> Arc<Credential> {
     let source = match spec.source.clone() {
         CredentialSource::Stored => Source::Stored(Stored {
             account: row.id,

@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::harness::{Answer, Harness, PATIENCE, Setup};
 use crate::requests::{messages, responses};
 
-async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
+pub async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
         .args(args)
         .arg("--data")

@@ -10,6 +10,7 @@ mod cli;
 mod credentials;
 mod decisions;
 mod disconnect;
+mod doctor;
 mod failover;
 mod headers;
 mod keys;

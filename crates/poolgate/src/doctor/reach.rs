@@ -1,0 +1,144 @@
+//! Can the accounts' endpoints be reached, and does this machine's clock agree with theirs?
+//!
+//! Asked with `HEAD` and without a credential: any answer shows that there is somebody, and its date
+//! what time it is there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::{HeaderMap, Method, Uri, header};
+use poolgate_core::units::Timestamp;
+
+use super::Check;
+use super::accounts::Found;
+use crate::egress::Egress;
+use crate::table::span;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Dates have whole seconds, and answers take time.
+const SKEW_SEEN: Duration = Duration::from_secs(30);
+/// Tokens and resets are then judged wrongly.
+const SKEW_HARMS: Duration = Duration::from_mins(5);
+
+pub async fn check(accounts: &[Found], connect_timeout: Duration, now: Timestamp) -> Vec<Check> {
+    let egress = match Egress::new(connect_timeout, 0) {
+        Ok(egress) => egress,
+        Err(error) => {
+            let advice = "see whether the system's certificates can be read";
+            return vec![Check::problem("network", format!("{error:#}"), advice)];
+        }
+    };
+    let places = places(accounts);
+    let asked = places.iter().map(async |(origin, (url, names))| {
+        let answer = egress.call(Method::HEAD, url.clone(), &[], None, TIMEOUT).await;
+        let (check, date) = match answer {
+            Ok((head, _)) => (reached(origin, head.status.as_u16(), names), date(&head.headers)),
+            Err(error) => (unreached(origin, &format!("{error:#}"), names), None),
+        };
+        (check, date)
+    });
+    let answers = join_all(asked).await;
+    let dates: Vec<Timestamp> = answers.iter().filter_map(|(_, date)| *date).collect();
+    let mut checks: Vec<Check> = answers.into_iter().map(|(check, _)| check).collect();
+    checks.push(clock(&dates, now));
+    checks
+}
+
+/// By origin: one of its URLs, and whose it is.
+fn places(accounts: &[Found]) -> BTreeMap<String, (Uri, Vec<&str>)> {
+    let mut places: BTreeMap<String, (Uri, Vec<&str>)> = BTreeMap::new();
+    for account in accounts {
+        let Ok(spec) = &account.spec else { continue };
+        let base = format!("{}{}/", spec.upstream.origin, spec.upstream.prefix).parse().ok();
+        for url in base.into_iter().chain(spec.upstream.token_url.clone()) {
+            let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
+                continue;
+            };
+            let origin = format!("{scheme}://{authority}");
+            let (_, names) = places.entry(origin).or_insert((url, Vec::new()));
+            if !names.contains(&account.name.as_str()) {
+                names.push(&account.name);
+            }
+        }
+    }
+    places
+}
+
+fn reached(origin: &str, status: u16, names: &[&str]) -> Check {
+    let found = format!("answers {status}; for {}", names.join(", "));
+    match status {
+        500.. => Check::warning(origin, found, "the upstream is in trouble: try again later"),
+        _ => Check::ok(origin, format!("can be reached, for {}", names.join(", "))),
+    }
+}
+
+fn unreached(origin: &str, error: &str, names: &[&str]) -> Check {
+    let certificate = error.contains("certificate");
+    let advice = if certificate {
+        "check the clock, and that the authority behind it is among the system's certificates"
+    } else {
+        "check the name, the network and the firewall; HTTPS_PROXY is not read"
+    };
+    Check::problem(origin, format!("{error}; for {}", names.join(", ")), advice)
+}
+
+fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    let text = headers.get(header::DATE)?.to_str().ok()?;
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Timestamp(date.as_millisecond()))
+}
+
+/// Of several opinions the nearest to ours: one wrong upstream is not our clock's fault.
+fn clock(dates: &[Timestamp], now: Timestamp) -> Check {
+    let apart = |at: &Timestamp| at.until(now).max(now.until(*at));
+    let Some(nearest) = dates.iter().min_by_key(|at| apart(at)) else {
+        return Check::ok("clock", "no upstream told the time");
+    };
+    let skew = apart(nearest);
+    let way = if *nearest < now { "ahead of" } else { "behind" };
+    let found = format!("{} {way} the upstreams'", span(skew, " "));
+    let advice = "set it, and keep it right with NTP (timedatectl set-ntp true)";
+    match skew {
+        _ if skew >= SKEW_HARMS => Check::problem("clock", found, advice),
+        _ if skew >= SKEW_SEEN => Check::warning("clock", found, advice),
+        _ => Check::ok("clock", "agrees with the upstreams'"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Grade;
+    use super::*;
+
+    #[test]
+    fn grades_the_clock() {
+        let now = Timestamp(1_795_300_000_000);
+        let at = |seconds: i64| Timestamp(now.0 + seconds * 1000);
+        let cases: [(&str, &[i64], Grade); 7] = [
+            ("nobody said", &[], Grade::Ok),
+            ("right", &[0], Grade::Ok),
+            ("almost", &[-29], Grade::Ok),
+            ("ahead", &[-30], Grade::Warning),
+            ("behind", &[120], Grade::Warning),
+            ("far off", &[-300, 400], Grade::Problem),
+            ("one upstream's", &[-9000, 1], Grade::Ok),
+        ];
+        for (name, dates, want) in cases {
+            let dates: Vec<_> = dates.iter().map(|seconds| at(*seconds)).collect();
+            let check = clock(&dates, now);
+            assert_eq!(check.grade, want, "{name}: {check:?}");
+        }
+        assert!(clock(&[at(-600)], now).found.contains("10m ahead"));
+        assert!(clock(&[at(600)], now).found.contains("10m behind"));
+    }
+
+    #[test]
+    fn any_answer_is_a_sign_of_life() {
+        for (status, want) in
+            [(200, Grade::Ok), (401, Grade::Ok), (404, Grade::Ok), (502, Grade::Warning)]
+        {
+            assert_eq!(reached("https://x", status, &["a"]).grade, want, "{status}");
+        }
+    }
+}

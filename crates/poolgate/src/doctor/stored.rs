@@ -1,0 +1,109 @@
+//! The database, and the key that sealed what is in it.
+
+use poolgate_core::units::Timestamp;
+
+use super::Check;
+use crate::config::Config;
+use crate::secret::MasterKey;
+use crate::store::Store;
+
+/// `None`: there is none yet.
+pub async fn open(config: &Config) -> Result<Option<Store>, Check> {
+    let path = config.data_dir.join("poolgate.db");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let advice = "restore the file from a backup, or move it away to start with an empty one";
+    let broken = |text: String| Check::problem("database", text, advice);
+    let store = Store::look(&config.data_dir).await.map_err(|e| broken(format!("{e:#}")))?;
+    let sound =
+        store.quick_check().await.map_err(|e| broken(format!("{}: {e}", path.display())))?;
+    if sound == "ok" {
+        Ok(Some(store))
+    } else {
+        Err(broken(format!("{}: {sound}", path.display())))
+    }
+}
+
+pub async fn check(store: &Store, now: Timestamp) -> Vec<Check> {
+    let mut checks = vec![schema(store.schema().await)];
+    match store.client_keys().await {
+        Ok(keys) if keys.iter().any(|key| key.is_valid(now)) => {}
+        Ok(_) => checks.push(Check::warning(
+            "client keys",
+            "none is valid, so nobody is served",
+            "poolgate key create NAME",
+        )),
+        Err(error) => checks.push(Check::warning(
+            "client keys",
+            format!("they cannot be read: {error:#}"),
+            "start the gateway once, which brings the database up to date",
+        )),
+    }
+    checks
+}
+
+fn schema(versions: sqlx::Result<(i64, i64)>) -> Check {
+    match versions {
+        Ok((found, ours)) if found > ours => Check::problem(
+            "database",
+            format!("schema {found} is newer than {ours}, which this program knows"),
+            "use the poolgate that wrote it, or a newer one",
+        ),
+        Ok((found, ours)) if found < ours => {
+            Check::ok("database", format!("sound; the next start brings schema {found} to {ours}"))
+        }
+        Ok((found, _)) => Check::ok("database", format!("sound, schema {found}")),
+        Err(error) => Check::problem(
+            "database",
+            format!("it is not poolgate's: {error}"),
+            "move it out of the data directory, or set data_dir to another path",
+        ),
+    }
+}
+
+/// The key, if it is there and right, and what is to be said of it.
+pub struct Key {
+    pub key: Option<MasterKey>,
+    pub check: Check,
+}
+
+pub async fn master_key(config: &Config, store: Option<&Store>) -> Key {
+    let known = match store {
+        Some(store) => store.master_key().await.ok().flatten(),
+        None => None,
+    };
+    let file = config.master_key_file.display();
+    let key = MasterKey::existing(&config.master_key_file);
+    let restore = "restore master_key_file or POOLGATE_MASTER_KEY; without it, stored credentials \
+                   are lost and have to be added again";
+    let check = match (&key, known) {
+        (Err(error), _) => Check::problem("master key", format!("{error:#}"), restore),
+        (Ok(None), Some(_)) => Check::problem("master key", format!("{file} is missing"), restore),
+        (Ok(None), None) => Check::ok("master key", "none yet: the first start makes it"),
+        (Ok(Some(key)), Some(known)) if key.fingerprint() != known => {
+            let found = "it is not the one that this database was sealed with";
+            Check::problem("master key", found, restore)
+        }
+        (Ok(Some(_)), _) => Check::ok("master key", "it is there, and the right one"),
+    };
+    let is_right = check.grade == super::Grade::Ok;
+    Key { key: key.ok().flatten().filter(|_| is_right), check }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Grade;
+    use super::*;
+
+    #[test]
+    fn grades_the_schema() {
+        let cases =
+            [(Ok((2, 2)), Grade::Ok), (Ok((1, 2)), Grade::Ok), (Ok((3, 2)), Grade::Problem)];
+        for (versions, want) in cases {
+            let name = format!("{versions:?}");
+            assert_eq!(schema(versions).grade, want, "{name}");
+        }
+        assert_eq!(schema(Err(sqlx::Error::RowNotFound)).grade, Grade::Problem);
+    }
+}
