@@ -168,7 +168,6 @@ impl Polls {
 
     pub fn answered(&mut self, now: Timestamp) {
         self.answered_at = Some(now);
-        self.not_before = Timestamp::default();
         (self.failures, self.too_often) = (0, 0);
     }
 

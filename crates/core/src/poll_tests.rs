@@ -130,6 +130,12 @@ fn failures_are_told_until_the_longest_delay_and_an_answer_starts_anew() {
     assert_eq!([(); 5].map(|()| fail(&mut polls)), [true, true, true, false, false]);
     polls.answered(NOW);
     assert!(fail(&mut polls), "the first success resets");
+    let vague = Failure::TooOften { retry_after: None };
+    polls.failed(vague, NOW);
+    polls.failed(vague, NOW);
+    polls.answered(NOW);
+    polls.failed(vague, later(2 * HOUR));
+    assert!(polls.is_due(&Quota::default(), later(2 * HOUR + 60)), "the wait after a 429 too");
     fail(&mut polls);
     polls.heard();
     polls.failed(Failure::Away, NOW);

@@ -243,7 +243,7 @@ fn whoever_would_probe_a_stale_account_waits_for_a_poll_first() {
     drop(lease);
     let again = stale.plus(Duration::from_mins(1));
     assert_eq!(refused(again), 10_000);
-    let polling = due(&pool, again);
+    let polling = due(&pool, again.plus(Duration::from_secs(1)));
     let late = again.plus(Duration::from_secs(10));
     let lease = pool.lease(&wish(None, 1), late).expect("it does not answer in time");
     drop((lease, polling));
@@ -261,6 +261,46 @@ fn a_gated_request_has_its_missing_row_asked_for() {
     assert!(due(&pool, now).is_empty());
     drop(pool.lease(&Wish { ask, ..wish(None, 1) }, now).unwrap());
     assert_eq!(due(&pool, now).len(), 1);
+}
+
+#[test]
+fn being_served_and_reloads_leave_the_polls_as_they_are() {
+    let pool = polled_pool();
+    let subscription = || {
+        let mut one = loaded(1, 0);
+        one.facts.kind = Kind::Codex;
+        one
+    };
+    let mut same = subscription();
+    same.account.credential = Arc::clone(&pool.accounts()[0].credential);
+    pool.replace(vec![same], &[]);
+    assert!(due(&pool, NOW).is_empty(), "a reload is no reason to ask");
+    let minutes = |count| after(Duration::from_mins(count));
+    pool.observe(AccountId(1), &weekly(99.6), Source::Answer, minutes(40));
+    assert!(due(&pool, minutes(99)).is_empty(), "spec §3.4: an hour after it was served");
+    let fail = |at| due(&pool, at).remove(0).failed(Failure::Away, at);
+    fail(minutes(100));
+    fail(minutes(101));
+    pool.observe(AccountId(1), &weekly(99.6), Source::Answer, minutes(102));
+    fail(minutes(162));
+    assert_eq!(due(&pool, minutes(163)).len(), 1, "being served has ended the row of failures");
+    pool.replace(vec![subscription()], &[]);
+    assert_eq!(due(&pool, minutes(163)).len(), 1, "another credential is asked at once");
+}
+
+/// spec §2.
+#[test]
+fn a_learnt_plan_weighs_what_it_weighs_unless_an_operator_says_otherwise() {
+    for (manual, want) in [(None, "10"), (Some(3.0), "3")] {
+        let mut one = loaded(1, 0);
+        one.facts.kind = Kind::Codex;
+        one.plan_weight = manual;
+        one.facts.weight = manual.unwrap_or(1.0);
+        let pool = pool(vec![one]);
+        let told = Usage { plan: Some("pro".into()), ..Usage::default() };
+        due(&pool, NOW).remove(0).answered(&told, NOW);
+        assert_eq!(pool.view(NOW).accounts[0].weight.to_string(), want);
+    }
 }
 
 #[test]

@@ -15,6 +15,8 @@ use crate::requests::{CODEX, messages, responses};
 const WHAM: &str = "/backend-api/wham/usage";
 const CLAUDE: &str = "/api/oauth/usage";
 const FIVE_HOURS: Duration = Duration::from_hours(5);
+/// Well below the ten seconds that a poll may take.
+const SOON: Duration = Duration::from_secs(7);
 const WEEK: Duration = Duration::from_hours(168);
 
 /// A gateway that polls.
@@ -54,7 +56,12 @@ async fn polled(h: &Harness, times: usize) {
         let done = |e: &&&Entry| e.end.is_some();
         usage_calls(all).iter().filter(done).count() >= times
     };
-    assert!(h.sim.wait_for(answered, PATIENCE).await, "{times} polls");
+    if !h.sim.wait_for(answered, PATIENCE).await {
+        let journal = h.sim.journal();
+        let told: Vec<_> =
+            usage_calls(&journal).iter().map(|e| (e.started.elapsed(), e.status, e.end)).collect();
+        panic!("no {times} polls: {told:?}");
+    }
     until("the polls are over", || h.app.pool.polls_running() == 0).await;
 }
 
@@ -174,9 +181,10 @@ async fn multiplexer_18_2_20_failed_polls_back_off_and_never_block_an_own_accoun
     for (round, seconds) in (1..).zip([60, 120, 240, 300, 300]) {
         polled(&h, round).await;
         assert_eq!(view(&h, "a").state, "ready", "spec §3.4: round {round}");
-        h.clock.advance(Duration::from_secs(seconds - 1));
+        // Real time passes too.
+        h.clock.advance(Duration::from_secs(seconds - 30));
         assert!(nobody_is_due(&h), "round {round}");
-        h.clock.advance(Duration::from_secs(32));
+        h.clock.advance(Duration::from_secs(61));
     }
     polled(&h, 6).await;
     a.clear_faults();
@@ -215,7 +223,9 @@ async fn multiplexer_18_2_30_a_request_waits_for_no_poll() {
     assert!(h.sim.wait_for(waiting, PATIENCE).await, "all four are being asked");
     assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
     assert!(waiting(&h.sim.journal()), "and still are");
+    let drain = tokio::time::Instant::now();
     h.finish().await;
+    assert!(drain.elapsed() < SOON, "a drain waits for no poll");
 }
 
 /// codex-lb G1.
@@ -349,6 +359,8 @@ async fn codex_lb_g12_a_removed_account_leaves_the_poller_at_once() {
     h.app.store.remove_account(id, h.clock.now()).await.unwrap();
     let dropped = |all: &[Entry]| usage_calls(all)[0].end == Some(End::ClientGone);
     assert!(h.sim.wait_for(dropped, PATIENCE).await, "the running one is given up");
+    let poll = usage_calls(&h.sim.journal())[0].clone();
+    assert!(poll.ended.unwrap() - poll.started < SOON, "not only when it took too long");
     h.clock.advance(Duration::from_hours(2));
     assert!(nobody_is_due(&h));
     assert!(h.app.pool.accounts().is_empty());
