@@ -315,6 +315,15 @@ impl Credential {
         self.refresh(refused, Need::Now, context).await
     }
 
+    /// Renews a token that a usage endpoint refused, which does not say that requests would be.
+    pub async fn replace_softly(
+        self: &Arc<Self>,
+        refused: &Bearer,
+        context: &RefreshContext,
+    ) -> Result<Bearer, CredentialError> {
+        self.refresh(refused, Need::Now, context).await
+    }
+
     /// Asks the issuer whatever it said before, for an operator who waits.
     pub async fn force(self: &Arc<Self>, context: &RefreshContext) -> Result<(), CredentialError> {
         let loaded = self.current()?;

@@ -26,6 +26,7 @@ impl Told {
             if credential.changed_on_disk() && credential.reload().await {
                 let problem = credential.problem();
                 tracing::info!(account = account.name, problem, "the credential changed");
+                app.pool.credential_exchanged(account.id);
             }
             let now = app.clock.now();
             let stands = credential.standing(now);

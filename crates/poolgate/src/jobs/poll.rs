@@ -120,7 +120,7 @@ async fn ask(app: &App, account: &Account) -> Result<Usage, Refused> {
         if refused.failure != Failure::Renew {
             return Err(refused);
         }
-        let replaced = account.credential.replace(&bearer, &context).await;
+        let replaced = account.credential.replace_softly(&bearer, &context).await;
         bearer = replaced.map_err(|error| no_token(&error, Failure::Refused))?;
         renewed = true;
     }

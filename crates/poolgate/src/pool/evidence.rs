@@ -131,6 +131,12 @@ impl Pool {
         self.with(id, |live| live.counters.failovers += 1);
     }
 
+    /// Somebody else has put another credential in its place: maybe of another account.
+    pub fn credential_exchanged(&self, id: AccountId) {
+        self.with(id, Live::poll_anew);
+        self.polls.notify_one();
+    }
+
     /// What the credential is good for now. `is_new`: its tokens are other ones than before, which
     /// ends what the old ones caused.
     pub fn credential_stands(
@@ -152,9 +158,6 @@ impl Pool {
                     Standing::Usable | Standing::Unavailable => {}
                 }
             });
-            if is_new {
-                live.poll_anew();
-            }
             live.unsaved_stop |= live.facts.health.stop != stop;
         });
         self.freed.notify_waiters();

@@ -5,7 +5,6 @@ use poolgate_core::health::Health;
 use poolgate_core::outcome::{Attempt, Outcome};
 use poolgate_core::poll::Failure;
 use poolgate_core::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
-use poolgate_core::refresh::Standing;
 use poolgate_core::units::Fraction;
 
 use super::*;
@@ -308,7 +307,7 @@ fn a_poll_of_an_account_that_was_exchanged_meanwhile_says_nothing() {
     let pool = polled_pool();
     let hour = after(Duration::from_hours(2));
     let mut polling = due(&pool, hour).remove(0);
-    pool.credential_stands(AccountId(1), Standing::Usable, true, hour);
+    pool.credential_exchanged(AccountId(1));
     assert!(polling.gone.is_cancelled());
     polling.failed(Failure::Stopped(Stop::Deactivated), hour);
     assert_ne!(states(&pool, hour), ["deactivated"], "codex-lb G12");
