@@ -134,7 +134,9 @@ impl Step {
             Self::Exchanged => token().any(|e| e.status == Some(200)),
             Self::Answered | Self::Kept => token().any(|e| e.end == Some(End::Complete)),
             Self::Used => after().any(|e| !is_token(e) && e.status == Some(200)),
-            Self::Served => after().any(|e| !is_token(e) && e.end == Some(End::Complete)),
+            // A late 401 to the old token is complete as well, and says nothing of the new one.
+            Self::Served => after()
+                .any(|e| !is_token(e) && e.status == Some(200) && e.end == Some(End::Complete)),
         }
     }
 
