@@ -2,7 +2,6 @@
 //! answers, error bodies, events and token counts. Sync functions over plain data; nothing here does I/O.
 
 pub mod anthropic;
-mod body;
 pub mod fields;
 pub mod openai;
 mod pair;

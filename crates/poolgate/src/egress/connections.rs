@@ -1,9 +1,9 @@
 //! Connections of one thread, kept for the next request to the same place.
 //!
-//! hyper does the protocol; this only remembers who is idle. A general client does it too, at an
-//! eighth of a small request's instructions: it makes a task to watch each connection come back,
-//! and hashes, formats and boxes on the way. Here a body hands its connection back at its end, and
-//! whoever takes one looks whether it is still good.
+//! hyper does the protocol; this only remembers who is idle. A general client does it too, for 14,000
+//! of a small request's 190,000 instructions where this takes 5,000 (callgrind): it makes a task to
+//! watch each connection come back, and hashes, formats and boxes on the way. Here a body hands its
+//! connection back at its end, and whoever takes one looks whether it is still good.
 
 use std::collections::HashMap;
 use std::pin::Pin;

@@ -47,20 +47,6 @@ enum State {
     Literal(&'static [u8]),
 }
 
-impl State {
-    /// Space may stand here: it is inside neither a string nor a word.
-    const fn is_between(self) -> bool {
-        !matches!(
-            self,
-            Self::InString { .. }
-                | Self::Escape { .. }
-                | Self::Hex { .. }
-                | Self::Number(_)
-                | Self::Literal(_)
-        )
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Number {
     Minus,
@@ -109,14 +95,25 @@ impl Scan {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Invalid> {
         self.check_utf8(bytes)?;
         let mut at = 0;
-        while at < bytes.len() {
-            at = match self.state {
-                State::InString { key } => self.in_string(bytes, at, key)?,
-                _ if self.depth > 1 => {
-                    let after = self.inside(bytes, at);
-                    if after == at { self.step(bytes[at], at)? } else { after }
+        while let Some(&byte) = bytes.get(at) {
+            at = match (self.state, byte) {
+                (State::InString { key }, _) => self.in_string(bytes, at, key)?,
+                // What most tokens of a prompt are; the same as `step` would do.
+                (State::Colon, b':') => {
+                    self.state = State::Value;
+                    at + 1
                 }
-                _ => self.step(bytes[at], at)?,
+                (State::CommaOrEnd, b',') => {
+                    self.state = if self.in_object() { State::Key } else { State::Value };
+                    at + 1
+                }
+                (State::Value, b'"') if self.depth > 1 => {
+                    self.in_string_from(bytes, at + 1, false)?
+                }
+                (State::Key | State::KeyOrEnd, b'"') if self.depth > 1 => {
+                    self.in_string_from(bytes, at + 1, true)?
+                }
+                _ => self.step(byte, at)?,
             };
         }
         self.before += bytes.len();
@@ -145,51 +142,50 @@ impl Scan {
         Invalid::Syntax(format!("unexpected byte at position {}", self.before + at))
     }
 
-    /// Goes on as far as it is usual: strings, punctuation and space inside the outermost object's
-    /// members, where nothing need be noted. What it stops at is for [`Self::step`], which would
-    /// have done all of it the same way.
-    fn inside(&mut self, bytes: &[u8], mut at: usize) -> usize {
-        let (mut state, mut stack, mut depth) = (self.state, self.stack, self.depth);
-        while let Some(byte) = bytes.get(at) {
-            let in_object = stack & 1 == 1;
-            state = match (byte, state) {
-                (b'"', State::Value | State::ValueOrEnd | State::Key | State::KeyOrEnd) => {
-                    let end = plain_until(bytes, at + 1);
-                    if bytes.get(end) != Some(&b'"') {
-                        break;
-                    }
-                    at = end;
-                    let key = matches!(state, State::Key | State::KeyOrEnd);
-                    if key { State::Colon } else { State::CommaOrEnd }
-                }
-                (b',', State::CommaOrEnd) if in_object => State::Key,
-                (b':', State::Colon) | (b',', State::CommaOrEnd) => State::Value,
-                (b'{' | b'[', State::Value | State::ValueOrEnd) if depth < MAX_DEPTH => {
-                    let object = *byte == b'{';
-                    (stack, depth) = (stack << 1 | u128::from(object), depth + 1);
-                    if object { State::KeyOrEnd } else { State::ValueOrEnd }
-                }
-                (b'}', State::KeyOrEnd | State::CommaOrEnd) if in_object && depth > 2 => {
-                    (stack, depth) = (stack >> 1, depth - 1);
-                    State::CommaOrEnd
-                }
-                (b']', State::ValueOrEnd | State::CommaOrEnd) if !in_object && depth > 2 => {
-                    (stack, depth) = (stack >> 1, depth - 1);
-                    State::CommaOrEnd
-                }
-                (b' ' | b'\n' | b'\r' | b'\t', state) if state.is_between() => state,
-                _ => break,
-            };
-            at += 1;
-        }
-        (self.state, self.stack, self.depth) = (state, stack, depth);
-        at
+    fn in_string_from(&mut self, bytes: &[u8], at: usize, key: bool) -> Result<usize, Invalid> {
+        self.state = State::InString { key };
+        self.in_string(bytes, at, key)
     }
 
     /// Skips to the end of the string, or of the piece.
-    fn in_string(&mut self, bytes: &[u8], at: usize, key: bool) -> Result<usize, Invalid> {
-        let end = plain_until(bytes, at);
-        if end < bytes.len() { self.special(bytes, end, key) } else { Ok(end) }
+    fn in_string(&mut self, bytes: &[u8], mut at: usize, key: bool) -> Result<usize, Invalid> {
+        // Most strings are keys and kinds, and end before this.
+        if let Some(sixteen) = bytes[at..].first_chunk() {
+            let specials = specials_of_sixteen(sixteen);
+            let special = at + specials.trailing_zeros() as usize;
+            if specials == 0 {
+                at += 16;
+            } else if is_plain_escape(bytes, special) {
+                at = special + 2;
+            } else {
+                return self.special(bytes, special, key);
+            }
+        }
+        while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+            let mut specials = specials(block);
+            let mut next = at + BLOCK;
+            while specials != 0 {
+                let first = specials.trailing_zeros();
+                let special = at + first as usize;
+                if !is_plain_escape(bytes, special) {
+                    return self.special(bytes, special, key);
+                }
+                // The second byte of an escape may be in the next block.
+                specials &= !(0b11 << first);
+                next = next.max(special + 2);
+            }
+            at = next;
+        }
+        while let Some(byte) = bytes.get(at) {
+            if !matches!(byte, b'"' | b'\\' | 0..=0x1f) {
+                at += 1;
+            } else if is_plain_escape(bytes, at) {
+                at += 2;
+            } else {
+                return self.special(bytes, at, key);
+            }
+        }
+        Ok(at)
     }
 
     /// A byte that ends plain text: `\u`, and an escape cut by the piece's end, go on by steps.
@@ -375,47 +371,6 @@ impl Number {
     const fn may_end(self) -> bool {
         matches!(self, Self::Zero | Self::Integer | Self::Fraction | Self::Exponent)
     }
-}
-
-/// The first byte from `at` on that is neither plain text of a string nor one of its usual escapes.
-fn plain_until(bytes: &[u8], mut at: usize) -> usize {
-    // Most strings are keys and kinds, and end before this.
-    if let Some(sixteen) = bytes[at..].first_chunk() {
-        let specials = specials_of_sixteen(sixteen);
-        let special = at + specials.trailing_zeros() as usize;
-        if specials == 0 {
-            at += 16;
-        } else if is_plain_escape(bytes, special) {
-            at = special + 2;
-        } else {
-            return special;
-        }
-    }
-    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
-        let mut specials = specials(block);
-        let mut next = at + BLOCK;
-        while specials != 0 {
-            let first = specials.trailing_zeros();
-            let special = at + first as usize;
-            if !is_plain_escape(bytes, special) {
-                return special;
-            }
-            // The second byte of an escape may be in the next block.
-            specials &= !(0b11 << first);
-            next = next.max(special + 2);
-        }
-        at = next;
-    }
-    while let Some(byte) = bytes.get(at) {
-        if !matches!(byte, b'"' | b'\\' | 0..=0x1f) {
-            at += 1;
-        } else if is_plain_escape(bytes, at) {
-            at += 2;
-        } else {
-            break;
-        }
-    }
-    at
 }
 
 /// A backslash and a letter that go through unchanged, whole.

@@ -15,7 +15,7 @@ use crate::store::{SpoolPosition, Store};
 /// Read at once, into one transaction; a longer single line is read whole all the same.
 const BATCH: u64 = 4 << 20;
 /// Lines parsed before others get a turn on this thread.
-const TURN: usize = 512;
+const TURN: usize = 64;
 const SYNC_EVERY: u32 = 4;
 const RETRY: Duration = Duration::from_secs(1);
 

@@ -14,9 +14,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::ErrorFields;
-use super::body::Body;
 use super::usage::codex;
 use crate::sse::{Event, Scanner};
+
+/// JSON answers up to this size are kept for reading their token counts.
+const JSON_MAX: usize = 16 << 20;
 
 #[derive(Debug)]
 pub struct Tap {
@@ -39,9 +41,36 @@ pub struct Tap {
 #[derive(Debug)]
 enum Format {
     Events(Scanner),
-    Json(Box<Body>),
+    Json(Kept),
     /// Compressed though nobody asked for it: passed on, and not understood.
     Opaque,
+}
+
+/// The pieces of a JSON body as they came, shared with whoever forwards them.
+#[derive(Debug, Default)]
+struct Kept {
+    pieces: Vec<Bytes>,
+    size: usize,
+}
+
+impl Kept {
+    fn push(&mut self, bytes: &Bytes) {
+        self.size += bytes.len();
+        if self.size > JSON_MAX {
+            self.pieces.clear();
+        } else {
+            self.pieces.push(bytes.clone());
+        }
+    }
+
+    /// `None`: too large to be kept.
+    fn join(mut self) -> Option<Bytes> {
+        match self.pieces.as_mut_slice() {
+            _ if self.size > JSON_MAX => None,
+            [one] => Some(std::mem::take(one)),
+            many => Some(many.concat().into()),
+        }
+    }
 }
 
 impl Tap {
@@ -50,7 +79,7 @@ impl Tap {
         let format = if is_event_stream {
             Format::Events(Scanner::default())
         } else {
-            Format::Json(Box::default())
+            Format::Json(Kept::default())
         };
         Self::with(surface, format, now)
     }
@@ -92,7 +121,7 @@ impl Tap {
                 self.semantic = true;
                 return;
             }
-            Format::Json(body) => return body.feed(bytes),
+            Format::Json(kept) => return kept.push(bytes),
         };
         scanner.feed(bytes, |event| {
             let kind = event_type(&event);
@@ -108,25 +137,29 @@ impl Tap {
             self.semantic = true;
             self.finished = true;
         }
-        if let Format::Json(body) = &mut self.format {
-            let body = std::mem::take(&mut **body);
+        if let Format::Json(kept) = &mut self.format {
+            let kept = std::mem::take(kept);
             self.semantic = true;
             self.finished = true;
-            self.read_body(body);
+            if let Some(body) = kept.join() {
+                self.read_body(&body);
+            }
         }
         self.finished
     }
 
-    fn read_body(&mut self, body: Body) {
-        let Ok(members) = body.end() else {
+    /// Most bodies are parsed once: what is a report is also JSON. Text is checked apart, since what
+    /// serde skips may be any bytes.
+    fn read_body(&mut self, body: &[u8]) {
+        let Ok(text) = std::str::from_utf8(body) else {
             self.garbled = true;
             return;
         };
-        // An unforeseen type is no garbage.
-        if let Ok(usage) = serde_json::from_slice::<Usage>(&members.usage) {
-            self.usage.update(usage.disjoint());
+        match serde_json::from_str(text) {
+            Ok(report) => self.note(report),
+            // An unforeseen type somewhere is no garbage.
+            Err(_) => self.garbled = serde_json::from_str::<&RawValue>(text).is_err(),
         }
-        self.response_id = serde_json::from_slice(&members.id).ok();
     }
 
     pub fn is_event_stream(&self) -> bool {

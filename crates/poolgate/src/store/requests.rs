@@ -37,7 +37,7 @@ pub struct Before {
 
 /// Rows per statement. Each table has one statement, prepared once, whatever the number of rows:
 /// values not bound are NULL, and rows without an id are left out.
-const ROWS: usize = 400;
+const ROWS: usize = 100;
 
 static BEGINS: LazyLock<String> = LazyLock::new(|| {
     let columns = "id, started_at, key_id, surface, model, stream, account_id";
