@@ -18,6 +18,7 @@
 //! | [`availability`] | may this account take this request now, and if not, until when |
 //! | [`gate`] | models with a limit of their own, and what that changes |
 //! | [`choose`] | of those that may, which one |
+//! | [`line`] | of those that wait, who is next |
 //! | [`strategy`] | how the strategies score and pick |
 //! | [`affinity`] | which account a session belongs to, and for how long |
 //! | [`explain`] | the same choice, said for each account |
@@ -32,6 +33,7 @@ pub mod choose;
 pub mod explain;
 pub mod gate;
 pub mod health;
+pub mod line;
 pub mod network;
 pub mod outcome;
 pub mod poll;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -18,8 +17,6 @@ use crate::secret::MasterKey;
 use crate::store::Store;
 use crate::tasks::Tasks;
 
-/// Requests that may wait for an account at the same time.
-const WAITING: usize = 64;
 const OWNERS_LOADED: i64 = 100_000;
 
 #[derive(Debug)]
@@ -37,7 +34,6 @@ pub struct App {
     pub egress: Egress,
     pub issuers: Issuers,
     pub lanes: Lanes,
-    pub waiting: Semaphore,
     pub catalogue: Catalogue,
     pub gates: Gates,
     /// SHA-256 of the operator's token, which stands in a file only the operator can read.
@@ -83,7 +79,6 @@ impl App {
         let app = Arc::new(Self {
             egress: Egress::new(config.limits.connect_timeout, config.workers)?,
             lanes: Lanes::new(&config.limits),
-            waiting: Semaphore::new(WAITING),
             admin_token: crate::admin::load_token(&config.data_dir)?,
             issuers: Issuers::default(),
             keys: Keys::default(),

@@ -9,6 +9,7 @@ mod decision;
 mod evidence;
 mod lease;
 mod leasing;
+pub mod line;
 mod load;
 mod polling;
 mod view;
@@ -34,6 +35,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
 use crate::credentials::Credential;
+
+use line::Line;
 
 pub use decision::{Candidate, Decision};
 pub use lease::{Lease, Refused, Wish};
@@ -68,8 +71,8 @@ pub struct Account {
 #[derive(Debug)]
 pub struct Pool {
     state: Mutex<State>,
-    /// Rung whenever an account may have become able to serve.
-    freed: Notify,
+    /// Requests that wait until an account may have become able to serve.
+    line: Arc<Line>,
     /// Rung when an account is to be polled now.
     polls: Arc<Notify>,
 }
@@ -157,7 +160,7 @@ impl Default for Pool {
             polls_on: false,
             polls: Arc::clone(&polls),
         };
-        Self { state: Mutex::new(state), freed: Notify::new(), polls }
+        Self { state: Mutex::new(state), line: Arc::default(), polls }
     }
 }
 
@@ -199,14 +202,12 @@ impl Pool {
         });
         state.pools = members;
         drop(state);
-        self.freed.notify_waiters();
+        self.line.freed();
         self.polls.notify_one();
     }
 
-    /// Resolves when an account may have become able to serve. Made before asking for a lease, it
-    /// misses nothing.
-    pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
-        self.freed.notified()
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
     }
 
     /// The lease that was probing is over, whatever it found.
@@ -219,7 +220,7 @@ impl Pool {
             ours
         });
         if ended == Some(true) {
-            self.freed.notify_waiters();
+            self.line.freed();
         }
     }
 
@@ -227,7 +228,7 @@ impl Pool {
         self.with(id, |live| {
             live.facts.in_flight = live.facts.in_flight.saturating_sub(1);
         });
-        self.freed.notify_waiters();
+        self.line.freed();
     }
 
     fn with<T>(&self, id: AccountId, change: impl FnOnce(&mut Live) -> T) -> Option<T> {

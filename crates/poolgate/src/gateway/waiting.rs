@@ -1,12 +1,12 @@
 //! Getting an account, and saying why there is none.
 
-use std::pin::pin;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use poolgate_core::account::AccountId;
-use poolgate_core::choose::{COOLDOWN_WAIT, Later, Refusal};
-use tokio::time::{Instant, sleep};
+use poolgate_core::choose::{BUSY_WAIT, COOLDOWN_WAIT, Later, Refusal};
+use tokio::time::Instant;
 
 use super::Call;
 use crate::app::App;
@@ -25,37 +25,52 @@ fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
     }
 }
 
-/// Waits, within bounds, while somebody is expected to become able.
+/// Waits in line, within bounds, while somebody is expected to become able.
 pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<Lease, Refused> {
     let wish = wish(call, tried);
     let started = Instant::now();
-    let mut place = None;
+    let join = || app.pool.line().join(call.caller.key.id, wants(&wish));
+    // Behind those who wait already; when the line is full, what is left for them to find.
+    let mut waiter = (app.pool.line().waiting() > 0).then(join).flatten();
+    let mut until = started + BUSY_WAIT;
     loop {
-        // Enabled before asking, so that nothing freed in between is missed.
-        let mut freed = pin!(app.pool.freed());
-        freed.as_mut().enable();
+        if let Some(waiter) = &waiter {
+            waiter.called(until).await;
+        }
         let now = app.clock.now();
         let refused = match app.pool.lease(&wish, now) {
-            Ok(lease) => return Ok(lease),
+            Ok(lease) => {
+                if let Some(waiter) = waiter {
+                    waiter.served();
+                }
+                return Ok(lease);
+            }
             Err(refused) => refused,
         };
         // By the steady clock: the wall clock may be set meanwhile.
         let since = now.minus(started.elapsed());
-        let Some(until) = refused.refusal.wait_until(since, now) else {
+        let Some(at) = refused.refusal.wait_until(since, now) else {
             return Err(refused);
         };
-        if place.is_none() {
-            place = app.waiting.try_acquire().ok();
-        }
-        if place.is_none() {
-            // The queue is full.
+        until = Instant::now() + now.until(at);
+        let stays = if let Some(waiter) = &waiter {
+            waiter.stays()
+        } else {
+            waiter = join();
+            waiter.is_some()
+        };
+        if !stays {
             return Err(refused);
         }
-        tokio::select! {
-            () = freed => {}
-            () = sleep(now.until(until)) => {}
-        }
     }
+}
+
+/// Equal for requests that the same accounts can serve.
+fn wants(wish: &Wish<'_>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Wish { pools, ask, owner, tried, .. } = wish;
+    (pools, ask.surface, ask.model, owner, tried).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What to tell the client now that `tried` have failed: what the pool as a whole has left, or else

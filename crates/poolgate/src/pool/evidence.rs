@@ -96,7 +96,7 @@ impl Pool {
                 live.facts.health.quota_is_left(asked_at);
             }
         });
-        self.freed.notify_waiters();
+        self.line.freed();
     }
 
     /// What an attempt came to.
@@ -115,7 +115,7 @@ impl Pool {
         }
         drop(state);
         if outcome == Outcome::Served {
-            self.freed.notify_waiters();
+            self.line.freed();
         }
     }
 
@@ -124,7 +124,7 @@ impl Pool {
         for id in ids {
             self.with(*id, |live| live.facts.health.take_back(outcome, since));
         }
-        self.freed.notify_waiters();
+        self.line.freed();
     }
 
     pub fn note_failover(&self, id: AccountId) {
@@ -160,7 +160,7 @@ impl Pool {
             });
             live.unsaved_stop |= live.facts.health.stop != stop;
         });
-        self.freed.notify_waiters();
+        self.line.freed();
         self.polls.notify_one();
     }
 

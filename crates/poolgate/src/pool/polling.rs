@@ -181,7 +181,7 @@ impl Polling {
             live.end_poll_probe();
             change(live)
         });
-        self.pool.freed.notify_waiters();
+        self.pool.line.freed();
         self.pool.polls.notify_one();
         done
     }

@@ -1,8 +1,9 @@
 //! Who is chosen.
 
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
+use http::Method;
 use poolgate_sim::Fault;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::harness::PATIENCE;
@@ -55,6 +56,63 @@ async fn sub2api_s7_a_request_waits_for_the_only_slot() {
     let (first, second) = join(h.post(CODEX, &body), h.post(CODEX, &body)).await;
     assert_eq!((first.status.as_u16(), second.status.as_u16()), (200, 200));
     assert_eq!(h.asked(), ["a", "a"]);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn spec_9_requests_that_wait_are_served_in_turn() {
+    let (h, a) = Harness::start(|s: &mut Setup| {
+        let a = s.codex("a");
+        s.settings("a").max_concurrency = Some(1);
+        a
+    })
+    .await;
+    a.fault(Fault::slow_drip(400, Duration::from_millis(20))).times(1);
+    let other = format!("Bearer {}", h.new_key("other", &[], &[]).await);
+    let ours = format!("Bearer {}", h.key);
+    let one = async |name: &'static str, key: &str, before: usize| {
+        let pool = &h.app.pool;
+        while pool.in_flight() as usize + pool.line().waiting() < before {
+            tokio::task::yield_now().await;
+        }
+        let headers = [("authorization", key), ("content-type", "application/json")];
+        let body = responses(name, true).to_string();
+        assert_eq!(h.send(Method::POST, CODEX, &headers, body.into()).await.status, 200);
+    };
+    tokio::join!(
+        one("first", &ours, 0),
+        one("second", &ours, 1),
+        one("third", &ours, 2),
+        one("fourth", &ours, 3),
+        one("another key's", &other, 4),
+    );
+    let served: Vec<String> = h
+        .sim
+        .journal()
+        .iter()
+        .map(|entry| serde_json::from_slice::<Value>(&entry.body).unwrap())
+        .map(|body| body["input"][0]["content"][0]["text"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(served, ["first", "second", "another key's", "third", "fourth"]);
+    assert_eq!(h.app.pool.line().waiting(), 0);
+    h.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spec_9_nobody_in_the_line_is_forgotten() {
+    let (h, _) = Harness::start(|s: &mut Setup| {
+        ["a", "b"].map(|name| {
+            s.codex(name);
+            s.settings(name).max_concurrency = Some(1);
+        })
+    })
+    .await;
+    for _ in 0..5 {
+        let body = responses("hi", true);
+        let all = join_all((0..60).map(|_| h.post(CODEX, &body))).await;
+        assert!(all.iter().all(|got| got.status == 200));
+    }
+    assert_eq!((h.app.pool.line().waiting(), h.app.pool.in_flight()), (0, 0));
     h.finish().await;
 }
 
