@@ -213,6 +213,15 @@ impl Relay {
         Some(Bytes::from(text))
     }
 
+    /// Counts what is about to leave, and settles before the last of it does.
+    fn hand_on(&mut self, data: Bytes) -> Option<Bytes> {
+        if !data.is_empty() {
+            self.record.relayed(data.len());
+        }
+        self.settle_if_finished();
+        (!data.is_empty()).then_some(data)
+    }
+
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         loop {
             match self.state {
@@ -228,13 +237,11 @@ impl Relay {
                 Some(Ok(data)) => {
                     let told = std::mem::take(&mut self.opening.tap.readings);
                     observe_events(&self.app, &self.lease.account, &told);
-                    self.settle_if_finished();
                     let data = match &mut self.splitter {
                         Some(splitter) => splitter.pass(&data),
                         None => data,
                     };
-                    if !data.is_empty() {
-                        self.record.relayed(data.len());
+                    if let Some(data) = self.hand_on(data) {
                         return Poll::Ready(Some(Ok(data)));
                     }
                 }
@@ -248,10 +255,8 @@ impl Relay {
                 }
                 None => {
                     self.state = State::Over;
-                    self.settle_if_finished();
-                    if let Some(rest) = self.splitter.as_mut().map(Splitter::rest)
-                        && !rest.is_empty()
-                    {
+                    let rest = self.splitter.as_mut().map(Splitter::rest).unwrap_or_default();
+                    if let Some(rest) = self.hand_on(rest) {
                         return Poll::Ready(Some(Ok(rest)));
                     }
                 }

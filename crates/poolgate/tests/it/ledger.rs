@@ -55,6 +55,18 @@ async fn attempts_and_refusals_have_their_rows() {
 }
 
 #[tokio::test]
+async fn every_byte_of_an_answer_is_counted() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    let json = h.post("/v1/responses", &responses("hi", false)).await;
+    let stream = h.post("/v1/responses", &responses("hi", true)).await;
+    assert!(h.outcomes().await.iter().all(|(outcome, _)| outcome == "complete"));
+    let rows = h.rows("SELECT bytes, first_ms IS NOT NULL FROM requests ORDER BY id").await;
+    let sizes = [json, stream].map(|answer| answer.body.len().to_string());
+    assert_eq!(rows, sizes.map(|size| [size, "1".to_owned()]));
+    h.finish().await;
+}
+
+#[tokio::test]
 async fn a_full_spool_refuses_instead_of_dropping() {
     let mut setup = Setup::new().await;
     setup.codex("a");
