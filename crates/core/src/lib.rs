@@ -18,6 +18,7 @@
 //! | [`availability`] | may this account take this request now, and if not, until when |
 //! | [`gate`] | models with a limit of their own, and what that changes |
 //! | [`choose`] | of those that may, which one |
+//! | [`limits`] | what a pool has left, as one account would tell it |
 //! | [`line`] | of those that wait, who is next |
 //! | [`strategy`] | how the strategies score and pick |
 //! | [`affinity`] | which account a session belongs to, and for how long |
@@ -33,6 +34,7 @@ pub mod choose;
 pub mod explain;
 pub mod gate;
 pub mod health;
+pub mod limits;
 pub mod line;
 pub mod network;
 pub mod outcome;
