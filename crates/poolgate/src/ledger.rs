@@ -20,7 +20,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use poolgate_core::units::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeSeq;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::store::Store;
 use crate::tasks::Tasks;
@@ -30,65 +31,52 @@ pub use spool::Spool;
 
 /// A request that is about to be sent upstream. Text is borrowed: names from the program where a
 /// record is made, the spool's bytes where it is read.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Written as an array in the order of the fields, and read by serde, which takes arrays for structs.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Begin<'a> {
     /// Stands before the JSON in its line.
     #[serde(skip)]
     pub id: Cow<'a, str>,
     /// Milliseconds since the Unix epoch, as all times here.
     pub at: i64,
-    #[serde(rename = "k")]
     pub key: i64,
-    #[serde(borrow, rename = "s")]
+    #[serde(borrow)]
     pub surface: Cow<'a, str>,
-    #[serde(borrow, rename = "m")]
+    #[serde(borrow)]
     pub model: Cow<'a, str>,
-    #[serde(rename = "t")]
     pub stream: bool,
-    #[serde(rename = "a", skip_serializing_if = "Option::is_none")]
     pub account: Option<i64>,
 }
 
-/// A request that has ended, with everything known of it; `D` as in [`Ended`].
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// A request that has ended, with everything known of it; `D` as in [`Ended`]. Written as [`Begin`]
+/// is.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct End<'a, D> {
-    #[serde(borrow, rename = "b")]
+    #[serde(borrow)]
     pub begin: Begin<'a>,
     /// What the client was answered; 0: it left before.
-    #[serde(rename = "u")]
     pub status: u16,
     /// `complete`, `refused`, `client_left`, `upstream_broke`.
-    #[serde(borrow, rename = "o")]
+    #[serde(borrow)]
     pub outcome: Cow<'a, str>,
-    #[serde(rename = "c", skip_serializing_if = "Option::is_none")]
     pub code: Option<Cow<'a, str>>,
     /// Waiting for an account; to the upstream's head; to the first byte for the client; in all.
-    #[serde(rename = "w")]
     pub wait_ms: i64,
-    #[serde(rename = "h", skip_serializing_if = "Option::is_none")]
     pub head_ms: Option<i64>,
-    #[serde(rename = "f", skip_serializing_if = "Option::is_none")]
     pub first_ms: Option<i64>,
-    #[serde(rename = "l")]
     pub total_ms: i64,
-    #[serde(rename = "i", skip_serializing_if = "Option::is_none")]
     pub input: Option<u64>,
-    #[serde(rename = "p", skip_serializing_if = "Option::is_none")]
     pub output: Option<u64>,
-    #[serde(rename = "r", skip_serializing_if = "Option::is_none")]
     pub cache_read: Option<u64>,
-    #[serde(rename = "v", skip_serializing_if = "Option::is_none")]
     pub cache_write: Option<u64>,
-    #[serde(rename = "n", skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<u64>,
     /// Relayed to the client.
-    #[serde(rename = "y")]
     pub bytes: u64,
     /// Those that came to nothing; the one that answered is the request itself.
-    #[serde(borrow, rename = "x")]
+    #[serde(borrow)]
     pub failed: Vec<AttemptRecord<'a>>,
     /// The response whose state the account now holds.
-    #[serde(rename = "z", skip_serializing_if = "Option::is_none")]
     pub owns: Option<String>,
     /// Why it went where it went, one for each time it was asked. Stands behind the JSON in its line.
     #[serde(skip)]
@@ -108,6 +96,36 @@ pub struct AttemptRecord<'a> {
     pub ms: i64,
 }
 
+impl Serialize for Begin<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { id: _, at, key, surface, model, stream, account } = self;
+        (at, key, surface, model, stream, account).serialize(serializer)
+    }
+}
+
+impl<D> Serialize for End<'_, D> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_seq(None)?;
+        fields.serialize_element(&self.begin)?;
+        fields.serialize_element(&self.status)?;
+        fields.serialize_element(&self.outcome)?;
+        fields.serialize_element(&self.code)?;
+        fields.serialize_element(&self.wait_ms)?;
+        fields.serialize_element(&self.head_ms)?;
+        fields.serialize_element(&self.first_ms)?;
+        fields.serialize_element(&self.total_ms)?;
+        fields.serialize_element(&self.input)?;
+        fields.serialize_element(&self.output)?;
+        fields.serialize_element(&self.cache_read)?;
+        fields.serialize_element(&self.cache_write)?;
+        fields.serialize_element(&self.reasoning)?;
+        fields.serialize_element(&self.bytes)?;
+        fields.serialize_element(&self.failed)?;
+        fields.serialize_element(&self.owns)?;
+        fields.end()
+    }
+}
+
 impl<D> End<'_, D> {
     /// Response id and account, when the account holds state that later requests refer to.
     pub fn owner(&self) -> Option<(&str, i64, &Begin<'_>)> {
@@ -117,8 +135,7 @@ impl<D> End<'_, D> {
 
 /// A line of the spool is one of these, the request's id, a record as JSON, and for an end a tab and
 /// its decisions. The id stands apart so that a begin whose end is known need not be parsed, the
-/// decisions because nobody parses them. Names in the JSON are short: each request has them written
-/// and read once.
+/// decisions because nobody parses them.
 const BEGIN: u8 = b'B';
 const END: u8 = b'E';
 

@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::{BEGIN, Begin, END, EVERY, Ended, Spool, archive};
 use crate::store::{SpoolPosition, Store};
 
-/// Read at once, into one transaction; a longer single line is read whole all the same.
-const BATCH: u64 = 4 << 20;
+/// Read at once, into one transaction; a longer single line is read whole all the same. Small enough
+/// to stay in the processor's cache and to be allocated where the last batch was.
+const BATCH: u64 = 256 << 10;
 /// Lines parsed before others get a turn on this thread.
 const TURN: usize = 64;
 const SYNC_EVERY: u32 = 4;
@@ -197,7 +198,7 @@ struct Line<'a> {
 impl<'a> Line<'a> {
     fn split(line: &'a str) -> Option<Self> {
         let kind = *line.as_bytes().first().filter(|kind| kind.is_ascii())?;
-        let (id, rest) = line[1..].split_at(line[1..].find('{')?);
+        let (id, rest) = line[1..].split_at(memchr::memchr(b'[', &line.as_bytes()[1..])?);
         let tab = memchr::memrchr(b'\t', rest.as_bytes());
         let (json, decisions) = tab.map_or((rest, ""), |tab| (&rest[..tab], &rest[tab + 1..]));
         Some(Self { kind, id, json, decisions })
@@ -263,6 +264,46 @@ mod tests {
         assert_eq!(store.outcomes().await.unwrap(), want);
     }
 
+    #[test]
+    fn what_is_written_is_read_back() {
+        let end: Ended<'_> = Ended {
+            begin: Begin {
+                id: Cow::default(),
+                at: 1,
+                key: 2,
+                surface: "chat".into(),
+                model: "a \"model\"".into(),
+                stream: true,
+                account: Some(3),
+            },
+            status: 4,
+            outcome: "complete".into(),
+            code: Some("code".into()),
+            wait_ms: 5,
+            head_ms: Some(6),
+            first_ms: Some(7),
+            total_ms: 8,
+            input: Some(9),
+            output: Some(10),
+            cache_read: Some(11),
+            cache_write: Some(12),
+            reasoning: Some(13),
+            bytes: 14,
+            failed: vec![AttemptRecord {
+                account: 15,
+                outcome: "lost".into(),
+                status: Some(16),
+                ms: 17,
+            }],
+            owns: Some("r".into()),
+            decisions: "",
+        };
+        for end in [end, Ended::default()] {
+            let line = serde_json::to_string(&end).unwrap();
+            assert_eq!(Line::ended(&line), Some(end), "{line}");
+        }
+    }
+
     #[tokio::test]
     async fn a_crash_between_append_and_move_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
@@ -274,7 +315,7 @@ mod tests {
         assert!(!spool.has_room(), "and a full spool says so");
         let segment = spool.path(1);
         let mut torn = std::fs::read(&segment).unwrap();
-        torn.extend_from_slice(b"\nEb{\"begin\":{\"at\":5");
+        torn.extend_from_slice(b"\nEb[[5,1");
         std::fs::write(&segment, torn).unwrap();
         store.close().await;
 

@@ -1,8 +1,8 @@
 //! The writing side: append-only segments of lines.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -122,7 +122,9 @@ impl Spool {
         line.push(b'\n');
         let bytes = u64::try_from(line.len()).unwrap_or(0);
         let writer = self.writer.read();
-        (&writer.file).write_all(&line)?;
+        // Appending, whatever the offset (pwrite(2), BUGS); a plain write would have the two threads
+        // wait for the file's own position.
+        writer.file.write_all_at(&line, 0)?;
         let length = writer.length.fetch_add(bytes, Ordering::Relaxed) + bytes;
         drop(writer);
         self.appended.fetch_add(bytes, Ordering::Relaxed);

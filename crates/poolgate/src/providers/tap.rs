@@ -19,6 +19,8 @@ use crate::sse::{Event, Scanner};
 
 /// JSON answers up to this size are kept for reading their token counts.
 const JSON_MAX: usize = 16 << 20;
+/// The counts are looked for in no longer an end of a JSON body.
+const END_MAX: usize = 4 << 10;
 
 #[derive(Debug)]
 pub struct Tap {
@@ -142,7 +144,12 @@ impl Tap {
             self.semantic = true;
             self.finished = true;
             if let Some(body) = kept.join() {
-                self.read_body(&body);
+                // Only a response is ever asked for again by its id.
+                let needs_id = self.surface == Surface::Responses;
+                match ends_of_body(&body).filter(|report| report.id.is_some() || !needs_id) {
+                    Some(report) => self.note(report),
+                    None => self.read_body(&body),
+                }
             }
         }
         self.finished
@@ -264,6 +271,29 @@ impl Tap {
             self.response_id = id;
         }
     }
+}
+
+/// What matters of a JSON body stands at its ends: the id in front and the counts behind, so that the
+/// text between need not be parsed. `None`: not so here, it has to be read whole.
+///
+/// `"usage"` with both quotes is inside no text of valid JSON, where its quotes would be escaped. And
+/// if what begins there is the rest of exactly one object, that object is the body itself.
+fn ends_of_body(body: &[u8]) -> Option<Report> {
+    let inside = body.trim_ascii_start().strip_prefix(b"{")?;
+    let rest = &body[memmem::rfind(body, b"\"usage\"")?..];
+    if rest.len() > END_MAX {
+        return None;
+    }
+    let report: Report = serde_json::from_slice(&[b"{", rest].concat()).ok()?;
+    Some(Report { id: first_id(inside), ..report })
+}
+
+/// The id, if it comes first.
+fn first_id(inside: &[u8]) -> Option<String> {
+    let rest = inside.trim_ascii_start().strip_prefix(b"\"id\"")?.trim_ascii_start();
+    let rest = rest.strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
+    let end = memchr::memchr2(b'"', b'\\', rest).filter(|end| rest[*end] == b'"')?;
+    str::from_utf8(&rest[..end]).ok().map(str::to_owned)
 }
 
 /// The event's name, or the `type` inside its data when the stream does not name events.
