@@ -9,12 +9,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
+use poolgate_core::limits::Limits;
 use poolgate_core::units::Timestamp;
 use serde_json::{Value, json};
 
 use crate::json::{Invalid, WrongType};
+use crate::limits::{add_claude_headers, add_codex_headers};
 
 /// Whose error envelope the caller parses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +68,7 @@ pub enum Error {
     #[error("no account can serve this: it takes one of kind {0}")]
     NoFittingAccount(&'static str),
     #[error("{}", exhausted_text(*.resets_at))]
-    Exhausted { resets_at: Option<Timestamp>, now: Timestamp },
+    Exhausted { resets_at: Option<Timestamp>, now: Timestamp, limits: Option<Box<Limits>> },
     #[error("no account can serve this right now, try again in {}", seconds_text(*.retry_after))]
     Unavailable { retry_after: Duration },
     #[error("no account is able to serve: an operator must look after them")]
@@ -159,7 +161,7 @@ impl Error {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Exhausted { resets_at, now } => {
+            Self::Exhausted { resets_at, now, .. } => {
                 Some(resets_at.map_or(LONG_WAIT * 5, |at| now.until(at)))
             }
             Self::Unavailable { retry_after } => Some(*retry_after),
@@ -209,10 +211,8 @@ impl Error {
                 headers.insert("x-should-retry", HeaderValue::from_static("false"));
             }
         }
-        if let Self::Exhausted { resets_at: Some(at), .. } = self {
-            for (name, value) in exhausted_headers(dialect, *at) {
-                headers.insert(HeaderName::from_static(name), value);
-            }
+        if let Self::Exhausted { resets_at, now, limits } = self {
+            exhausted_headers(dialect, *resets_at, *now, limits.as_deref(), headers);
         }
     }
 
@@ -226,7 +226,10 @@ impl Error {
             Dialect::OpenAi => {
                 let mut error = json!({"message": message, "type": openai_type(status),
                     "param": null, "code": code});
-                if let Self::Exhausted { resets_at, now } = self {
+                if let Self::Exhausted { resets_at, now, limits } = self {
+                    if let Some(plan) = limits.as_ref().and_then(|limits| limits.plan.as_ref()) {
+                        error["plan_type"] = plan.as_str().into();
+                    }
                     error["type"] = "usage_limit_reached".into();
                     if let Some(at) = resets_at {
                         error["resets_at"] = at.unix_seconds().into();
@@ -239,24 +242,38 @@ impl Error {
     }
 }
 
-fn exhausted_headers(dialect: Dialect, resets_at: Timestamp) -> Vec<(&'static str, HeaderValue)> {
-    let reset = HeaderValue::from(resets_at.unix_seconds());
+/// The pool's limits, and whatever they are, that nothing is left: it may be a model's own limit.
+fn exhausted_headers(
+    dialect: Dialect,
+    resets_at: Option<Timestamp>,
+    now: Timestamp,
+    limits: Option<&Limits>,
+    headers: &mut HeaderMap,
+) {
     let text = HeaderValue::from_static;
-    match dialect {
-        Dialect::OpenAi => vec![
-            ("x-codex-primary-used-percent", text("100")),
-            ("x-codex-primary-window-minutes", text("300")),
-            ("x-codex-primary-reset-at", reset),
-        ],
-        Dialect::Anthropic => vec![
-            ("anthropic-ratelimit-unified-status", text("rejected")),
-            ("anthropic-ratelimit-unified-representative-claim", text("five_hour")),
-            ("anthropic-ratelimit-unified-reset", reset.clone()),
-            ("anthropic-ratelimit-unified-5h-status", text("rejected")),
-            ("anthropic-ratelimit-unified-5h-utilization", text("1")),
-            ("anthropic-ratelimit-unified-5h-reset", reset),
-        ],
-        Dialect::Plain => vec![],
+    let reset = resets_at.map(|at| HeaderValue::from(at.unix_seconds()));
+    match (dialect, limits) {
+        (Dialect::OpenAi, Some(limits)) => add_codex_headers(headers, limits),
+        (Dialect::OpenAi, None) => {
+            headers.insert("x-codex-primary-used-percent", text("100"));
+            headers.insert("x-codex-primary-window-minutes", text("300"));
+            reset.map(|reset| headers.insert("x-codex-primary-reset-at", reset));
+        }
+        (Dialect::Anthropic, limits) => {
+            if let Some(limits) = limits {
+                add_claude_headers(headers, limits, now);
+            } else {
+                let claim = "anthropic-ratelimit-unified-representative-claim";
+                headers.insert(claim, text("five_hour"));
+                headers.insert("anthropic-ratelimit-unified-5h-status", text("rejected"));
+                headers.insert("anthropic-ratelimit-unified-5h-utilization", text("1"));
+                let name = "anthropic-ratelimit-unified-5h-reset";
+                reset.clone().map(|reset| headers.insert(name, reset));
+            }
+            headers.insert("anthropic-ratelimit-unified-status", text("rejected"));
+            reset.map(|reset| headers.insert("anthropic-ratelimit-unified-reset", reset));
+        }
+        (Dialect::Plain, _) => {}
     }
 }
 
@@ -299,7 +316,11 @@ mod tests {
     }
 
     fn exhausted(seconds: u64) -> Error {
-        Error::Exhausted { resets_at: Some(NOW.plus(Duration::from_secs(seconds))), now: NOW }
+        Error::Exhausted {
+            resets_at: Some(NOW.plus(Duration::from_secs(seconds))),
+            now: NOW,
+            limits: None,
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod authenticate;
 mod dispatch;
 mod headers;
 mod judge;
+mod limits;
 mod models;
 mod opening;
 mod prepare;
@@ -57,6 +58,7 @@ pub use relay::Outgoing;
 use relay::{Relay, Relayed};
 use route::{Contract, Endpoint};
 use settle::{Ending, Record};
+use splitter::CodexEvents;
 
 /// A request that has been understood.
 #[derive(Debug)]
@@ -111,6 +113,10 @@ async fn forward(
         Endpoint::Models(list) => {
             let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
             models::list(&app, &caller, list, headers).await
+        }
+        Endpoint::Limits(question) => {
+            let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
+            limits::answer(&app, &caller, question).await
         }
         Endpoint::Proxy { surface, contract } => {
             proxy(app, head, body, dialect, (surface, contract)).await
@@ -209,15 +215,18 @@ fn answer(
             let mut response = Response::new(());
             *response.status_mut() = answer.head.status;
             *response.headers_mut() = headers::to_client(&answer.head.headers);
+            limits::tell(&app, &caller.key, surface, response.headers_mut());
             remember_turn(&app, &caller, &lease, &answer.head.headers);
             let of = Relayed {
                 surface,
                 model: request_head.model,
-                key_id: caller.key.id,
+                key: caller.key,
                 stores: request_head.stores && lease.account.kind != Kind::Codex,
                 gate,
-                drop_codex_events: contract == Contract::Strict
-                    && lease.account.kind == Kind::Codex,
+                codex_events: (lease.account.kind == Kind::Codex).then_some(match contract {
+                    Contract::Strict => CodexEvents::LeftOut,
+                    Contract::Codex => CodexEvents::LimitsExchanged,
+                }),
             };
             return Served::Relay(response, Box::new((app, lease, permit, answer.opening, of)));
         }
@@ -240,6 +249,7 @@ fn answer(
     let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));
     *response.status_mut() = status;
     *response.headers_mut() = headers::to_client(&reply.head.headers);
+    limits::tell(&app, &caller.key, surface, response.headers_mut());
     Served::Whole(response)
 }
 

@@ -30,6 +30,11 @@ impl Keys {
         row.is_valid(now).then_some(row)
     }
 
+    /// It is still valid.
+    pub fn is_known(&self, key: &ClientKeyRow, now: Timestamp) -> bool {
+        self.0.load().get(&key.digest).is_some_and(|row| row.is_valid(now))
+    }
+
     /// The valid key of that name.
     pub fn named(&self, name: &str, now: Timestamp) -> Option<Arc<ClientKeyRow>> {
         let rows = self.0.load();

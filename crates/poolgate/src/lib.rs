@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod json;
 pub mod keys;
 pub mod ledger;
+pub mod limits;
 pub mod pool;
 pub mod providers;
 pub mod secret;

@@ -9,6 +9,7 @@ mod decision;
 mod evidence;
 mod lease;
 mod leasing;
+mod limits;
 pub mod line;
 mod load;
 mod polling;
@@ -40,6 +41,7 @@ use line::Line;
 
 pub use decision::{Candidate, Decision};
 pub use lease::{Lease, Refused, Wish};
+pub use limits::subscription;
 pub use load::{load, plan_weight, resolve};
 pub use polling::Polling;
 pub use view::{AccountView, PoolView, WindowView};

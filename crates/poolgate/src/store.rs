@@ -10,6 +10,7 @@ mod explained;
 mod history;
 mod refreshes;
 mod requests;
+mod used;
 
 use std::path::Path;
 use std::time::Duration;

@@ -9,10 +9,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config::Limits;
 use crate::error::Error;
 
+/// Streams that tell of changes.
+const WATCHERS: usize = 64;
+
 #[derive(Debug)]
 pub struct Lanes {
     http: Lane,
     compact: Lane,
+    watch: Lane,
 }
 
 /// `None`: unlimited.
@@ -28,7 +32,16 @@ pub struct Permit {
 impl Lanes {
     pub fn new(limits: &Limits) -> Self {
         let lane = |size: usize| Lane((size > 0).then(|| Arc::new(Semaphore::new(size))));
-        Self { http: lane(limits.proxy_http), compact: lane(limits.proxy_compact) }
+        Self {
+            http: lane(limits.proxy_http),
+            compact: lane(limits.proxy_compact),
+            watch: lane(WATCHERS),
+        }
+    }
+
+    /// For a stream that tells of changes for as long as somebody listens.
+    pub fn watch(&self) -> Result<Permit, Error> {
+        Ok(Permit { _slots: [self.watch.enter()?, None] })
     }
 
     pub fn admit(&self, surface: Surface) -> Result<Permit, Error> {

@@ -11,9 +11,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
-use poolgate_core::account::Surface;
+use poolgate_core::account::{Kind, Surface};
 use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
 use poolgate_core::outcome::{Attempt, Outcome};
@@ -21,13 +22,16 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::admit::Permit;
 use super::judge::{judge_late, observe_events};
+use super::limits::Lines;
 use super::opening::Opening;
 use super::read::scoped;
 use super::settle::{Ending, Record};
-use super::splitter::Splitter;
+use super::splitter::{CodexEvents, Splitter};
 use crate::app::App;
 use crate::egress::Received;
+use crate::limits::codex_event;
 use crate::pool::Lease;
+use crate::store::ClientKeyRow;
 
 /// Why a relayed body ends before its time; hyper cuts the connection on it.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,7 @@ pub struct Cut;
 pub enum Outgoing {
     Whole(Full<Bytes>),
     Relay(Box<Relay>),
+    Lines(Lines),
 }
 
 #[derive(Debug)]
@@ -49,10 +54,10 @@ pub struct Relay {
     opening: Opening,
     surface: Surface,
     model: String,
-    key_id: i64,
+    key: Arc<ClientKeyRow>,
     stores: bool,
     gate: Option<Arc<Gate>>,
-    /// Leaves out events that the client's contract does not have.
+    /// For an account whose events are not all for the client.
     splitter: Option<Splitter>,
     idle: Duration,
     heard_at: Instant,
@@ -73,10 +78,10 @@ enum State {
 pub struct Relayed {
     pub surface: Surface,
     pub model: String,
-    pub key_id: i64,
+    pub key: Arc<ClientKeyRow>,
     pub stores: bool,
     pub gate: Option<Arc<Gate>>,
-    pub drop_codex_events: bool,
+    pub codex_events: Option<CodexEvents>,
 }
 
 impl Relay {
@@ -97,10 +102,10 @@ impl Relay {
             opening,
             surface: of.surface,
             model: of.model,
-            key_id: of.key_id,
+            key: of.key,
             stores: of.stores,
             gate: of.gate,
-            splitter: of.drop_codex_events.then(Splitter::default),
+            splitter: of.codex_events.map(Splitter::new),
             idle,
             heard_at: now,
             alarm: Box::pin(sleep_until(now + idle)),
@@ -167,7 +172,7 @@ impl Relay {
         self.settle(outcome);
         if let Some(id) = self.opening.tap.response_id.take().filter(|_| self.stores) {
             self.app.pool.own(
-                scoped(self.key_id, &id),
+                scoped(self.key.id, &id),
                 self.lease.account.id,
                 self.app.clock.now(),
             );
@@ -238,7 +243,11 @@ impl Relay {
                     let told = std::mem::take(&mut self.opening.tap.readings);
                     observe_events(&self.app, &self.lease.account, &told);
                     let data = match &mut self.splitter {
-                        Some(splitter) => splitter.pass(&data),
+                        Some(splitter) => splitter.pass(&data, || {
+                            let now = self.app.clock.now();
+                            let pool = self.app.pool.limits(&self.key.pools, Kind::Codex, now);
+                            pool.as_ref().map(codex_event)
+                        }),
                         None => data,
                     };
                     if let Some(data) = self.hand_on(data) {
@@ -303,6 +312,9 @@ impl Body for Outgoing {
             Self::Relay(relay) => {
                 relay.poll_next(cx).map(|next| next.map(|data| data.map(Frame::data)))
             }
+            Self::Lines(lines) => {
+                lines.0.poll_next_unpin(cx).map(|line| line.map(|line| Ok(Frame::data(line))))
+            }
         }
     }
 
@@ -310,6 +322,7 @@ impl Body for Outgoing {
         match self {
             Self::Whole(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.state == State::Over,
+            Self::Lines(_) => false,
         }
     }
 
@@ -323,6 +336,7 @@ impl Body for Outgoing {
                 SizeHint::new()
             }
             Self::Relay(relay) => relay.size_hint(),
+            Self::Lines(_) => SizeHint::new(),
         }
     }
 }

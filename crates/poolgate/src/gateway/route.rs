@@ -23,10 +23,23 @@ pub enum ModelList {
     Codex,
 }
 
+/// What a client wants to know of limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// As Codex asks for the limits of a subscription.
+    CodexUsage,
+    Pool,
+    /// Now, and whenever it changes.
+    WatchPool,
+    /// What the key itself has used.
+    Own,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     Proxy { surface: Surface, contract: Contract },
     Models(ModelList),
+    Limits(Question),
     AdminStatus,
     AdminWhy,
     AdminExplain,
@@ -79,6 +92,18 @@ fn find(path: &str, query: Option<&str>, headers: &HeaderMap) -> Option<Endpoint
         _ => {}
     }
     let path = path.strip_suffix('/').unwrap_or(path);
+    match path {
+        "/api/codex/usage" | "/backend-api/wham/usage" => {
+            return Some(Endpoint::Limits(Question::CodexUsage));
+        }
+        "/v1/usage" => return Some(Endpoint::Limits(Question::Own)),
+        "/v1/pool/status" => {
+            let watches = query.is_some_and(|query| query.split('&').any(|p| p == "watch=true"));
+            let question = if watches { Question::WatchPool } else { Question::Pool };
+            return Some(Endpoint::Limits(question));
+        }
+        _ => {}
+    }
     let (contract, rest) = if let Some(rest) = path.strip_prefix("/backend-api/codex") {
         // Some clients append /v1 to whatever base they are given.
         (Contract::Codex, rest.strip_prefix("/v1").unwrap_or(rest))
@@ -139,6 +164,12 @@ mod tests {
             ("GET",  "/v1/models", "", &[],                              Ok(Endpoint::Models(ModelList::OpenAi))),
             ("GET",  "/v1/models", "limit=1000", anthropic,              Ok(Endpoint::Models(ModelList::Anthropic))),
             ("GET",  "/backend-api/codex/models", "client_version=1", &[], Ok(Endpoint::Models(ModelList::Codex))),
+            ("GET",  "/backend-api/wham/usage", "", &[],                 Ok(Endpoint::Limits(Question::CodexUsage))),
+            ("GET",  "/api/codex/usage/", "", &[],                       Ok(Endpoint::Limits(Question::CodexUsage))),
+            ("GET",  "/v1/pool/status", "watch=false", &[],              Ok(Endpoint::Limits(Question::Pool))),
+            ("GET",  "/v1/pool/status", "watch=true", &[],               Ok(Endpoint::Limits(Question::WatchPool))),
+            ("GET",  "/v1/usage", "", &[],                               Ok(Endpoint::Limits(Question::Own))),
+            ("POST", "/v1/usage", "", &[],                               Err("method_not_allowed")),
             ("GET",  "/healthz", "", &[],                                Ok(Endpoint::Healthy)),
             ("GET",  "/v1/responses", "", upgrade,                       Err("websocket_not_served")),
             ("GET",  "/backend-api/codex/responses", "", upgrade,        Err("websocket_not_served")),

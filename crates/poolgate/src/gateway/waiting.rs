@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::Call;
 use crate::app::App;
 use crate::error::Error;
-use crate::pool::{Lease, Refused, Wish};
+use crate::pool::{Lease, Refused, Wish, subscription};
 
 fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
     Wish {
@@ -93,7 +93,9 @@ pub fn explain(app: &App, call: &Call, refusal: Refusal, last: Option<Error>) ->
         }
         Refusal::Busy => Error::Unavailable { retry_after: Duration::from_secs(5) },
         Refusal::Later(Later { until, quota: true, .. }) => {
-            Error::Exhausted { resets_at: until, now }
+            let kind = subscription(call.surface);
+            let limits = app.pool.limits(&call.caller.key.pools, kind, now).map(Box::new);
+            Error::Exhausted { resets_at: until, now, limits }
         }
         Refusal::Later(Later { until, .. }) => {
             Error::Unavailable { retry_after: until.map_or(COOLDOWN_WAIT, |at| now.until(at)) }

@@ -16,6 +16,7 @@ mod headers;
 mod keys;
 mod kill;
 mod ledger;
+mod limits;
 mod models;
 mod moves;
 mod polling;

@@ -132,9 +132,9 @@ async fn an_answer_compressed_unasked_is_passed_on_as_it_is() {
 #[tokio::test]
 async fn codexs_own_events_stay_behind_v1() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
-    let limits = "event: codex.rate_limits\ndata: {\"type\":\"codex.rate_limits\"}\n\n";
+    let own = "event: codex.turn\ndata: {\"type\":\"codex.turn\"}\n\n";
     let clean = h.direct(&a, CODEX, &[], &responses("hi", true)).await.text();
-    let stream = format!("{limits}{clean}");
+    let stream = format!("{own}{clean}");
     let fault = || poolgate_sim::Fault::Status {
         status: 200,
         headers: vec![("content-type".into(), "text/event-stream".into())],

@@ -1,0 +1,256 @@
+//! What clients are told of limits: the pool's, never one account's.
+
+use std::time::Duration;
+
+use http::Method;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use poolgate_core::units::Timestamp;
+use poolgate_sim::{Account, Fault};
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Harness, PATIENCE, Setup};
+use crate::requests::{CODEX, messages, responses};
+
+const FIVE_HOURS: Duration = Duration::from_hours(5);
+const WEEK: Duration = Duration::from_hours(168);
+
+/// Both windows, hardly moved by what is asked here; resets in 1 hour and in 100.
+fn spend(account: &Account, five_hour: f64, weekly: f64) {
+    account.window(FIVE_HOURS, 1e9, five_hour * 1e7, Duration::from_hours(1));
+    account.window(WEEK, 1e9, weekly * 1e7, Duration::from_hours(100));
+}
+
+/// Two accounts of each subscription, in turns, whose caps are their windows: the first has spent
+/// 20 and 30 percent, the second 60 and 70. All have been asked once.
+async fn pool() -> (Harness, [Account; 4]) {
+    let (h, accounts) = Harness::start(|s: &mut Setup| {
+        s.pool("default", &[], "round-robin");
+        let accounts = [s.codex("a"), s.codex("b"), s.claude("c"), s.claude("d")];
+        for (account, name) in accounts.iter().zip(["a", "b", "c", "d"]) {
+            let settings = s.settings(name);
+            (settings.limit_5h, settings.limit_weekly) = (Some(100), Some(100));
+            settings.plan_weight = Some(1.0);
+            let first = matches!(name, "a" | "c");
+            if first { spend(account, 20.0, 30.0) } else { spend(account, 60.0, 70.0) }
+        }
+        accounts
+    })
+    .await;
+    ask_all(&h).await;
+    (h, accounts)
+}
+
+/// A round of as many turns as there are accounts.
+async fn ask_all(h: &Harness) {
+    for (path, body) in [(CODEX, responses("hi", true)), ("/v1/messages", messages("hi", true))] {
+        for _ in 0..4 {
+            assert_eq!(h.post(path, &body).await.status, 200);
+        }
+    }
+}
+
+fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+    answer.headers.get(name).map(|value| value.to_str().unwrap())
+}
+
+/// Names of one provider's limit headers.
+fn names(answer: &Answer, prefix: &str) -> Vec<String> {
+    let all = answer.headers.keys().map(http::HeaderName::as_str);
+    let mut names: Vec<_> = all.filter(|n| n.starts_with(prefix)).map(str::to_owned).collect();
+    names.sort_unstable();
+    names
+}
+
+/// multiplexer 18.5 #55, #56.
+#[tokio::test]
+async fn multiplexer_18_5_55_whoever_answers_the_headers_are_the_pools() {
+    let (h, _) = pool().await;
+    for path in [CODEX, "/v1/responses", CODEX, "/v1/responses"] {
+        let got = h.post(path, &responses("hi", true)).await;
+        let used = ["primary", "secondary"]
+            .map(|window| header(&got, &format!("x-codex-{window}-used-percent")));
+        assert_eq!(used, [Some("40.00"), Some("50.00")]);
+        assert_eq!(header(&got, "x-codex-secondary-window-minutes"), Some("10080"));
+        let reset = header(&got, "x-codex-primary-reset-at").unwrap().parse::<i64>().unwrap();
+        assert!((3590..=3601).contains(&(reset - h.app.clock.now().unix_seconds())), "{reset}");
+        let want = [
+            "x-codex-plan-type",
+            "x-codex-primary-reset-at",
+            "x-codex-primary-used-percent",
+            "x-codex-primary-window-minutes",
+            "x-codex-secondary-reset-at",
+            "x-codex-secondary-used-percent",
+            "x-codex-secondary-window-minutes",
+            "x-codex-turn-state",
+        ];
+        assert_eq!(names(&got, "x-codex-"), want);
+    }
+    for _ in 0..2 {
+        let got = h.post("/v1/messages", &messages("hi", true)).await;
+        let unified =
+            |name: &str| header(&got, &format!("anthropic-ratelimit-unified-{name}")).unwrap();
+        assert_eq!(unified("5h-utilization"), "0.400000");
+        assert_eq!(unified("7d-utilization"), "0.500000");
+        assert_eq!(unified("status"), "allowed_warning");
+        assert_eq!(unified("representative-claim"), "seven_day");
+        assert_eq!(unified("reset"), unified("7d-reset"));
+        assert_eq!(names(&got, "x-codex-"), [""; 0]);
+    }
+    h.finish().await;
+}
+
+/// multiplexer 18.5 #52.
+#[tokio::test]
+async fn multiplexer_18_5_52_an_account_that_is_out_counts_no_more() {
+    let (h, _) = pool().await;
+    let id = h.app.pool.accounts().iter().find(|account| account.name == "b").unwrap().id;
+    h.app.store.pause(id).await.unwrap();
+    h.app.reload().await.unwrap();
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!(header(&got, "x-codex-primary-used-percent"), Some("20.00"));
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn accounts_without_windows_tell_no_limits() {
+    let (h, _) = Harness::start(|s: &mut Setup| (s.openai("a"), s.anthropic("b"))).await;
+    let got = h.post("/v1/responses", &responses("hi", true)).await;
+    assert_eq!((names(&got, "x-codex-"), names(&got, "x-ocm-")), (vec![], vec![]));
+    let got = h.post("/v1/messages", &messages("hi", true)).await;
+    assert_eq!(names(&got, "anthropic-ratelimit"), [""; 0]);
+    let usage = h.get("/api/codex/usage", &[]).await.json();
+    assert_eq!(usage["rate_limit"], Value::Null);
+    assert_eq!(h.get("/v1/pool/status", &[]).await.json(), json!({"codex": null, "claude": null}));
+    h.finish().await;
+}
+
+/// multiplexer 18.4 #43, over HTTP.
+#[tokio::test]
+async fn multiplexer_18_4_43_an_accounts_event_becomes_the_pools_at_its_place() {
+    let (h, accounts) = pool().await;
+    let plain = h.direct(&accounts[0], CODEX, &[], &responses("hi", true)).await.text();
+    let told = "event: codex.rate_limits\ndata: {\"type\":\"codex.rate_limits\",\"rate_limits\":\
+                {\"primary\":{\"used_percent\":80.0,\"window_minutes\":300}}}\n\n";
+    let end = "event: response.completed";
+    let (before, after) = plain.split_once(end).unwrap();
+    let body = format!("{before}{told}{end}{after}");
+    let headers = vec![("content-type".to_owned(), "text/event-stream".to_owned())];
+    for account in &accounts[..2] {
+        let (headers, body) = (headers.clone(), body.clone());
+        account.fault(Fault::Status { status: 200, headers, body }).forever();
+    }
+    assert_eq!(h.post("/v1/responses", &responses("hi", true)).await.text(), plain);
+    // Both have said 80 percent now: nothing changes, and all the same it is told.
+    for _ in 0..2 {
+        let got = h.post(CODEX, &responses("hi", true)).await.text();
+        let rest = got.strip_prefix(before).unwrap().strip_suffix(after).unwrap();
+        let event = rest.strip_prefix("event: codex.rate_limits\ndata: ").unwrap();
+        let event: Value = serde_json::from_str(event.lines().next().unwrap()).unwrap();
+        assert_eq!(event["limit_name"], "codex");
+        let used = |window: &str| event["rate_limits"][window]["used_percent"].clone();
+        assert_eq!(used("secondary"), json!(50.0), "{event}");
+        assert!(used("primary") == json!(70.0) || used("primary") == json!(80.0), "{event}");
+    }
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn who_asks_is_told_the_pools_limits() {
+    let (h, _) = pool().await;
+    for path in ["/backend-api/wham/usage", "/api/codex/usage"] {
+        let usage = h.get(path, &[]).await.json();
+        let window = &usage["rate_limit"]["secondary_window"];
+        assert_eq!(
+            (&window["used_percent"], &window["limit_window_seconds"]),
+            (&json!(50.0), &json!(604_800))
+        );
+        assert_eq!(usage["rate_limit"]["allowed"], true);
+        let text = usage.to_string();
+        assert!(!text.contains("account_id") && !text.contains("email"), "{text}");
+    }
+    let status = h.get("/v1/pool/status", &[]).await.json();
+    assert_eq!(status["codex"]["five_hour"]["used_percent"], 40.0);
+    assert_eq!(status["claude"]["weekly"]["used_percent"], 50.0);
+    assert_eq!(status["claude"]["plan_weight"], 2.0);
+    assert_eq!(h.send(Method::GET, "/v1/pool/status", &[], "".into()).await.status, 401);
+
+    h.outcomes().await;
+    let usage = h.get("/v1/usage", &[]).await.json();
+    let day = &usage["used"][0];
+    assert_eq!(
+        (&day["period"], &day["requests"], &day["refused"]),
+        (&json!("day"), &json!(8), &json!(0))
+    );
+    assert!(day["output_tokens"].as_i64().unwrap() > 0);
+    assert_eq!(usage["pool"], status);
+    let other = h.new_key("other", &[], &[]).await;
+    let got = h.send(Method::GET, "/v1/usage", &[("x-api-key", &other)], "".into()).await.json();
+    assert_eq!((&got["key"], &got["used"][2]["requests"]), (&json!("other"), &json!(0)));
+    h.finish().await;
+}
+
+/// The next line of a watched status; `None`: it has ended.
+async fn line(body: &mut Incoming) -> Option<Value> {
+    let frame = tokio::time::timeout(PATIENCE, body.frame()).await.expect("in time")?;
+    let data = frame.unwrap().into_data().unwrap();
+    assert_eq!(data.last(), Some(&b'\n'), "a frame is a line");
+    Some(serde_json::from_slice(&data).unwrap())
+}
+
+/// multiplexer 18.4 #45: a change is told, a reset's too, and nothing else.
+#[tokio::test]
+async fn multiplexer_18_4_45_watchers_hear_of_each_change() {
+    let (h, accounts) = pool().await;
+    let bearer = format!("Bearer {}", h.key);
+    let url = format!("{}/v1/pool/status?watch=true", h.url);
+    let watch = async || {
+        let headers = [("authorization", bearer.as_str())];
+        let got = h.request(Method::GET, &url, &headers, "".into()).await;
+        assert_eq!(got.headers()["content-type"], "application/x-ndjson");
+        got.into_body()
+    };
+    let (mut one, mut other) = (watch().await, watch().await);
+    for body in [&mut one, &mut other] {
+        assert_eq!(line(body).await.unwrap()["codex"]["five_hour"]["used_percent"], 40.0);
+    }
+    spend(&accounts[0], 40.0, 30.0);
+    spend(&accounts[1], 60.0, 70.0);
+    ask_all(&h).await;
+    let mut told = line(&mut one).await.unwrap();
+    while told["codex"]["five_hour"]["used_percent"] != 50.0 {
+        told = line(&mut one).await.unwrap();
+    }
+    let reset = told["codex"]["five_hour"]["resets_at"].as_i64().unwrap();
+    for account in &accounts[..2] {
+        account.window(FIVE_HOURS, 1e9, 5e8, Duration::from_hours(3));
+    }
+    ask_all(&h).await;
+    let later = |told: &Value| told["codex"]["five_hour"]["resets_at"].as_i64().unwrap() - reset;
+    while later(&told) < 7100 {
+        told = line(&mut one).await.unwrap();
+    }
+    drop(other);
+    h.app.store.revoke_client_key("test", Timestamp(1)).await.unwrap();
+    h.app.reload().await.unwrap();
+    assert_eq!(line(&mut one).await, None, "a revoked key hears nothing more");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_spent_pool_says_so_with_its_own_figures() {
+    let (h, accounts) = pool().await;
+    for account in &accounts {
+        account.window(FIVE_HOURS, 100.0, 100.0, Duration::from_hours(2));
+    }
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!((got.status.as_u16(), got.code()), (429, "usage_limit_reached"));
+    assert_eq!(got.json()["error"]["plan_type"], "plus");
+    assert_eq!(header(&got, "x-codex-primary-used-percent"), Some("100.00"));
+    let reset = header(&got, "x-codex-primary-reset-at").unwrap();
+    assert_eq!(got.json()["error"]["resets_at"].to_string(), reset);
+    let got = h.post("/v1/messages", &messages("hi", true)).await;
+    assert_eq!(header(&got, "anthropic-ratelimit-unified-status"), Some("rejected"));
+    assert_eq!(header(&got, "anthropic-ratelimit-unified-5h-utilization"), Some("1.000000"));
+    h.finish().await;
+}
