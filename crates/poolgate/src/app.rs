@@ -13,9 +13,10 @@ use crate::gateway::{Catalogue, Lanes, scoped};
 use crate::keys::Keys;
 use crate::ledger::{self, Spool};
 use crate::pool::{self, OWNED_FOR, Pool};
-use crate::secret::MasterKey;
+use crate::sealing::DataKey;
 use crate::store::Store;
 use crate::tasks::Tasks;
+use crate::vault;
 
 const OWNERS_LOADED: i64 = 100_000;
 
@@ -28,7 +29,7 @@ pub struct App {
     pub draining: CancellationToken,
     pub store: Store,
     pub spool: Arc<Spool>,
-    pub master_key: Arc<MasterKey>,
+    pub data_key: Arc<DataKey>,
     pub keys: Keys,
     pub pool: Arc<Pool>,
     pub egress: Egress,
@@ -44,13 +45,14 @@ impl App {
     /// Opens everything, takes over what an earlier process left, and starts the background jobs.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Arc<Self>> {
         let store = Store::open(&config.data_dir).await?;
-        let configured: Vec<_> = config.accounts.iter().map(|spec| spec.raw.clone()).collect();
+        let data_key = Arc::new(vault::unlock(&config, &store).await?);
+        let configured = vault::seal_settings(&config.accounts, &data_key)?;
         store.sync_config_accounts(&configured, clock.now()).await?;
         let tasks = Tasks::default();
         let dir = config.data_dir.join("spool");
         let spool =
             ledger::start(&dir, config.limits.spool_max, &store, &tasks, clock.now()).await?;
-        let app = Self::assemble(config, clock, store, tasks, spool).await?;
+        let app = Self::assemble(config, clock, store, data_key, (tasks, spool)).await?;
         app.load_owners().await?;
         crate::jobs::start(&app);
         Ok(app)
@@ -63,19 +65,18 @@ impl App {
         clock: Arc<dyn Clock>,
         store: Store,
     ) -> anyhow::Result<Arc<Self>> {
-        let spool = Arc::new(Spool::unused());
-        Self::assemble(config, clock, store, Tasks::default(), spool).await
+        let data_key = Arc::new(vault::unlock(&config, &store).await?);
+        let background = (Tasks::default(), Arc::new(Spool::unused()));
+        Self::assemble(config, clock, store, data_key, background).await
     }
 
     async fn assemble(
         config: Config,
         clock: Arc<dyn Clock>,
         store: Store,
-        tasks: Tasks,
-        spool: Arc<Spool>,
+        data_key: Arc<DataKey>,
+        (tasks, spool): (Tasks, Arc<Spool>),
     ) -> anyhow::Result<Arc<Self>> {
-        let master_key = Arc::new(MasterKey::load(&config.master_key_file)?);
-        store.check_master_key(&master_key).await?;
         let app = Arc::new(Self {
             egress: Egress::new(config.limits.connect_timeout, config.workers)?,
             lanes: Lanes::new(&config.limits),
@@ -91,7 +92,7 @@ impl App {
             tasks,
             store,
             spool,
-            master_key,
+            data_key,
         });
         app.reload().await?;
         Ok(app)
@@ -103,7 +104,7 @@ impl App {
         let known = self.pool.accounts();
         let dir = self.config.data_dir.join("credentials");
         let loaded =
-            pool::load(&self.store, &self.master_key, &dir, &known, self.clock.now()).await?;
+            pool::load(&self.store, &self.data_key, &dir, &known, self.clock.now()).await?;
         self.pool.replace(loaded, &self.config.pools);
         Ok(())
     }

@@ -4,6 +4,7 @@ mod account;
 mod doctor;
 mod explain;
 mod key;
+mod key_rotate;
 mod settings;
 mod simulate;
 mod status;
@@ -70,6 +71,8 @@ enum Command {
     /// Client keys: what callers show
     #[command(subcommand)]
     Key(key::Command),
+    /// Change the master key, which seals stored credentials; a running gateway goes on
+    KeyRotate(key_rotate::Command),
     /// How a running gateway's accounts are doing
     Status(status::Status),
     /// Who would serve a request now, and why not the others
@@ -124,6 +127,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Account(command) => account::run(command, &Context::open(&global).await?).await,
         Command::Key(command) => key::run(command, &Context::open(&global).await?).await,
+        Command::KeyRotate(command) => {
+            key_rotate::run(&command, &Context::open(&global).await?).await
+        }
         Command::Status(command) => status::run(&command, &global).await,
         Command::Why(command) => why::run(&command, &global).await,
         Command::Explain(command) => explain::run(&command, &global).await,

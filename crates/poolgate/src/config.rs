@@ -5,6 +5,7 @@
 //! `poolgate.example.toml` is the reference, and a test loads it.
 
 mod account;
+mod proxy;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use poolgate_core::strategy::Strategy;
 use serde::Deserialize;
 
 pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
+pub use proxy::{Login, Protocol, Proxy, ProxyUrl};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -145,7 +147,7 @@ impl Config {
             Some(path) => {
                 let text = std::fs::read_to_string(&path)
                     .with_context(|| format!("reading {}", path.display()))?;
-                text.parse::<toml::Table>().with_context(|| format!("in {}", path.display()))?
+                parse(&text).with_context(|| format!("in {}", path.display()))?
             }
             None => toml::Table::new(),
         };
@@ -199,6 +201,15 @@ impl Config {
             _ => Err(ConfigError(wrong)),
         }
     }
+}
+
+/// The parser's own words quote the line, and a line may hold a proxy's password.
+fn parse(text: &str) -> anyhow::Result<toml::Table> {
+    text.parse().map_err(|error: toml::de::Error| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = memchr::memchr_iter(b'\n', &text.as_bytes()[..at]).count() + 1;
+        anyhow::anyhow!("line {line}: {}", error.message())
+    })
 }
 
 fn resolve_pools(raw: Vec<RawPool>, wrong: &mut Vec<String>) -> Vec<PoolSpec> {
@@ -326,6 +337,13 @@ mod tests {
         for part in ["nowhere", "gemini", "used twice", "auth_file", "\"best\""] {
             assert!(error.contains(part), "{part} in {error}");
         }
+    }
+
+    #[test]
+    fn a_line_that_is_no_toml_is_named_and_not_quoted() {
+        let error =
+            parse("a = 1\n\nproxy = \"http://u:hunter2@p:1\nb = 2").unwrap_err().to_string();
+        assert!(error.starts_with("line 3: ") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

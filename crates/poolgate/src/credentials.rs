@@ -23,8 +23,8 @@ use poolgate_core::account::Kind;
 use poolgate_core::refresh::{Need, Past, Standing, Verdict, idle_due_at, may_ask, standing};
 use poolgate_core::units::Timestamp;
 
-pub use books::Books;
 use books::Unsaved;
+pub use books::{Books, reseal_rescued};
 pub use document::SignIn;
 pub use issuer::Issuers;
 pub use refresh::RefreshContext;

@@ -108,7 +108,7 @@ pub async fn examine(config: &Config, running: &Running, now: Timestamp, offline
         None => checks.push(Check::ok("database", "none yet: the first start makes it")),
     }
     checks.push(gateway(running));
-    let accounts = accounts::find(config, store.as_ref()).await;
+    let accounts = accounts::find(config, store.as_ref(), key.key.as_ref()).await;
     checks.extend(accounts::check(&accounts, key.key.as_ref(), running, now).await);
     checks.extend(pools(config, &accounts));
     if !offline {

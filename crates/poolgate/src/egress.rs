@@ -4,6 +4,7 @@
 //! no stream waits behind another's window. Nothing is followed, decoded or added on the way.
 
 mod connections;
+mod dial;
 mod unreachable;
 
 use std::sync::Arc;
@@ -13,20 +14,18 @@ use anyhow::Context;
 use bytes::Bytes;
 use http::{Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
 
+use crate::config::Proxy;
 use crate::json::{Text, TextBody};
 use crate::secret::Secret;
 use crate::workers;
 
 use connections::Connections;
 pub use connections::Received;
+use dial::Dialer;
 pub use unreachable::Unreachable;
 
 pub const USER_AGENT: &str = concat!("poolgate/", env!("CARGO_PKG_VERSION"));
-
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Most a small answer of a provider's own endpoint may hold.
 const SMALL_MAX: usize = 4 << 20;
@@ -50,9 +49,8 @@ pub enum SendError {
 impl Egress {
     pub fn new(connect_timeout: Duration, workers: usize) -> anyhow::Result<Self> {
         let tls = tls_config()?;
-        let connections = |_| {
-            Arc::new(Connections::new(connector(tls.clone(), connect_timeout), connect_timeout))
-        };
+        let dialer = Dialer::new(tls, connect_timeout);
+        let connections = |_| Arc::new(Connections::new(dialer.clone()));
         Ok(Self((0..=workers).map(connections).collect()))
     }
 
@@ -61,12 +59,14 @@ impl Egress {
     }
 
     /// To the head of the answer. Dropping the future, or later the body, closes the connection.
+    /// With a `proxy`, nothing of it goes any other way.
     pub async fn send(
         &self,
         request: Request<TextBody>,
+        proxy: Option<&Arc<Proxy>>,
         head_timeout: Duration,
     ) -> Result<Response<Received>, SendError> {
-        let answer = tokio::time::timeout(head_timeout, self.mine().send(request)).await;
+        let answer = tokio::time::timeout(head_timeout, self.mine().send(request, proxy)).await;
         answer.unwrap_or(Err(SendError::Timeout))
     }
 
@@ -80,6 +80,7 @@ impl Egress {
         &self,
         method: Method,
         uri: Uri,
+        proxy: Option<&Arc<Proxy>>,
         headers: &[(&'static str, Secret)],
         body: Option<String>,
         timeout: Duration,
@@ -97,26 +98,13 @@ impl Egress {
         }
         let request = request.body(Text::from(Bytes::from(body.unwrap_or_default())).into())?;
         let answer = async {
-            let (head, body) = self.send(request, timeout).await?.into_parts();
+            let (head, body) = self.send(request, proxy, timeout).await?.into_parts();
             let body = Limited::new(body, SMALL_MAX).collect().await;
             let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
             anyhow::Ok((head, body.to_bytes()))
         };
         tokio::time::timeout(timeout, answer).await.context("no answer in time")?
     }
-}
-
-fn connector(tls: rustls::ClientConfig, timeout: Duration) -> HttpsConnector<HttpConnector> {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_keepalive(Some(KEEP_ALIVE));
-    connector.set_connect_timeout(Some(timeout));
-    HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(connector)
 }
 
 /// The innermost cause says most: "connection refused" rather than "client error (Connect)".

@@ -12,6 +12,16 @@ pub fn create_private(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// The same, but nobody ever sees it without its whole content.
+pub fn create_private_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let (_, temporary) = temporary(path);
+    let made = create_private(&temporary, content)
+        .and_then(|()| std::fs::hard_link(&temporary, path))
+        .and_then(|()| sync_directory(path));
+    let _ = std::fs::remove_file(&temporary);
+    made
+}
+
 /// Beside `path`, or beside the file that it links to.
 fn temporary(path: &Path) -> (PathBuf, PathBuf) {
     // A link keeps pointing to the file it points to.
@@ -74,7 +84,8 @@ pub fn check_replaceable(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+/// Makes renames beside `path` durable.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
         _ => File::open(".")?.sync_all(),
@@ -103,6 +114,9 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing left behind");
         assert!(create_private(&path, b"x").is_err());
+        assert!(create_private_whole(&path, b"x").is_err());
+        create_private_whole(&dir.path().join("other"), b"x").unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing left behind");
     }
 
     #[test]

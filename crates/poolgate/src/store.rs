@@ -10,17 +10,16 @@ mod explained;
 mod history;
 mod refreshes;
 mod requests;
+mod sealing;
 mod used;
 
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{SqlSafeStr, SqlitePool};
-
-use crate::secret::MasterKey;
 
 pub use accounts::{AccountRow, Origin};
 pub use client_keys::{ClientKeyRow, NewClientKey};
@@ -97,34 +96,6 @@ impl Store {
         Ok((found, migrations().iter().map(|one| one.version).max().unwrap_or(0)))
     }
 
-    /// Fingerprint of the key that sealed what is stored here; `None`: nothing was.
-    pub async fn master_key(&self) -> sqlx::Result<Option<String>> {
-        sqlx::query_scalar("SELECT value FROM meta WHERE name = 'master_key'")
-            .fetch_optional(&self.read)
-            .await
-    }
-
-    /// Remembers the master key's fingerprint, or finds that it is not the one that sealed what is
-    /// stored here.
-    pub async fn check_master_key(&self, key: &MasterKey) -> anyhow::Result<()> {
-        let fingerprint = key.fingerprint();
-        sqlx::query(
-            "INSERT INTO meta (name, value) VALUES ('master_key', $1) ON CONFLICT DO NOTHING",
-        )
-        .bind(&fingerprint)
-        .execute(&self.write)
-        .await?;
-        let known: String = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'master_key'")
-            .fetch_one(&self.write)
-            .await?;
-        ensure!(
-            known == fingerprint,
-            "the master key is not the one this database was sealed with (expected {known}, got \
-             {fingerprint}): restore master_key_file or POOLGATE_MASTER_KEY"
-        );
-        Ok(())
-    }
-
     /// Grows with every change to accounts, pools or keys, by whatever process.
     pub async fn revision(&self) -> sqlx::Result<String> {
         sqlx::query_scalar("SELECT value FROM meta WHERE name = 'revision'")
@@ -167,6 +138,7 @@ fn migrations() -> Migrator {
         (1, "init", include_str!("../migrations/0001_init.sql")),
         (2, "decisions", include_str!("../migrations/0002_decisions.sql")),
         (3, "refreshes", include_str!("../migrations/0003_refreshes.sql")),
+        (4, "data_key", include_str!("../migrations/0004_data_key.sql")),
     ];
     Migrator::with_migrations(all.map(migration).into())
 }
@@ -197,19 +169,5 @@ mod tests {
         assert_eq!(store.integrity().await.unwrap(), "ok");
         store.close().await;
         Store::open(&dir.path().join("data")).await.expect("opens a second time");
-    }
-
-    #[tokio::test]
-    async fn a_wrong_master_key_is_found() {
-        use base64::Engine;
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).await.unwrap();
-        let key = |byte: u8| {
-            let text = base64::engine::general_purpose::STANDARD.encode([byte; 32]);
-            MasterKey::from_base64(&text).unwrap()
-        };
-        store.check_master_key(&key(1)).await.unwrap();
-        store.check_master_key(&key(1)).await.unwrap();
-        assert!(store.check_master_key(&key(2)).await.is_err());
     }
 }

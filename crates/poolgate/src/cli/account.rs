@@ -14,12 +14,12 @@ use serde_json::json;
 use super::{Context, show};
 use crate::app::App;
 use crate::clock::SystemClock;
-use crate::config::RawAccount;
+use crate::config::{ProxyUrl, RawAccount};
 use crate::credentials::{SignIn, place};
 use crate::gateway::fetch_models;
 use crate::pool::Account;
-use crate::secret::MasterKey;
 use crate::store::{AccountRow, Origin};
+use crate::vault;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -29,6 +29,12 @@ pub enum Command {
     List,
     /// Remove an account and its stored credential
     Remove { name: String },
+    /// Change the proxy that all calls for an account go through
+    Proxy {
+        name: String,
+        #[command(flatten)]
+        way: Way,
+    },
     /// Give an account no more work; running requests finish
     Pause { name: String },
     /// Let an account work again, and forget what stopped it
@@ -37,6 +43,29 @@ pub enum Command {
     Refresh { name: String },
     /// Ask an account's upstream for its models, which costs nothing, to see whether it works
     Test { name: String },
+}
+
+/// How its upstream is reached.
+#[derive(Debug, Args)]
+pub struct Way {
+    /// All its calls go through this proxy or nowhere: http://, socks5:// or socks5h://, with
+    /// user:password@ before the host if it wants them; in the variable no other user can read them
+    #[arg(long, env = "POOLGATE_PROXY", hide_env_values = true)]
+    proxy: Option<String>,
+    /// Its calls go directly, whatever `POOLGATE_PROXY` says
+    #[arg(long)]
+    no_proxy: bool,
+}
+
+impl Way {
+    fn proxy(self) -> anyhow::Result<Option<ProxyUrl>> {
+        let proxy = self.proxy.filter(|text| !self.no_proxy && !text.is_empty());
+        let proxy = proxy.map(ProxyUrl::new);
+        if let Some(Err(why)) = proxy.as_ref().map(ProxyUrl::parse) {
+            bail!("proxy: {why}");
+        }
+        Ok(proxy)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -70,6 +99,8 @@ pub struct Add {
     /// The upstream is in a private network: plain http is allowed
     #[arg(long)]
     private_upstream: bool,
+    #[command(flatten)]
+    way: Way,
     /// A higher number serves only when no lower one can
     #[arg(long, allow_hyphen_values = true)]
     priority: Option<i32>,
@@ -105,6 +136,7 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
             context.store.remove_account(row.id, context.now()).await?;
             show(context.json, &json!({"removed": name}), || format!("removed {name}"));
         }
+        Command::Proxy { name, way } => set_proxy(context, &name, way).await?,
         Command::Pause { name } => set_paused(context, &name, true).await?,
         Command::Resume { name } => set_paused(context, &name, false).await?,
         Command::Refresh { name } => return refresh(context, &name).await,
@@ -124,6 +156,7 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
         base_url: add.base_url,
         token_url: add.token_url,
         private_upstream: add.private_upstream,
+        proxy: add.way.proxy()?,
         priority: add.priority,
         plan_weight: add.plan_weight,
         models: add.models,
@@ -143,12 +176,12 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
         SignIn::parse(spec.kind, secret).map_err(|problem| anyhow!("the sign-in: {problem}"))?;
     }
     let (name, now) = (add.name, context.now());
-    let master_key = MasterKey::load(&context.config.master_key_file)?;
-    context.store.check_master_key(&master_key).await?;
+    let data_key = vault::unlock(&context.config, &context.store).await?;
+    let raw = vault::seal_one(raw, &data_key)?;
     let id = context.store.add_account(&raw, Origin::Cli, now).await?;
     let id = id.with_context(|| format!("there is an account named {name:?} already"))?;
     if let Some(secret) = secret {
-        let sealed = master_key.seal(&place(id), &secret)?;
+        let sealed = data_key.seal(&place(id), &secret)?;
         context.store.put_credential(id, &sealed, now).await?;
     }
     show(context.json, &json!({"added": name, "kind": spec.kind.name()}), || {
@@ -184,8 +217,10 @@ async fn find(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
         return Ok(row);
     }
     // The file's accounts come into the store when a gateway starts; this may be before the first.
-    let configured: Vec<_> = context.config.accounts.iter().map(|spec| spec.raw.clone()).collect();
-    if configured.iter().any(|raw| raw.name == name) {
+    let configured = &context.config.accounts;
+    if configured.iter().any(|spec| spec.name == name) {
+        let data_key = vault::unlock(&context.config, &context.store).await?;
+        let configured = vault::seal_settings(configured, &data_key)?;
         context.store.sync_config_accounts(&configured, context.now()).await?;
     }
     let row = context.store.accounts().await?.into_iter().find(named);
@@ -199,6 +234,21 @@ async fn find_own(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
         bail!("{name:?} stands in the configuration file: remove it there");
     }
     Ok(row)
+}
+
+async fn set_proxy(context: &Context, name: &str, way: Way) -> anyhow::Result<()> {
+    ensure!(way.proxy.is_some() || way.no_proxy, "say which with --proxy, or --no-proxy");
+    let row = find_own(context, name).await?;
+    let data_key = vault::unlock(&context.config, &context.store).await?;
+    let proxy = way.proxy()?;
+    let shown = proxy.as_ref().map(ProxyUrl::shown);
+    let settings = vault::seal_one(RawAccount { proxy, ..row.settings }, &data_key)?;
+    context.store.change_settings(row.id, &settings).await?;
+    show(context.json, &json!({"account": name, "proxy": shown}), || match &shown {
+        Some(shown) => format!("all calls for {name} go through {shown}, or nowhere"),
+        None => format!("calls for {name} go directly"),
+    });
+    Ok(())
 }
 
 async fn set_paused(context: &Context, name: &str, paused: bool) -> anyhow::Result<()> {
@@ -231,11 +281,12 @@ async fn list(context: &Context) -> anyhow::Result<()> {
     let origin = |row: &AccountRow| {
         if row.origin == Origin::Config { "config" } else { "cli" }
     };
+    let proxy = |row: &AccountRow| row.settings.proxy.as_ref().map(ProxyUrl::shown);
     let as_json: Vec<_> = rows
         .iter()
         .map(|row| {
             json!({"name": row.settings.name, "kind": row.settings.kind, "state": state(row),
-                "credential": source(row), "origin": origin(row)})
+                "credential": source(row), "origin": origin(row), "proxy": proxy(row)})
         })
         .collect();
     show(context.json, &json!(as_json), || {
@@ -244,7 +295,9 @@ async fn list(context: &Context) -> anyhow::Result<()> {
         }
         let line = |row: &AccountRow| {
             let RawAccount { name, kind, .. } = &row.settings;
-            format!("{name:<24} {kind:<11} {:<12} {} ({})", state(row), source(row), origin(row))
+            let way = proxy(row).map(|proxy| format!(" through {proxy}")).unwrap_or_default();
+            let (state, source, origin) = (state(row), source(row), origin(row));
+            format!("{name:<24} {kind:<11} {state:<12} {source} ({origin}){way}")
         };
         rows.iter().map(line).collect::<Vec<_>>().join("\n")
     });

@@ -53,7 +53,7 @@ impl Gateway {
         let headers = [("authorization", Secret::new(format!("Bearer {token}")))];
         let egress = Egress::new(TIMEOUT, 0)?;
         let (head, body) = egress
-            .call(Method::GET, uri, &headers, None, TIMEOUT)
+            .call(Method::GET, uri, None, &headers, None, TIMEOUT)
             .await
             .with_context(|| format!("no gateway answers at {base}: is it running?"))?;
         match head.status {

@@ -1,11 +1,14 @@
 //! One account as configured: checked, and with the defaults of its kind filled in.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use http::Uri;
 use poolgate_core::account::{Caps, Kind, Speaks};
 use poolgate_core::units::Fraction;
 use serde::{Deserialize, Serialize};
+
+use super::{Proxy, ProxyUrl};
 
 /// As written in `[[account]]`, given to `poolgate account add`, and kept in the store.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -28,6 +31,9 @@ pub struct RawAccount {
     /// The upstream is in a private network: plain http is allowed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub private_upstream: bool,
+    /// All calls for the account go through it, or nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyUrl>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,6 +75,15 @@ pub struct Upstream {
     /// Path prefix without a trailing slash, e.g. `/v1`.
     pub prefix: String,
     pub token_url: Option<Uri>,
+    /// `None`: directly.
+    pub proxy: Option<Arc<Proxy>>,
+}
+
+impl Upstream {
+    /// What a connection is made to first: the proxy, else the upstream.
+    pub fn first_hop(&self) -> String {
+        self.proxy.as_ref().map_or_else(|| self.origin.clone(), ToString::to_string)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -201,10 +216,13 @@ impl RawAccount {
                 None => None,
             },
         };
+        let proxy = self.proxy.as_ref().map(ProxyUrl::parse).transpose();
+        let proxy = proxy.map_err(|why| wrong.push(format!("proxy: {why}"))).ok()?;
         Some(Upstream {
             origin: format!("{}://{}", base.scheme_str()?, base.authority()?),
             prefix: base.path().trim_end_matches('/').to_owned(),
             token_url,
+            proxy: proxy.map(Arc::new),
         })
     }
 
@@ -315,7 +333,7 @@ mod tests {
     #[rustfmt::skip]
     fn refuses() {
         type Edit = fn(&mut RawAccount);
-        let cases: [(&str, &str, Edit, &str); 11] = [
+        let cases: [(&str, &str, Edit, &str); 12] = [
             ("no name",         "codex",      |a| a.name.clear(),                               "name"),
             ("a key for a sign-in", "codex",  |a| { a.auth_file = None; a.key_env = Some("K".into()); }, "not a key"),
             ("a file for a key", "openai",    |a| { a.key_env = None; a.auth_file = Some("f".into()); }, "for sign-ins"),
@@ -323,6 +341,7 @@ mod tests {
             ("no base",         "compatible", |a| a.base_url = None,                            "base_url is missing"),
             ("plain http",      "compatible", |a| a.base_url = Some("http://10.0.0.1/v1".into()), "private_upstream"),
             ("a user in it",    "compatible", |a| a.base_url = Some("https://u:p@x/v1".into()), "must not carry"),
+            ("a proxy of TLS",  "codex",      |a| a.proxy = Some(ProxyUrl::new("https://p:1")), "not supported"),
             ("two caps",        "codex",      |a| { a.reserve_5h = Some(5); a.limit_5h = Some(90); }, "exclude each other"),
             ("reserve of 100",  "codex",      |a| a.reserve_weekly = Some(100),                 "1 to 99"),
             ("limit of 0",      "codex",      |a| a.limit_weekly = Some(0),                     "1 to 100"),

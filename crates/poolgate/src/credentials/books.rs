@@ -1,7 +1,7 @@
 //! What is written down about renewing one account's sign-in, so that a crash or a full disk loses
 //! nothing that was in our hands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use poolgate_core::account::{AccountId, Kind};
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::SignIn;
 use crate::files;
-use crate::secret::MasterKey;
+use crate::sealing::{DataKey, MasterKey};
 use crate::store::{RefreshMark, Store};
 
 /// Where one account's notes go.
@@ -17,7 +17,7 @@ use crate::store::{RefreshMark, Store};
 pub struct Books {
     pub account: AccountId,
     pub store: Store,
-    pub master_key: Arc<MasterKey>,
+    pub data_key: Arc<DataKey>,
     /// Lock files, and tokens that could not be written to their own place.
     pub dir: PathBuf,
 }
@@ -65,7 +65,7 @@ impl Books {
     }
 
     fn rescue_place(&self) -> String {
-        format!("rescued/{}", self.account.0)
+        rescue_place(&self.account.0.to_string())
     }
 
     /// Keeps tokens, sealed, that are not yet in their own place. Durable when it returns, if
@@ -74,7 +74,7 @@ impl Books {
         let document = String::from_utf8(unsaved.sign_in.to_bytes())?;
         let document = RawValue::from_string(document)?;
         let plain = serde_json::to_vec(&Rescued { asked: unsaved.asked, document: &document })?;
-        let sealed = self.master_key.seal(&self.rescue_place(), &plain)?;
+        let sealed = self.data_key.seal(&self.rescue_place(), &plain)?;
         files::create_private_dir(&self.dir)?;
         if durably {
             return Ok(files::replace_private(&self.rescue_file(), &sealed)?);
@@ -85,7 +85,7 @@ impl Books {
     /// What an earlier process could not write to its place. One that cannot be read stays.
     pub fn rescued(&self, kind: Kind) -> Option<Unsaved> {
         let sealed = std::fs::read(self.rescue_file()).ok()?;
-        let plain = self.master_key.open(&self.rescue_place(), &sealed);
+        let plain = self.data_key.open(&self.rescue_place(), &sealed);
         let read = plain.ok().and_then(|plain| {
             let rescued: Rescued<'_> = serde_json::from_slice(&plain).ok()?;
             let sign_in = SignIn::parse(kind, rescued.document.get().as_bytes()).ok()?;
@@ -104,6 +104,31 @@ impl Books {
                 tracing::warn!(%error, "rescued tokens could not be deleted");
             }
             _ => {}
+        }
+    }
+}
+
+fn rescue_place(account: &str) -> String {
+    format!("rescued/{account}")
+}
+
+/// Seals anew what an older version sealed with the master key itself. What cannot be stays as it is,
+/// and is told of when its account is loaded.
+pub fn reseal_rescued(dir: &Path, master: &MasterKey, key: &DataKey) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Some(account) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+        if path.extension().is_none_or(|extension| extension != "rescued") {
+            continue;
+        }
+        let place = rescue_place(account);
+        let direct = std::fs::read(&path).ok().and_then(|b| master.open_direct(&place, &b).ok());
+        let Some(plain) = direct else { continue };
+        let sealed = key.seal(&place, &plain);
+        let written = sealed.and_then(|sealed| Ok(files::replace_private(&path, &sealed)?));
+        if let Err(error) = written {
+            let error = format!("{error:#}");
+            tracing::error!(file = %path.display(), error, "rescued tokens are not sealed anew");
         }
     }
 }

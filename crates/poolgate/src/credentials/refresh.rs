@@ -21,6 +21,7 @@ use super::document::Grant;
 use super::issuer::{self, Issuers};
 use super::{Bearer, Credential, CredentialError, Loaded, SignIn};
 use crate::clock::Clock;
+use crate::config::Proxy;
 use crate::egress::Egress;
 use crate::store::RefreshMark;
 use crate::tasks::Tasks;
@@ -40,6 +41,8 @@ pub struct RefreshContext {
     pub token_url: Option<Uri>,
     pub issuers: Issuers,
     pub egress: Egress,
+    /// The account's; the issuer is asked through it, too.
+    pub proxy: Option<Arc<Proxy>>,
     pub clock: Arc<dyn Clock>,
     pub tasks: Tasks,
 }

@@ -12,7 +12,7 @@ use super::Books;
 use super::lock::{self, Lock};
 use crate::config::CredentialSource;
 use crate::files;
-use crate::secret::MasterKey;
+use crate::sealing::DataKey;
 use crate::store::Store;
 use crate::tasks::Tasks;
 
@@ -30,7 +30,7 @@ pub enum Source {
 pub struct Stored {
     pub account: AccountId,
     pub store: Store,
-    pub master_key: Arc<MasterKey>,
+    pub data_key: Arc<DataKey>,
     /// The sealed bytes as last read or written, and their version; `None`: none is stored.
     pub sealed: Mutex<Option<(Vec<u8>, i64)>>,
 }
@@ -99,7 +99,7 @@ impl Source {
                 }
                 let sealed = stored.sealed.lock().clone();
                 let (sealed, _) = sealed.ok_or("no credential is stored")?;
-                stored.master_key.open(&place(stored.account), &sealed).map_err(|e| e.to_string())
+                stored.data_key.open(&place(stored.account), &sealed).map_err(|e| e.to_string())
             }
             Self::KeyEnv(name) => std::env::var(name)
                 .map(String::into_bytes)
@@ -116,7 +116,7 @@ impl Source {
             Self::Stored(stored) => {
                 let version = stored.sealed.lock().as_ref().map_or(0, |(_, version)| *version);
                 let sealed = stored
-                    .master_key
+                    .data_key
                     .seal(&place(stored.account), &content)
                     .map_err(|error| error.to_string())?;
                 let replaced = stored

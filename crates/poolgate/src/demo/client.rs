@@ -34,7 +34,7 @@ impl<'a> Client<'a> {
     }
 
     pub async fn ask(&self, ask: &Request) -> End {
-        let sent = self.egress.send(self.request(ask), HEAD_TIMEOUT).await;
+        let sent = self.egress.send(self.request(ask), None, HEAD_TIMEOUT).await;
         let response = match sent {
             Ok(response) => response,
             // The listener has gone: what was not accepted was not lost.

@@ -10,7 +10,7 @@ use super::{Check, Grade, Running, files};
 use crate::config::{AccountSpec, Config, CredentialSource};
 use crate::credentials::{SignIn, place};
 use crate::pool::resolve;
-use crate::secret::MasterKey;
+use crate::sealing::DataKey;
 use crate::store::{AccountRow, Store};
 use crate::table::span;
 
@@ -26,14 +26,18 @@ pub struct Found {
 const FORGOTTEN: Duration = Duration::from_hours(30 * 24);
 
 /// The file's settings count for its accounts; a running gateway may still have older ones.
-pub async fn find(config: &Config, store: Option<&Store>) -> Vec<Found> {
+pub async fn find(config: &Config, store: Option<&Store>, key: Option<&DataKey>) -> Vec<Found> {
     let rows = match store {
         Some(store) => store.accounts().await.unwrap_or_default(),
         None => Vec::new(),
     };
     let mut rows: Vec<Found> = rows
         .into_iter()
-        .map(|row| Found { name: row.settings.name.clone(), spec: resolve(&row), row: Some(row) })
+        .map(|row| Found {
+            name: row.settings.name.clone(),
+            spec: resolve(&row, key),
+            row: Some(row),
+        })
         .collect();
     for spec in &config.accounts {
         match rows.iter_mut().find(|found| found.name == spec.name) {
@@ -48,7 +52,7 @@ pub async fn find(config: &Config, store: Option<&Store>) -> Vec<Found> {
 
 pub async fn check(
     accounts: &[Found],
-    key: Option<&MasterKey>,
+    key: Option<&DataKey>,
     running: &Running,
     now: Timestamp,
 ) -> Vec<Check> {
@@ -65,7 +69,7 @@ pub async fn check(
 
 async fn one(
     account: &Found,
-    key: Option<&MasterKey>,
+    key: Option<&DataKey>,
     running: &Running,
     now: Timestamp,
 ) -> Vec<Check> {
@@ -121,7 +125,7 @@ fn state(about: &str, row: &AccountRow) -> Option<Check> {
 async fn read(
     spec: &AccountSpec,
     row: Option<&AccountRow>,
-    key: Option<&MasterKey>,
+    key: Option<&DataKey>,
 ) -> Result<Vec<u8>, String> {
     match &spec.source {
         CredentialSource::Stored => {

@@ -4,6 +4,7 @@
 //! what time it is there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,7 +13,8 @@ use poolgate_core::units::Timestamp;
 
 use super::Check;
 use super::accounts::Found;
-use crate::egress::Egress;
+use crate::config::Proxy;
+use crate::egress::{Egress, SendError};
 use crate::table::span;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,11 +32,11 @@ pub async fn check(accounts: &[Found], connect_timeout: Duration, now: Timestamp
         }
     };
     let places = places(accounts);
-    let asked = places.iter().map(async |(origin, (url, names))| {
-        let answer = egress.call(Method::HEAD, url.clone(), &[], None, TIMEOUT).await;
-        let (check, date) = match answer {
-            Ok((head, _)) => (reached(origin, head.status.as_u16(), names), date(&head.headers)),
-            Err(error) => (unreached(origin, &format!("{error:#}"), names), None),
+    let asked = places.iter().map(async |(about, Place { url, proxy, names })| {
+        let call = egress.call(Method::HEAD, url.clone(), proxy.as_ref(), &[], None, TIMEOUT);
+        let (check, date) = match call.await {
+            Ok((head, _)) => (reached(about, head.status.as_u16(), names), date(&head.headers)),
+            Err(error) => (unreached(about, &error, names), None),
         };
         (check, date)
     });
@@ -45,18 +47,30 @@ pub async fn check(accounts: &[Found], connect_timeout: Duration, now: Timestamp
     checks
 }
 
-/// By origin: one of its URLs, and whose it is.
-fn places(accounts: &[Found]) -> BTreeMap<String, (Uri, Vec<&str>)> {
-    let mut places: BTreeMap<String, (Uri, Vec<&str>)> = BTreeMap::new();
+/// An origin, and the way there.
+struct Place<'a> {
+    /// One of its URLs.
+    url: Uri,
+    proxy: Option<Arc<Proxy>>,
+    /// Whose it is.
+    names: Vec<&'a str>,
+}
+
+/// By origin and proxy.
+fn places(accounts: &[Found]) -> BTreeMap<String, Place<'_>> {
+    let mut places: BTreeMap<String, Place<'_>> = BTreeMap::new();
     for account in accounts {
         let Ok(spec) = &account.spec else { continue };
+        let proxy = &spec.upstream.proxy;
         let base = format!("{}{}/", spec.upstream.origin, spec.upstream.prefix).parse().ok();
         for url in base.into_iter().chain(spec.upstream.token_url.clone()) {
             let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
                 continue;
             };
-            let origin = format!("{scheme}://{authority}");
-            let (_, names) = places.entry(origin).or_insert((url, Vec::new()));
+            let way = proxy.as_ref().map(|proxy| format!(" through {proxy}")).unwrap_or_default();
+            let about = format!("{scheme}://{authority}{way}");
+            let new = Place { url, proxy: proxy.clone(), names: Vec::new() };
+            let names = &mut places.entry(about).or_insert(new).names;
             if !names.contains(&account.name.as_str()) {
                 names.push(&account.name);
             }
@@ -73,14 +87,21 @@ fn reached(origin: &str, status: u16, names: &[&str]) -> Check {
     }
 }
 
-fn unreached(origin: &str, error: &str, names: &[&str]) -> Check {
-    let certificate = error.contains("certificate");
-    let advice = if certificate {
+fn unreached(about: &str, error: &anyhow::Error, names: &[&str]) -> Check {
+    let by_proxy = match error.downcast_ref() {
+        Some(SendError::Connect(unreachable)) => unreachable.by.is_some(),
+        _ => false,
+    };
+    let error = format!("{error:#}");
+    let advice = if by_proxy {
+        "correct the account's proxy, or see what is wrong with it: nothing is sent around it"
+    } else if error.contains("certificate") {
         "check the clock, and that the authority behind it is among the system's certificates"
     } else {
-        "check the name, the network and the firewall; HTTPS_PROXY is not read"
+        "check the name, the network and the firewall; HTTPS_PROXY is not read, an account's own \
+         proxy is"
     };
-    Check::problem(origin, format!("{error}; for {}", names.join(", ")), advice)
+    Check::problem(about, format!("{error}; for {}", names.join(", ")), advice)
 }
 
 fn date(headers: &HeaderMap) -> Option<Timestamp> {

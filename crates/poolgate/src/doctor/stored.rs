@@ -4,8 +4,9 @@ use poolgate_core::units::Timestamp;
 
 use super::Check;
 use crate::config::Config;
-use crate::secret::MasterKey;
+use crate::sealing::{DataKey, KeyPlace};
 use crate::store::Store;
+use crate::vault;
 
 /// `None`: there is none yet.
 pub async fn open(config: &Config) -> Result<Option<Store>, Check> {
@@ -62,33 +63,44 @@ fn schema(versions: sqlx::Result<(i64, i64)>) -> Check {
     }
 }
 
-/// The key, if it is there and right, and what is to be said of it.
+/// The key that opens what is stored, if it can be had, and what is to be said of it.
 pub struct Key {
-    pub key: Option<MasterKey>,
+    pub key: Option<DataKey>,
     pub check: Check,
 }
 
 pub async fn master_key(config: &Config, store: Option<&Store>) -> Key {
+    let place = KeyPlace::find(&config.master_key_file);
     let known = match store {
         Some(store) => store.master_key().await.ok().flatten(),
         None => None,
     };
-    let file = config.master_key_file.display();
-    let key = MasterKey::existing(&config.master_key_file);
     let restore = "restore master_key_file or POOLGATE_MASTER_KEY; without it, stored credentials \
                    are lost and have to be added again";
-    let check = match (&key, known) {
-        (Err(error), _) => Check::problem("master key", format!("{error:#}"), restore),
-        (Ok(None), Some(_)) => Check::problem("master key", format!("{file} is missing"), restore),
-        (Ok(None), None) => Check::ok("master key", "none yet: the first start makes it"),
-        (Ok(Some(key)), Some(known)) if key.fingerprint() != known => {
-            let found = "it is not the one that this database was sealed with";
-            Check::problem("master key", found, restore)
-        }
-        (Ok(Some(_)), _) => Check::ok("master key", "it is there, and the right one"),
+    let (Some(store), Some(known)) = (store, known) else {
+        let check = match place.keys() {
+            Err(error) => Check::problem("master key", format!("{error:#}"), restore),
+            Ok(keys) if keys.is_empty() => {
+                Check::ok("master key", "none yet: the first start makes it")
+            }
+            Ok(_) => Check::ok("master key", "it is there, and nothing is sealed with it yet"),
+        };
+        return Key { key: None, check };
     };
-    let is_right = check.grade == super::Grade::Ok;
-    Key { key: key.ok().flatten().filter(|_| is_right), check }
+    let opened = async {
+        let found = vault::fitting(&place, &known)?;
+        anyhow::Ok((found.place, store.data_key(&found.key).await.ok().flatten()))
+    };
+    match opened.await {
+        Err(error) => {
+            let check = Check::problem("master key", format!("{error:#}"), restore);
+            Key { key: None, check }
+        }
+        Ok((place, key)) => {
+            let found = format!("the right one, in {place}");
+            Key { key, check: Check::ok("master key", found) }
+        }
+    }
 }
 
 #[cfg(test)]

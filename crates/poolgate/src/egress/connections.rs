@@ -13,32 +13,34 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, Response, Uri, header};
+use http::{HeaderValue, Request, Response, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::Executor;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
-use tower_service::Service;
+use tokio::time::Instant;
 
+use super::dial::Dialer;
 use super::{SendError, Unreachable, cause};
+use crate::config::Proxy;
 use crate::json::TextBody;
 
 /// Upstreams close idle connections themselves, most of them later than this.
 const IDLE_FOR: Duration = Duration::from_mins(1);
-/// TCP and TLS together, in units of the time-out for TCP.
-const TLS_FACTOR: u32 = 2;
 const BUFFER_MAX: usize = 256 << 10;
 
-type Place = (Scheme, Authority);
+/// Where a connection leads, and by which way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    scheme: Scheme,
+    authority: Authority,
+    proxy: Option<Arc<Proxy>>,
+}
 
 #[derive(Debug)]
 pub struct Connections {
-    connector: HttpsConnector<HttpConnector>,
-    connect_timeout: Duration,
+    dialer: Dialer,
     idle: Mutex<HashMap<Place, Vec<Idle>>>,
 }
 
@@ -56,16 +58,18 @@ pub struct Received {
 }
 
 impl Connections {
-    pub fn new(connector: HttpsConnector<HttpConnector>, connect_timeout: Duration) -> Self {
-        Self { connector, connect_timeout, idle: Mutex::default() }
+    pub fn new(dialer: Dialer) -> Self {
+        Self { dialer, idle: Mutex::default() }
     }
 
     /// To the head of the answer. `request` has the whole URI and no `host`.
     pub async fn send(
         self: &Arc<Self>,
         mut request: Request<TextBody>,
+        proxy: Option<&Arc<Proxy>>,
     ) -> Result<Response<Received>, SendError> {
-        let place = address(&mut request)?;
+        let (scheme, authority) = address(&mut request)?;
+        let place = Place { scheme, authority, proxy: proxy.cloned() };
         loop {
             let (mut sender, used) = match self.take(&place) {
                 Some(sender) => (sender, true),
@@ -114,14 +118,8 @@ impl Connections {
     }
 
     async fn connect(&self, place: &Place) -> Result<SendRequest<TextBody>, SendError> {
-        let (scheme, authority) = place.clone();
-        let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
-        let uri = uri.map_err(|error| SendError::Broke(error.to_string()))?;
-        let connected = self.connector.clone().call(uri);
-        let stream = timeout(self.connect_timeout * TLS_FACTOR, connected)
-            .await
-            .map_err(|_| Unreachable { cause: "no connection in time".into(), durable: false })?
-            .map_err(|error| Unreachable::of(&*error))?;
+        let Place { scheme, authority, proxy } = place.clone();
+        let stream = self.dialer.dial(scheme, authority, proxy.as_deref()).await?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
             .handshake(stream)
@@ -138,7 +136,7 @@ impl Connections {
 }
 
 /// Takes the place out of the request: HTTP/1.1 has it in `host`, and the path alone in front.
-fn address(request: &mut Request<TextBody>) -> Result<Place, SendError> {
+fn address(request: &mut Request<TextBody>) -> Result<(Scheme, Authority), SendError> {
     let broke = |what: &str| SendError::Broke(what.into());
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     let scheme = parts.scheme.take().ok_or_else(|| broke("no scheme"))?;

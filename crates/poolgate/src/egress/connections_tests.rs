@@ -9,8 +9,7 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 fn connections(connect_timeout: Duration) -> Arc<Connections> {
     let tls = super::super::tls_config().unwrap();
-    let connector = super::super::connector(tls, connect_timeout);
-    Arc::new(Connections::new(connector, connect_timeout))
+    Arc::new(Connections::new(Dialer::new(tls, connect_timeout)))
 }
 
 async fn listen() -> (TcpListener, String) {
@@ -36,7 +35,7 @@ fn get(uri: &str) -> Request<TextBody> {
 }
 
 async fn ask(connections: &Arc<Connections>, uri: &str) -> Result<Bytes, SendError> {
-    let response = connections.send(get(uri)).await?;
+    let response = connections.send(get(uri), None).await?;
     Ok(response.into_body().collect().await.unwrap().to_bytes())
 }
 
@@ -86,7 +85,7 @@ async fn a_body_that_is_dropped_closes_its_connection() {
     let (listener, uri) = listen().await;
     let connections = connections(Duration::from_secs(5));
     let client = async {
-        let response = connections.send(get(&uri)).await.unwrap();
+        let response = connections.send(get(&uri), None).await.unwrap();
         drop(response);
         assert_eq!(ask(&connections, &uri).await.unwrap(), "ok", "on another");
     };

@@ -8,13 +8,24 @@ use std::error::Error;
 use std::io;
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot connect: {cause}")]
+#[error("cannot connect: {}{cause}", by.as_ref().map(|by| format!("proxy {by}: ")).unwrap_or_default())]
 pub struct Unreachable {
     pub cause: String,
     pub durable: bool,
+    /// The proxy that could not be used, for operators; `None`: it was no proxy's fault.
+    pub by: Option<String>,
 }
 
 impl Unreachable {
+    pub fn new(cause: impl Into<String>, durable: bool) -> Self {
+        Self { cause: cause.into(), durable, by: None }
+    }
+
+    #[must_use]
+    pub fn through(self, by: Option<String>) -> Self {
+        Self { by, ..self }
+    }
+
     pub fn of(error: &(dyn Error + 'static)) -> Self {
         let mut durable = false;
         let mut innermost = error;
@@ -26,7 +37,7 @@ impl Unreachable {
             }
         }
         // The innermost cause says most: "connection refused" rather than "client error (Connect)".
-        Self { cause: innermost.to_string(), durable }
+        Self::new(innermost.to_string(), durable)
     }
 }
 

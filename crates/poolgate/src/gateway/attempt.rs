@@ -11,7 +11,7 @@ use super::prepare::{self, Prepared};
 use super::read::Payload;
 use crate::app::App;
 use crate::credentials::{Bearer, CredentialError, RefreshContext};
-use crate::egress::{Received, SendError};
+use crate::egress::{Received, SendError, Unreachable};
 use crate::error::Error;
 use crate::json::TextBody;
 use crate::pool::Account;
@@ -47,6 +47,7 @@ impl App {
             issuers: self.issuers.clone(),
             token_url: account.token_url.clone(),
             egress: self.egress.clone(),
+            proxy: account.upstream.proxy.clone(),
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
         }
@@ -84,7 +85,8 @@ pub async fn send(
         app.config.limits.head_timeout
     };
     let request = build(call, target, prepared)?;
-    Ok((app.egress.send(request, timeout).await?, streams))
+    let proxy = target.account.upstream.proxy.as_ref();
+    Ok((app.egress.send(request, proxy, timeout).await?, streams))
 }
 
 fn build(
@@ -142,6 +144,10 @@ impl From<&AttemptError> for Error {
     fn from(error: &AttemptError) -> Self {
         match error {
             AttemptError::Send(SendError::Timeout) => Self::UpstreamTimeout,
+            // Where our proxies are is no client's business.
+            AttemptError::Send(SendError::Connect(Unreachable { by: Some(_), .. })) => {
+                Self::Upstream("it cannot be reached through its proxy".into())
+            }
             AttemptError::Send(error) => Self::Upstream(error.to_string()),
             AttemptError::Credential(_) => Self::Upstream("its token could not be renewed".into()),
             AttemptError::Build(_) => Self::Internal,

@@ -83,7 +83,9 @@ pub async fn list(
     }
     let lists = join_all(accounts.iter().map(|account| models_of(app, account))).await;
     if let Some(Err(error)) = lists.first().filter(|_| lists.iter().all(Result::is_err)) {
-        return Err(Error::Upstream(format!("no account lists its models: {error}")));
+        // It may name a proxy, which is no client's business.
+        tracing::warn!(error, "no account lists its models");
+        return Err(Error::Upstream("no account lists its models".into()));
     }
     let fits = |patterns: &[String], id: &str| {
         patterns.is_empty() || patterns.iter().any(|pattern| model_matches(pattern, id))
@@ -180,7 +182,8 @@ pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, St
             .into_iter()
             .filter_map(|name| Some((name, Secret::new(headers.get(name)?.to_str().ok()?))))
             .collect();
-    let answer = app.egress.call(Method::GET, uri, &headers, None, CALL_TIMEOUT).await;
+    let proxy = account.upstream.proxy.as_ref();
+    let answer = app.egress.call(Method::GET, uri, proxy, &headers, None, CALL_TIMEOUT).await;
     let (head, body) = answer.map_err(|error| format!("{error:#}"))?;
     if head.status != StatusCode::OK {
         return Err(format!("the upstream answered {}", head.status.as_u16()));

@@ -133,8 +133,12 @@ mod tests {
     use crate::credentials::{Credential, Source};
 
     fn account(kind: Kind, prefix: &str) -> Account {
-        let upstream =
-            Upstream { origin: "https://x".into(), prefix: prefix.into(), token_url: None };
+        let upstream = Upstream {
+            origin: "https://x".into(),
+            prefix: prefix.into(),
+            token_url: None,
+            proxy: None,
+        };
         let credential = Arc::new(Credential::new(kind, Source::KeyEnv("NONE".into()), None));
         Account {
             id: AccountId(1),

@@ -172,5 +172,6 @@ async fn call(
     if account.kind == Kind::Claude {
         headers.push(("anthropic-beta", Secret::new(claude::OAUTH_BETA)));
     }
-    app.egress.call(Method::GET, uri, &headers, None, ANSWERS_WITHIN).await
+    let proxy = account.upstream.proxy.as_ref();
+    app.egress.call(Method::GET, uri, proxy, &headers, None, ANSWERS_WITHIN).await
 }

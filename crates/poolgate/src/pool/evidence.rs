@@ -57,9 +57,10 @@ impl State {
         let Some(live) = self.live.iter().find(|live| live.facts.id == id) else {
             return;
         };
-        for Suspect { id, address, durable } in self.network.answered(&live.account.upstream.origin)
-        {
-            if let Some(live) = self.live(id) {
+        let hop = live.account.upstream.first_hop();
+        for Suspect { id: suspect, address, durable } in self.network.answered(&hop) {
+            // Itself by another way: its proxy was changed, and what failed was the old one.
+            if let Some(live) = self.live(suspect).filter(|_| suspect != id) {
                 tracing::info!(account = live.account.name, address, durable, "cannot connect");
                 live.learn(now, |live| live.facts.health.unreachable(durable, now));
             }
@@ -110,7 +111,7 @@ impl Pool {
         live.unsaved_stop |= live.facts.health.stop != stop;
         live.counters.served += u64::from(outcome == Outcome::Served);
         if let Outcome::ConnectFailed { durable } = outcome {
-            let address = live.account.upstream.origin.clone();
+            let address = live.account.upstream.first_hop();
             state.network.failed(Suspect { id, address, durable });
         }
         drop(state);

@@ -14,7 +14,7 @@ use poolgate_core::units::Timestamp;
 use super::{Account, Loaded};
 use crate::config::{AccountSpec, CredentialSource};
 use crate::credentials::{Books, Credential, Source, Stored};
-use crate::secret::MasterKey;
+use crate::sealing::DataKey;
 use crate::store::{AccountRow, Store};
 
 /// All accounts of the store, with their credentials read. A row that no longer resolves is left
@@ -24,7 +24,7 @@ use crate::store::{AccountRow, Store};
 /// middle of a refresh. `dir` is where notes about credentials go.
 pub async fn load(
     store: &Store,
-    master_key: &Arc<MasterKey>,
+    data_key: &Arc<DataKey>,
     dir: &Path,
     known: &[Arc<Account>],
     now: Timestamp,
@@ -33,7 +33,7 @@ pub async fn load(
     let mut loaded = Vec::new();
     for row in store.accounts().await? {
         let name = row.settings.name.clone();
-        match resolve(&row) {
+        match resolve(&row, Some(data_key)) {
             Ok(spec) => {
                 let quota = quotas.iter().find(|(id, _)| *id == row.id).map(|(_, q)| q.clone());
                 let known = known.iter().find(|account| account.id == row.id);
@@ -42,8 +42,8 @@ pub async fn load(
                 let credential = if let Some(credential) = known {
                     keep(credential, row.sealed.clone()).await
                 } else {
-                    let (store, master_key) = (store.clone(), Arc::clone(master_key));
-                    let books = Books { account: row.id, store, master_key, dir: dir.to_owned() };
+                    let (store, data_key) = (store.clone(), Arc::clone(data_key));
+                    let books = Books { account: row.id, store, data_key, dir: dir.to_owned() };
                     open(&row, &spec, books).await
                 };
                 loaded.push(assemble(&row, spec, quota.unwrap_or_default(), credential, now));
@@ -56,9 +56,13 @@ pub async fn load(
     Ok(loaded)
 }
 
-/// An account's settings, checked.
-pub fn resolve(row: &AccountRow) -> Result<AccountSpec, Vec<String>> {
-    let settings = row.settings.clone();
+/// An account's settings, checked. Without `key` one whose proxy has a login does not resolve.
+pub fn resolve(row: &AccountRow, key: Option<&DataKey>) -> Result<AccountSpec, Vec<String>> {
+    let mut settings = row.settings.clone();
+    if let (Some(proxy), Some(key)) = (&settings.proxy, key) {
+        let opened = proxy.opened(key, &settings.name);
+        settings.proxy = Some(opened.map_err(|error| vec![format!("proxy: {error:#}")])?);
+    }
     if row.sealed.is_some() || settings.clone().resolve().is_err() {
         settings.resolve_stored()
     } else {
@@ -82,7 +86,7 @@ async fn open(row: &AccountRow, spec: &AccountSpec, books: Books) -> Arc<Credent
         CredentialSource::Stored => Source::Stored(Stored {
             account: row.id,
             store: books.store.clone(),
-            master_key: Arc::clone(&books.master_key),
+            data_key: Arc::clone(&books.data_key),
             sealed: Mutex::new(row.sealed.clone()),
         }),
         CredentialSource::AuthFile(path) => Source::AuthFile(path),

@@ -17,7 +17,12 @@ const ASK: Ask<'static> = Ask { surface: Surface::Responses, model: "m", gate: N
 const AT: Attempt<'static> = Attempt { ask: ASK, sent_at: NOW, now: NOW, refreshed: false };
 
 fn loaded(id: i64, max_in_flight: u32) -> Loaded {
-    let upstream = Upstream { origin: "https://x".into(), prefix: String::new(), token_url: None };
+    let upstream = Upstream {
+        origin: "https://x".into(),
+        prefix: String::new(),
+        token_url: None,
+        proxy: None,
+    };
     let source = CredentialSource::KeyEnv("NONE".into());
     let account = Account {
         id: AccountId(id),

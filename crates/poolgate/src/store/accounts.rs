@@ -152,6 +152,21 @@ impl Store {
         tx.commit().await
     }
 
+    pub async fn change_settings(
+        &self,
+        id: AccountId,
+        settings: &RawAccount,
+    ) -> anyhow::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("UPDATE accounts SET settings = $2 WHERE id = $1")
+            .bind(id.0)
+            .bind(serde_json::to_string(settings)?)
+            .execute(&mut *tx)
+            .await?;
+        Self::bump(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+
     pub async fn pause(&self, id: AccountId) -> sqlx::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("UPDATE accounts SET paused = 1 WHERE id = $1")

@@ -11,12 +11,17 @@ use crate::harness::{Answer, Harness, PATIENCE, Setup};
 use crate::requests::{messages, responses};
 
 pub async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
+    run_with(data, args, stdin, &[]).await
+}
+
+pub async fn run_with(data: &Path, args: &[&str], stdin: &str, env: &[(&str, &str)]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
         .args(args)
         .arg("--data")
         .arg(data)
         .env_remove("POOLGATE_CONFIG")
         .env("HOME", data)
+        .envs(env.iter().copied())
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
@@ -30,7 +35,7 @@ pub async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
     tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap()
 }
 
-async fn json(data: &Path, args: &[&str]) -> Value {
+pub async fn json(data: &Path, args: &[&str]) -> Value {
     let output = run(data, &[args, &["--json"]].concat(), "").await;
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()

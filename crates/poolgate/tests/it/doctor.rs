@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use poolgate::config::RawAccount;
-use poolgate::secret::MasterKey;
+use poolgate::config::{Config, RawConfig};
+use poolgate::sealing::MasterKey;
 use poolgate::store::{Origin, Store};
 use poolgate_core::health::Stop;
 use poolgate_core::units::Timestamp;
@@ -71,8 +72,8 @@ impl Installation {
         upstream.own_port().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
-        let key = MasterKey::load(&dir.path().join("master.key")).unwrap();
-        store.check_master_key(&key).await.unwrap();
+        let raw = RawConfig { data_dir: Some(dir.path().to_owned()), ..RawConfig::default() };
+        poolgate::vault::unlock(&Config::resolve(raw).unwrap(), &store).await.unwrap();
         let (_, client) = poolgate::keys::generate("k".into(), vec![], vec![], None).unwrap();
         store.add_client_key(&client, AT).await.unwrap();
         let auth_file = dir.path().join("auth.json");
@@ -174,8 +175,7 @@ async fn each_trouble_is_found_with_what_to_do() {
         ("others can read the key", "data directory", |p| p.set_mode("master.key", 0o604), "problem", "open to everybody"),
         ("the key is gone", "master key", |p| std::fs::remove_file(p.path("master.key")).unwrap(), "problem", "is missing"),
         ("it is another", "master key", |p| {
-            std::fs::remove_file(p.path("master.key")).unwrap();
-            MasterKey::load(&p.path("master.key")).unwrap();
+            std::fs::write(p.path("master.key"), MasterKey::generate().unwrap()).unwrap();
         }, "problem", "not the one"),
         ("it is none", "master key", |p| std::fs::write(p.path("master.key"), "x").unwrap(), "problem", "base64"),
         ("the upstream is away", "upstream", |p| p.upstream.refuse_connections(), "problem", "refused"),

@@ -2,6 +2,8 @@
 
 #[path = "../shared/harness.rs"]
 mod harness;
+#[path = "../shared/proxies.rs"]
+mod proxies;
 mod requests;
 
 mod affinity;
@@ -11,6 +13,7 @@ mod credentials;
 mod decisions;
 mod disconnect;
 mod doctor;
+mod egress;
 mod failover;
 mod headers;
 mod keys;
@@ -23,6 +26,7 @@ mod polling;
 mod reference;
 mod refresh;
 mod rotation;
+mod sealing;
 mod shared_files;
 mod simulate;
 mod surfaces;

@@ -1,0 +1,179 @@
+//! Opening what the data directory keeps sealed, and changing the master key.
+//!
+//! The store says by its fingerprint which master key it wants. The order of a rotation keeps that key
+//! findable at every moment: the new one is on disk beside the old one before the store asks for it,
+//! and replaces it only afterwards. Whoever comes across a rotation that was broken off finishes it.
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::config::{AccountSpec, Config, RawAccount};
+use crate::credentials::{place, reseal_rescued};
+use crate::files;
+use crate::sealing::{DataKey, FoundKey, KeyPlace, MasterKey, next_key_file, read_key_file};
+use crate::store::Store;
+
+/// A rotation may come between looking for the keys and asking the store; not again and again.
+const LOOKS: usize = 3;
+
+/// The data key: made, with the master key, at the first start.
+pub async fn unlock(config: &Config, store: &Store) -> anyhow::Result<DataKey> {
+    let key_place = KeyPlace::find(&config.master_key_file);
+    let master = master_key(&key_place, store).await?;
+    let data_key = if let Some(key) = store.data_key(&master.key).await? {
+        key
+    } else {
+        store.make_data_key(&master.key, place).await?;
+        let made = store.data_key(&master.key).await?;
+        made.context("the master key was changed just now: try again")?
+    };
+    if let (KeyPlace::File(path), true) = (&key_place, master.is_next) {
+        put_in_place(path, &master.key)?;
+    }
+    reseal_rescued(&config.data_dir.join("credentials"), &master.key, &data_key);
+    Ok(data_key)
+}
+
+/// The master key that the store wants; a new one, if it wants none yet.
+async fn master_key(place: &KeyPlace, store: &Store) -> anyhow::Result<FoundKey> {
+    let mut trouble = None;
+    for _ in 0..LOOKS {
+        let Some(wanted) = store.master_key().await? else {
+            place.create()?;
+            let mut keys = place.keys()?;
+            ensure!(!keys.is_empty(), "no master key could be made");
+            return Ok(keys.swap_remove(0));
+        };
+        match fitting(place, &wanted) {
+            Ok(key) => return Ok(key),
+            Err(error) => trouble = Some(error),
+        }
+    }
+    Err(trouble.unwrap_or_else(|| anyhow::anyhow!("no master key")))
+}
+
+/// The key of this fingerprint, or which others were found instead.
+pub fn fitting(place: &KeyPlace, wanted: &str) -> anyhow::Result<FoundKey> {
+    let keys = place.keys()?;
+    let found: Vec<String> = keys
+        .iter()
+        .map(|found| format!("{} in {}", found.key.fingerprint(), found.place))
+        .collect();
+    let fits = keys.into_iter().find(|found| found.key.fingerprint() == wanted);
+    fits.with_context(|| match found.as_slice() {
+        [] => format!(
+            "the master key is missing: this database wants the one with fingerprint {wanted}, and \
+             there is none in {}",
+            place.name(false)
+        ),
+        found => format!(
+            "the master key is not the one of this database: expected fingerprint {wanted}, found {}; \
+             restore master_key_file or POOLGATE_MASTER_KEY",
+            found.join(", ")
+        ),
+    })
+}
+
+/// The settings of the configuration's accounts, as the store keeps them.
+pub fn seal_settings(accounts: &[AccountSpec], key: &DataKey) -> anyhow::Result<Vec<RawAccount>> {
+    accounts.iter().map(|spec| seal_one(spec.raw.clone(), key)).collect()
+}
+
+pub fn seal_one(mut settings: RawAccount, key: &DataKey) -> anyhow::Result<RawAccount> {
+    if let Some(proxy) = &settings.proxy {
+        settings.proxy = Some(proxy.sealed(key, &settings.name)?);
+    }
+    Ok(settings)
+}
+
+/// What a rotation did.
+#[derive(Debug)]
+pub struct Rotated {
+    pub old: String,
+    pub new: String,
+    /// Where the operator has to put the new key, if we cannot.
+    pub to_do: Option<String>,
+}
+
+/// Changes the master key: to a new one, or to the one in `new_key_file`. A running gateway goes on.
+pub async fn rotate(
+    config: &Config,
+    store: &Store,
+    new_key_file: Option<&Path>,
+) -> anyhow::Result<Rotated> {
+    let _only = only_rotation(&config.data_dir)?;
+    unlock(config, store).await?;
+    let key_place = KeyPlace::find(&config.master_key_file);
+    let old = master_key(&key_place, store).await?.key;
+    let given = new_key_file.map(given_key).transpose()?;
+    let KeyPlace::File(path) = &key_place else {
+        let text = given.context(
+            "this master key does not come from a file of ours: write a new one to a file, like \
+             `openssl rand -base64 32`, and say which with --new-key-file",
+        )?;
+        let new = different(&old, &text)?;
+        store.change_master_key(&old, &new).await?;
+        return Ok(rotated(&old, &new, Some(key_place.name(false))));
+    };
+    let text = given.map_or_else(MasterKey::generate, Ok)?;
+    let new = different(&old, &text)?;
+    write_next(path, &text)?;
+    store.change_master_key(&old, &new).await?;
+    put_in_place(path, &new)?;
+    Ok(rotated(&old, &new, None))
+}
+
+fn rotated(old: &MasterKey, new: &MasterKey, to_do: Option<String>) -> Rotated {
+    Rotated { old: old.fingerprint().into(), new: new.fingerprint().into(), to_do }
+}
+
+fn given_key(path: &Path) -> anyhow::Result<String> {
+    read_key_file(path, true)?.with_context(|| format!("there is no {}", path.display()))
+}
+
+fn different(old: &MasterKey, text: &str) -> anyhow::Result<MasterKey> {
+    let new = MasterKey::from_base64(text)?;
+    ensure!(new.fingerprint() != old.fingerprint(), "the new master key is the present one");
+    Ok(new)
+}
+
+/// Two rotations at the same time would write over each other's new key.
+fn only_rotation(data_dir: &Path) -> anyhow::Result<File> {
+    let path = data_dir.join("key-rotate.lock");
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = lock.with_context(|| format!("opening {}", path.display()))?;
+    if lock.try_lock().is_err() {
+        bail!("another poolgate key-rotate is running");
+    }
+    Ok(lock)
+}
+
+/// Beside the present key, durably. One that a broken rotation left there was never the store's.
+fn write_next(path: &Path, text: &str) -> anyhow::Result<PathBuf> {
+    let next = next_key_file(path);
+    files::replace_private(&next, text.as_bytes())
+        .with_context(|| format!("writing the new master key to {}", next.display()))?;
+    Ok(next)
+}
+
+/// The store wants `key` now: it replaces its predecessor.
+fn put_in_place(path: &Path, key: &MasterKey) -> anyhow::Result<()> {
+    match std::fs::rename(next_key_file(path), path) {
+        // Another process has done it, or there is nothing to put there.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fitting(&KeyPlace::File(path.to_owned()), key.fingerprint()).map(drop)
+        }
+        renamed => {
+            renamed.with_context(|| format!("replacing {}", path.display()))?;
+            files::sync_directory(path).with_context(|| format!("replacing {}", path.display()))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "vault_tests.rs"]
+mod tests;
