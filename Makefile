@@ -26,9 +26,10 @@ clients: ## only the tests with the real clients
 	@scripts/setup.sh build tools clients
 	cargo nextest run -p poolgate --test clients $(ARGS)
 
-soak: ## the long forms of the tests
+soak: ## the long forms of the tests, then all at trace level, searched for secrets
 	@scripts/setup.sh build tools clients
 	POOLGATE_SOAK=1 cargo nextest run --workspace --profile soak $(ARGS)
+	POOLGATE_CANARIES=1 cargo nextest run --workspace --profile soak $(ARGS)
 
 bench: ## CPU per request beside nginx and a direct connection
 	@scripts/setup.sh build bench

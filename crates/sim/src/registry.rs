@@ -115,6 +115,12 @@ impl Registry {
         self.maps.write().issue(account, serial, clock);
     }
 
+    /// Every token and key that was ever given out, spent or not.
+    pub fn credentials(&self) -> Vec<String> {
+        let maps = self.maps.read();
+        maps.access.keys().chain(maps.refresh.keys()).cloned().collect()
+    }
+
     /// The account a refresh token was once given to.
     pub fn owner(&self, refresh_token: &str) -> Option<Arc<Inner>> {
         self.maps.read().refresh.get(refresh_token).cloned()

@@ -148,6 +148,11 @@ impl Sim {
         self.world.registry.all().into_iter().map(|account| self.handle(account)).collect()
     }
 
+    /// Every token and key that was ever given out.
+    pub fn credentials(&self) -> Vec<String> {
+        self.world.registry.credentials()
+    }
+
     /// Moves the simulator's clock forward by real time: windows reset and tokens expire.
     pub fn advance(&self, by: Duration) {
         self.world.clock.advance(by);

@@ -231,6 +231,7 @@ fn scrub(body: &Bytes, account: &Account) -> Bytes {
 
 /// The same for a message, shortened to what fits into ours.
 fn scrub_text(message: &str, account: &Account) -> String {
-    let short: String = message.chars().take(500).collect();
-    String::from_utf8_lossy(&scrub(&Bytes::from(short), account)).into_owned()
+    // Cut afterwards: a piece of a token would not be found.
+    let clean = scrub(&Bytes::copy_from_slice(message.as_bytes()), account);
+    String::from_utf8_lossy(&clean).chars().take(500).collect()
 }

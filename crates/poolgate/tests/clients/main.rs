@@ -5,6 +5,9 @@
 //! Each asks once with all accounts well, and again while the first chosen account fails in every
 //! listed way. Its own retries are off where they can be, so it cannot notice and recover by itself.
 
+#[path = "../shared/canary.rs"]
+#[expect(dead_code, reason = "the other test binary uses more of it")]
+mod canary;
 mod drivers;
 #[path = "../shared/harness.rs"]
 #[expect(dead_code, reason = "the other test binary uses more of it")]

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::canary;
 use crate::harness::{Answer, Harness, PATIENCE, Setup};
 use crate::requests::{messages, responses};
 
@@ -21,6 +22,7 @@ pub async fn run_with(data: &Path, args: &[&str], stdin: &str, env: &[(&str, &st
         .arg(data)
         .env_remove("POOLGATE_CONFIG")
         .env("HOME", data)
+        .envs(canary::is_on().then_some(("RUST_LOG", "trace")))
         .envs(env.iter().copied())
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
@@ -32,7 +34,14 @@ pub async fn run_with(data: &Path, args: &[&str], stdin: &str, env: &[(&str, &st
     let mut input = child.stdin.take().unwrap();
     input.write_all(stdin.as_bytes()).await.unwrap();
     drop(input);
-    tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap()
+    let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let output = ended.expect("it ends").unwrap();
+    // A key that is made is shown, once.
+    if !args.starts_with(&["key", "create"]) {
+        canary::sink("commands", &output.stdout);
+    }
+    canary::sink("commands", &output.stderr);
+    output
 }
 
 pub async fn json(data: &Path, args: &[&str]) -> Value {

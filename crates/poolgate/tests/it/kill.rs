@@ -16,11 +16,26 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use poolgate::keys::generate;
 use poolgate::store::Store;
+use poolgate_sim::Sim;
 use sqlx::Row;
 use tokio::process::{Child, Command};
 
+use crate::canary;
 use crate::harness::{PATIENCE, Setup};
 use crate::requests::{CODEX, responses};
+
+/// Where processes log when canaries are searched for.
+const LOG: &str = "log";
+
+/// Searches what processes in `dir` logged and stored for secrets.
+pub fn search(dir: &std::path::Path, sim: &Sim) {
+    if canary::is_on() {
+        canary::secrets_of(sim);
+        canary::sink("the log of a process", &std::fs::read(dir.join(LOG)).unwrap());
+        canary::sink_files(&dir.join("data"));
+        canary::check();
+    }
+}
 
 pub struct Gateway {
     pub child: Child,
@@ -28,14 +43,18 @@ pub struct Gateway {
 }
 
 pub async fn start(dir: &std::path::Path, port: u16) -> Gateway {
-    let child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_poolgate"));
+    command
         .args(["serve", "--config"])
         .arg(dir.join("poolgate.toml"))
         .env("RUST_LOG", "warn")
         .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+        .kill_on_drop(true);
+    if canary::is_on() {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join(LOG));
+        command.env("RUST_LOG", "trace").stderr(log.unwrap());
+    }
+    let child = command.spawn().unwrap();
     let url = format!("http://127.0.0.1:{port}");
     let ready = async {
         while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
@@ -84,6 +103,7 @@ async fn killed_under_load_it_loses_and_doubles_nothing() {
     }
     std::fs::write(dir.join("poolgate.toml"), file).unwrap();
     let (key, new) = generate("load".into(), vec![], vec![], None).unwrap();
+    canary::secret("a client key", &key);
     let store = Store::open(&dir.join("data")).await.unwrap();
     store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap();
     store.close().await;
@@ -113,6 +133,7 @@ async fn killed_under_load_it_loses_and_doubles_nothing() {
     let ended = tokio::time::timeout(Duration::from_secs(20), last.child.wait()).await;
     assert!(ended.expect("it drains").unwrap().success());
     check(&dir, &complete, rounds).await;
+    search(&dir, &setup.sim);
     drop(accounts);
 }
 

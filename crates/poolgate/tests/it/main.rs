@@ -1,5 +1,7 @@
 //! Integration tests: a file per promise, one binary.
 
+#[path = "../shared/canary.rs"]
+mod canary;
 #[path = "../shared/harness.rs"]
 mod harness;
 #[path = "../shared/proxies.rs"]
@@ -8,6 +10,7 @@ mod requests;
 
 mod affinity;
 mod bad_input;
+mod canaries;
 mod cli;
 mod credentials;
 mod decisions;

@@ -19,8 +19,9 @@ use poolgate::store::Store;
 use poolgate_sim::{Account, End, Entry, Fault, Kind, Phase};
 use serde_json::Value;
 
+use crate::canary;
 use crate::harness::{PATIENCE, Setup};
-use crate::kill::{Gateway, start};
+use crate::kill::{Gateway, search, start};
 use crate::requests::{CODEX, messages, responses};
 
 type Http = Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>;
@@ -42,6 +43,7 @@ async fn prepare(setup: &Setup, dir: &Path) -> (u16, String) {
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join("poolgate.toml"), file).unwrap();
     let (key, new) = generate("test".into(), vec![], vec![], None).unwrap();
+    canary::secret("a client key", &key);
     let store = Store::open(&dir.join("data")).await.unwrap();
     store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap();
     store.close().await;
@@ -91,6 +93,9 @@ async fn a_thousand_requests_in_two_processes_make_one_token_call_for_each_file(
     let journal = setup.sim.journal();
     let calls: Vec<_> = journal.iter().filter(|e| is_token(e)).map(|e| &e.account).collect();
     assert_eq!(calls.len(), 2, "one for each account: {calls:?}");
+    for dir in &dirs {
+        search(dir, &setup.sim);
+    }
 }
 
 /// When the process is killed.
@@ -263,4 +268,5 @@ async fn killed_at_every_step_of_a_rotation_it_loses_no_account_that_it_could_ke
     for (step, (kept, told)) in STEPS.iter().zip(ends) {
         println!("{step:?}: {kept} recovered, {told} said that they need a sign-in");
     }
+    search(&dir, &world.setup.sim);
 }

@@ -23,6 +23,8 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::canary;
+
 /// Long enough for anything here on a busy machine; reached only by a test that fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -75,6 +77,9 @@ impl Answer {
 
 impl Setup {
     pub async fn new() -> Self {
+        if canary::is_on() {
+            canary::listen();
+        }
         let sim = Sim::start(Scenario::default()).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let raw = RawConfig {
@@ -214,6 +219,7 @@ impl Harness {
             self.app.store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap()
         );
         self.app.reload().await.unwrap();
+        canary::secret("a client key", &key);
         key
     }
 
@@ -244,7 +250,10 @@ impl Harness {
         body: Bytes,
     ) -> Answer {
         let url = format!("{}{path}", self.url);
-        collect(self.request(method, &url, headers, body).await).await
+        let answer = collect(self.request(method, &url, headers, body).await).await;
+        canary::sink("answers", format!("{:?}\n", answer.headers).as_bytes());
+        canary::sink("answers", &answer.body);
+        answer
     }
 
     /// The same request at the simulator itself, with an account's own credential.
@@ -335,6 +344,11 @@ impl Harness {
         assert_eq!(self.app.store.integrity().await.unwrap(), "ok");
         check(&self.app);
         self.app.store.close().await;
+        if canary::is_on() {
+            canary::secrets_of(&self.sim);
+            canary::sink_files(&self.app.config.data_dir);
+            canary::check();
+        }
     }
 }
 

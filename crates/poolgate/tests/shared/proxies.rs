@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use crate::canary;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
     Well,
@@ -54,6 +56,9 @@ impl TestProxy {
     /// In front of what listens at `simulator`, a URL.
     #[expect(clippy::disallowed_methods, reason = "the proxy is aborted when it is dropped")]
     pub async fn start(simulator: &str, login: Option<(&str, &str)>) -> Self {
+        if let Some((_, password)) = login {
+            canary::secret("a proxy's password", password);
+        }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State {
