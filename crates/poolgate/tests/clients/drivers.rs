@@ -69,6 +69,38 @@ pub async fn codex_exec(base_url: &str, key: &str, how: Codex, prompt: &str) -> 
     sandbox.run(command, LIMIT).await
 }
 
+/// `codex exec` with the `ChatGPT` sign-in in `home`'s `auth.json`, at a provider of plain http: the model
+/// calls go to `localhost`, because it asks for https where both have one origin. Its issuer is the
+/// provider, too.
+pub async fn codex_signed_in(home: &Path, provider: &str, prompt: &str) -> Output {
+    let sandbox = Sandbox::new();
+    let models = provider.replace("127.0.0.1", "localhost");
+    let config = format!(
+        r#"
+        model = "{OPENAI_MODEL}"
+        model_provider = "signed-in"
+        chatgpt_base_url = "{provider}/backend-api"
+        check_for_update_on_startup = false
+        analytics.enabled = false
+        features.plugins = false
+        features.apps = false
+        [model_providers.signed-in]
+        name = "signed-in"
+        base_url = "{models}/backend-api/codex"
+        requires_openai_auth = true
+        wire_api = "responses"
+        "#
+    );
+    fs::write(home.join("config.toml"), config).expect("the folder is ours");
+    let mut command = sandbox.command(&installed("bin/codex"));
+    command
+        .env("CODEX_HOME", home)
+        .env("CODEX_REFRESH_TOKEN_URL_OVERRIDE", format!("{provider}/oauth/token"))
+        .args(["exec", "--strict-config", "--skip-git-repo-check", "--sandbox", "read-only"])
+        .args(["--ephemeral", prompt]);
+    sandbox.run(command, LIMIT).await
+}
+
 /// A client's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retries {

@@ -13,9 +13,11 @@ mod drivers;
 #[expect(dead_code, reason = "the other test binary uses more of it")]
 mod harness;
 
-use drivers::{Codex, Output, Retries, Sdk, claude_print, codex_exec, python_sdk};
+use drivers::{Codex, Output, Retries, Sdk, claude_print, codex_exec, codex_signed_in, python_sdk};
 use harness::{Harness, Setup};
+use poolgate::clock::Clock;
 use poolgate_sim::{Account, Fault};
+use serde_json::{Value, json};
 
 /// How the first chosen account is. `None`: well.
 const CASES: [(&str, Option<fn() -> Fault>); 5] = [
@@ -141,6 +143,70 @@ async fn anthropic_sdk() {
         })
         .await;
     }
+}
+
+/// The Codex CLI and poolgate use one sign-in file. It has no lock; each finds what the other wrote.
+/// The issuer gives a refresh token one use, and whoever uses one twice ends the sign-in.
+#[tokio::test]
+async fn codex_and_poolgate_share_a_sign_in_through_twenty_expiries() {
+    let mut setup = Setup::new().await;
+    let a = setup.codex("a");
+    a.revoke_on_reuse();
+    let home = setup.dir.path().join("codex");
+    std::fs::create_dir(&home).unwrap();
+    let file = home.join("auth.json");
+    poolgate::files::create_private(&file, a.auth_json().as_bytes()).unwrap();
+    setup.settings("a").auth_file = Some(file.clone());
+    // It wants an https origin here, and does not use it while its models are at another one.
+    let workspace = json!({"id": a.account_id(), "plan_type": "plus", "structure": "personal",
+        "name": "a", "workspace_backend_origin": "https://chatgpt.com",
+        "account_routing_override": "NO_CONSTRAINT"});
+    let check = json!({"accounts": [workspace], "default_account_id": a.account_id(),
+        "account_ordering": [a.account_id()]});
+    let fault = Fault::status(200, &check.to_string());
+    a.fault(fault).on("/backend-api/wham/accounts/check").forever();
+    let h = setup.start().await;
+    let codex = async || {
+        let output = codex_signed_in(&home, &h.sim.url(), PROMPT).await;
+        assert!(output.status_ok && output.stdout.trim() == ANSWER, "{output:?}");
+    };
+    let poolgate = async || {
+        let content = json!([{"type": "input_text", "text": "hi"}]);
+        let input = json!([{"type": "message", "role": "user", "content": content}]);
+        let body = json!({"model": "gpt-5.5", "stream": true, "store": false, "input": input});
+        let answer = h.post("/v1/responses", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    };
+    for round in 0..20 {
+        h.sim.clear_journal();
+        a.expire_access_token();
+        if round % 2 == 0 {
+            codex().await;
+            poolgate().await;
+        } else {
+            poolgate().await;
+            codex().await;
+        }
+        let renewed: Vec<(bool, Option<u16>)> = h
+            .sim
+            .journal()
+            .iter()
+            .filter(|entry| entry.path == "/oauth/token")
+            .map(|entry| {
+                let by = entry.header("user-agent").unwrap_or_default();
+                (by.starts_with("poolgate/"), entry.status)
+            })
+            .collect();
+        let by_poolgate = round % 2 == 1;
+        let good = renewed.iter().all(|call| *call == (by_poolgate, Some(200)));
+        // Of several requests that Codex makes at a time, each may renew.
+        let once = renewed.len() == 1 || (!by_poolgate && !renewed.is_empty());
+        assert!(good && once, "round {round}: by poolgate, status: {renewed:?}");
+        let document: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(document["tokens"]["refresh_token"], a.refresh_token(), "round {round}");
+    }
+    assert_eq!(h.app.pool.view(h.clock.now()).accounts[0].state, "ready");
+    h.finish().await;
 }
 
 /// A pool that is spent is told to Codex in its own terms: it stops at once and shows the time.
