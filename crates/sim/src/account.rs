@@ -17,6 +17,7 @@ use crate::clock::rfc3339;
 use crate::fault::{Fault, Script};
 use crate::kind::Kind;
 use crate::listener::Listener;
+use crate::logins::Person;
 use crate::sim::World;
 
 pub use inner::{CLAUDE_SCOPES, Inner};
@@ -131,6 +132,12 @@ impl Account {
         if self.kind().is_subscription() {
             self.world.registry.renew(&self.inner, &self.world.clock);
         }
+        self
+    }
+
+    /// Whoever opens the sign-in page of this kind from now on signs in to this account.
+    pub fn signs_in(&self) -> &Self {
+        self.world.logins.seat(self.kind(), Person::SignsIn(Arc::clone(&self.inner)));
         self
     }
 

@@ -20,10 +20,24 @@ pub enum Route {
     ClaudeProfile,
     /// A token endpoint, and whose.
     Token(Kind),
+    /// A sign-in, up to its code.
+    SignIn(Step),
     /// A WebSocket handshake.
     Upgrade(Dialect),
     WrongMethod(Dialect),
     Unknown(Dialect),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The page at which a person signs in; whose, says the client id.
+    Authorize,
+    /// Claude's page that shows the code.
+    CodePage,
+    /// Codex's device codes: the page for them, a new one, and whether it was entered.
+    DevicePage,
+    DeviceStart,
+    DevicePoll,
 }
 
 impl Route {
@@ -45,6 +59,11 @@ impl Route {
             "/api/oauth/profile" => Self::ClaudeProfile,
             "/oauth/token" => Self::Token(Kind::Codex),
             "/v1/oauth/token" => Self::Token(Kind::Claude),
+            "/oauth/authorize" => Self::SignIn(Step::Authorize),
+            "/oauth/code/callback" => Self::SignIn(Step::CodePage),
+            "/codex/device" => Self::SignIn(Step::DevicePage),
+            "/api/accounts/deviceauth/usercode" => Self::SignIn(Step::DeviceStart),
+            "/api/accounts/deviceauth/token" => Self::SignIn(Step::DevicePoll),
             _ => return Self::Unknown(dialect),
         };
         let upgrade = headers.contains_key(http::header::UPGRADE);
@@ -62,7 +81,8 @@ impl Route {
             | Self::WhamUsage
             | Self::AccountsCheck
             | Self::ClaudeUsage
-            | Self::ClaudeProfile => Method::GET,
+            | Self::ClaudeProfile
+            | Self::SignIn(Step::Authorize | Step::CodePage | Step::DevicePage) => Method::GET,
             _ => Method::POST,
         }
     }
@@ -86,7 +106,7 @@ impl Route {
             Self::Messages | Self::CountTokens => kind.dialect() == Dialect::Anthropic,
             Self::CodexModels | Self::WhamUsage | Self::AccountsCheck => kind == Kind::Codex,
             Self::ClaudeUsage | Self::ClaudeProfile => kind == Kind::Claude,
-            Self::Token(_) | Self::WrongMethod(_) | Self::Unknown(_) => true,
+            Self::Token(_) | Self::SignIn(_) | Self::WrongMethod(_) | Self::Unknown(_) => true,
         }
     }
 
@@ -103,7 +123,9 @@ impl Route {
             Self::Messages | Self::CountTokens | Self::ClaudeUsage | Self::ClaudeProfile => {
                 Dialect::Anthropic
             }
-            Self::CodexModels | Self::WhamUsage | Self::AccountsCheck => Dialect::Codex,
+            Self::CodexModels | Self::WhamUsage | Self::AccountsCheck | Self::SignIn(_) => {
+                Dialect::Codex
+            }
             Self::Token(kind) => kind.dialect(),
         }
     }

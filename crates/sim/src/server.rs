@@ -5,6 +5,7 @@ mod misbehave;
 mod oauth;
 mod respond;
 mod script;
+mod signin;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::journal::{Entry, Journal};
 use crate::kind::Kind;
 use crate::listener::Listener;
+use crate::logins::{DevicePoll, Logins, Person};
 use crate::registry::Registry;
 use crate::scenario::Scenario;
 
@@ -23,6 +24,7 @@ use crate::scenario::Scenario;
 pub struct World {
     pub clock: Clock,
     pub registry: Registry,
+    pub logins: Logins,
     pub journal: Arc<Journal>,
     pub answers: Memo,
     pub tasks: Tasks,
@@ -84,6 +86,7 @@ impl Sim {
         let world = Arc::new(World {
             clock: Clock::new(scenario.time_scale),
             registry: Registry::default(),
+            logins: Logins::default(),
             journal: Journal::new(scenario.journal),
             answers: Memo::default(),
             tasks: Tasks::default(),
@@ -151,6 +154,27 @@ impl Sim {
     /// Every token and key that was ever given out.
     pub fn credentials(&self) -> Vec<String> {
         self.world.registry.credentials()
+    }
+
+    /// Whoever opens the sign-in page of this kind from now on declines.
+    pub fn declines(&self, kind: Kind) {
+        self.world.logins.seat(kind, Person::Declines);
+    }
+
+    /// No code handed out so far is good any longer.
+    pub fn expire_codes(&self) {
+        self.world.logins.expire_codes();
+    }
+
+    /// From now on a device code is to be polled for every `interval_s` seconds, and answered so
+    /// before it is granted (5 s, one [`DevicePoll::Pending`]).
+    pub fn device_codes(&self, interval_s: u64, answers: &[DevicePoll]) {
+        self.world.logins.plan_devices(Some((interval_s, answers)));
+    }
+
+    /// From now on there are no device codes.
+    pub fn no_device_codes(&self) {
+        self.world.logins.plan_devices(None);
     }
 
     /// Moves the simulator's clock forward by real time: windows reset and tokens expire.

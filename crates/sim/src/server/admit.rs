@@ -23,6 +23,9 @@ pub fn admit(exchange: &Exchange<'_>) -> (Option<Arc<Inner>>, Option<Reply>) {
     if let Route::Token(_) = exchange.route {
         return (super::oauth::owner(exchange), None);
     }
+    if let Route::SignIn(_) = exchange.route {
+        return (None, None);
+    }
     let credential = Credential::of(&exchange.head.headers);
     let caller = credential.map_or(Caller::Unknown, |credential| {
         exchange.world.registry.caller(credential.token(), &exchange.world.clock)

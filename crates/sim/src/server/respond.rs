@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
-use super::{Exchange, Pace, Reply, oauth};
+use super::{Exchange, Pace, Reply, oauth, signin};
 use crate::account::Inner;
 use crate::answer::responses::Question;
 use crate::answer::{Content, chat, messages, responses};
@@ -24,6 +24,7 @@ pub fn respond(exchange: &Exchange<'_>, account: Option<&Arc<Inner>>, charges: b
     let id = &exchange.id;
     match (exchange.route, account) {
         (Route::Token(kind), _) => oauth::respond(exchange, kind),
+        (Route::SignIn(step), _) => signin::respond(exchange, step),
         (Route::WrongMethod(dialect), _) => errors::wrong_method(dialect, id),
         (Route::Upgrade(_), _) => errors::upgrade_required(),
         (Route::Unknown(dialect), _) => errors::not_found(dialect, id),

@@ -5,4 +5,5 @@ mod dialects;
 mod faults;
 mod journal;
 mod quota;
+mod signins;
 mod tokens;
