@@ -3,8 +3,10 @@
 mod account;
 mod doctor;
 mod explain;
+mod import;
 mod key;
 mod key_rotate;
+mod login;
 mod settings;
 mod simulate;
 mod status;
@@ -168,7 +170,7 @@ async fn serve(global: &Global, listen: Option<String>) -> anyhow::Result<ExitCo
     let accounts = app.pool.accounts().len();
     tracing::info!(%address, accounts, data = %app.config.data_dir.display(), "serving");
     if accounts == 0 {
-        tracing::warn!("no accounts yet: poolgate account add --help");
+        tracing::warn!("no accounts yet: poolgate account login --help, or add --help");
     }
     if !app.keys.any_valid(app.clock.now()) {
         tracing::warn!("no client key yet, so nobody is served: poolgate key create NAME");

@@ -8,6 +8,7 @@
 
 mod books;
 mod document;
+mod identity;
 mod issuer;
 mod lock;
 mod refresh;
@@ -25,8 +26,9 @@ use poolgate_core::units::Timestamp;
 
 use books::Unsaved;
 pub use books::{Books, reseal_rescued};
-pub use document::SignIn;
-pub use issuer::Issuers;
+pub use document::{Grant, SignIn};
+pub use identity::{Identity, Likeness};
+pub use issuer::{CLAUDE_CLIENT, CLAUDE_SCOPES, CODEX_CLIENT, Issuers};
 pub use refresh::RefreshContext;
 use source::Seen;
 pub use source::{Source, Stored, place};

@@ -75,7 +75,8 @@ impl Egress {
         self.0.iter().for_each(|connections| connections.sweep());
     }
 
-    /// A call of our own, with a small JSON answer read whole.
+    /// A call of our own, with a small JSON answer read whole. The body is JSON unless `headers` say
+    /// otherwise.
     pub async fn call(
         &self,
         method: Method,
@@ -90,7 +91,7 @@ impl Egress {
             .uri(uri)
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::ACCEPT, "application/json");
-        if body.is_some() {
+        if body.is_some() && headers.iter().all(|(name, _)| *name != "content-type") {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         for (name, value) in headers {

@@ -26,6 +26,7 @@ pub mod providers;
 pub mod sealing;
 pub mod secret;
 pub mod serve;
+pub mod signin;
 pub mod simulate;
 pub mod sse;
 pub mod store;

@@ -53,7 +53,10 @@ pub fn render(status: &Status, style: Style) -> String {
     let mut lines = vec![header(status)];
     let accounts = &status.pool.accounts;
     if accounts.is_empty() {
-        lines.push(Cell::of("no accounts yet: poolgate account add --help", Paint::Plain));
+        lines.push(Cell::of(
+            "no accounts yet: poolgate account login --help, or add --help",
+            Paint::Plain,
+        ));
     } else {
         lines.push(Cell::default());
         lines.extend(Layout::fitting(status, style.width).lines(status));

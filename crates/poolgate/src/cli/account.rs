@@ -11,6 +11,8 @@ use poolgate_core::account::{AccountId, Kind};
 use poolgate_core::health::Stop;
 use serde_json::json;
 
+use super::import::{self, Import};
+use super::login::{self, Login};
 use super::{Context, show};
 use crate::app::App;
 use crate::clock::SystemClock;
@@ -23,7 +25,11 @@ use crate::vault;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Add an account
+    /// Add a codex or claude account by signing in with a browser, or sign one in again
+    Login(Login),
+    /// Move a sign-in of the vendor's own client into the database, sealed
+    Import(Import),
+    /// Add an account of which there is a sign-in file or an API key
     Add(Add),
     /// List accounts
     List,
@@ -46,7 +52,7 @@ pub enum Command {
 }
 
 /// How its upstream is reached.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 pub struct Way {
     /// All its calls go through this proxy or nowhere: http://, socks5:// or socks5h://, with
     /// user:password@ before the host if it wants them; in the variable no other user can read them
@@ -90,6 +96,13 @@ pub struct Add {
     /// Read the API key from standard input and store it, sealed
     #[arg(long, group = "source")]
     key_stdin: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What an operator may set of any account.
+#[derive(Clone, Debug, Default, PartialEq, Args)]
+pub struct Settings {
     /// Where its API is [default: the provider's]; for compatible accounts required
     #[arg(long)]
     base_url: Option<String>,
@@ -129,6 +142,8 @@ pub struct Add {
 
 pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Login(login) => return login::run(context, login).await,
+        Command::Import(import) => import::run(context, import).await?,
         Command::Add(add) => self::add(context, add).await?,
         Command::List => list(context).await?,
         Command::Remove { name } => {
@@ -148,24 +163,10 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
 async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
     let secret = read_secret(&add)?;
     let raw = RawAccount {
-        name: add.name.clone(),
-        kind: add.kind,
         auth_file: add.auth_file.map(std::path::absolute).transpose()?,
         key_env: add.key_env,
         key_file: add.key_file.map(std::path::absolute).transpose()?,
-        base_url: add.base_url,
-        token_url: add.token_url,
-        private_upstream: add.private_upstream,
-        proxy: add.way.proxy()?,
-        priority: add.priority,
-        plan_weight: add.plan_weight,
-        models: add.models,
-        speaks: (!add.speaks.is_empty()).then_some(add.speaks),
-        max_concurrency: add.max_concurrency,
-        limit_5h: add.limit_5h,
-        limit_weekly: add.limit_weekly,
-        note: add.note,
-        ..RawAccount::default()
+        ..add.settings.raw(&add.name, add.kind)?
     };
     let resolved =
         if secret.is_some() { raw.clone().resolve_stored() } else { raw.clone().resolve() };
@@ -190,6 +191,49 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Settings {
+    /// An account that there is keeps its own; a proxy from the environment may be the same.
+    pub fn check_unchanged(&self, row: &AccountRow) -> anyhow::Result<()> {
+        let AccountRow { settings, .. } = row;
+        let none = Self { way: self.way.clone(), ..Self::default() };
+        ensure!(
+            *self == none,
+            "there is an account named {:?}, and its settings stay as they are: leave them out",
+            settings.name
+        );
+        let (own, given) = (&settings.proxy, self.way.clone().proxy()?);
+        ensure!(
+            given.is_none()
+                || given.as_ref().map(ProxyUrl::shown) == own.as_ref().map(ProxyUrl::shown),
+            "{} keeps its own proxy: leave --proxy out (--no-proxy if POOLGATE_PROXY is set), or \
+             change it with poolgate account proxy {}",
+            settings.name,
+            settings.name
+        );
+        Ok(())
+    }
+
+    pub fn raw(self, name: &str, kind: String) -> anyhow::Result<RawAccount> {
+        Ok(RawAccount {
+            name: name.to_owned(),
+            kind,
+            base_url: self.base_url,
+            token_url: self.token_url,
+            private_upstream: self.private_upstream,
+            proxy: self.way.proxy()?,
+            priority: self.priority,
+            plan_weight: self.plan_weight,
+            models: self.models,
+            speaks: (!self.speaks.is_empty()).then_some(self.speaks),
+            max_concurrency: self.max_concurrency,
+            limit_5h: self.limit_5h,
+            limit_weekly: self.limit_weekly,
+            note: self.note,
+            ..RawAccount::default()
+        })
+    }
+}
+
 /// A credential to be stored. `None`: the settings say where it stays.
 fn read_secret(add: &Add) -> anyhow::Result<Option<Vec<u8>>> {
     if let Some(path) = &add.import {
@@ -212,9 +256,15 @@ fn read_secret(add: &Add) -> anyhow::Result<Option<Vec<u8>>> {
 }
 
 async fn find(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
+    let row = known(context, name).await?;
+    row.with_context(|| format!("there is no account named {name:?}: see poolgate account list"))
+}
+
+/// `None`: there is no such account.
+pub async fn known(context: &Context, name: &str) -> anyhow::Result<Option<AccountRow>> {
     let named = |row: &AccountRow| row.settings.name == name;
     if let Some(row) = context.store.accounts().await?.into_iter().find(named) {
-        return Ok(row);
+        return Ok(Some(row));
     }
     // The file's accounts come into the store when a gateway starts; this may be before the first.
     let configured = &context.config.accounts;
@@ -223,8 +273,7 @@ async fn find(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
         let configured = vault::seal_settings(configured, &data_key)?;
         context.store.sync_config_accounts(&configured, context.now()).await?;
     }
-    let row = context.store.accounts().await?.into_iter().find(named);
-    row.with_context(|| format!("there is no account named {name:?}: see poolgate account list"))
+    Ok(context.store.accounts().await?.into_iter().find(named))
 }
 
 /// Accounts of the configuration file are changed there.
@@ -291,7 +340,7 @@ async fn list(context: &Context) -> anyhow::Result<()> {
         .collect();
     show(context.json, &json!(as_json), || {
         if rows.is_empty() {
-            return "no accounts yet: poolgate account add --help".into();
+            return "no accounts yet: poolgate account login --help, or add --help".into();
         }
         let line = |row: &AccountRow| {
             let RawAccount { name, kind, .. } = &row.settings;

@@ -21,9 +21,9 @@ const CODEX_AGE: Duration = Duration::from_hours(8 * 24);
 
 #[derive(Clone)]
 pub struct SignIn {
-    kind: Kind,
+    pub(super) kind: Kind,
     /// The whole document, unknown keys included.
-    document: Map<String, Value>,
+    pub(super) document: Map<String, Value>,
 }
 
 impl std::fmt::Debug for SignIn {
@@ -41,6 +41,9 @@ pub struct Grant {
     /// Seconds.
     pub expires_in: Option<f64>,
     pub scope: Option<String>,
+    /// Claude: whose they are, `{"uuid", "email_address"}` and `{"uuid"}` (G).
+    pub account: Option<Value>,
+    pub organization: Option<Value>,
 }
 
 impl SignIn {
@@ -96,14 +99,14 @@ impl SignIn {
     }
 
     /// From the document, else from the token's claims.
-    fn chatgpt_account(&self) -> Option<String> {
+    pub(super) fn chatgpt_account(&self) -> Option<String> {
         if self.kind != Kind::Codex {
             return None;
         }
         self.text("account").map(str::to_owned).or_else(|| self.chatgpt_claim("chatgpt_account_id"))
     }
 
-    fn chatgpt_claim(&self, name: &str) -> Option<String> {
+    pub(super) fn chatgpt_claim(&self, name: &str) -> Option<String> {
         let tokens = [self.text("id"), self.text("access")];
         tokens.into_iter().flatten().filter_map(jwt_claims).find_map(|claims| {
             let own = claims.get("https://api.openai.com/auth")?;

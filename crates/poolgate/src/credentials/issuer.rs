@@ -20,10 +20,10 @@ use super::{RefreshContext, SignIn};
 use crate::egress::SendError;
 use crate::providers::{ErrorFields, retry_after};
 
-const CODEX_CLIENT: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
-const CLAUDE_CLIENT: &str = "9d1c250a-e61b-44d9-88ed-5944d1962f5e";
+pub const CODEX_CLIENT: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
+pub const CLAUDE_CLIENT: &str = "9d1c250a-e61b-44d9-88ed-5944d1962f5e";
 /// Asked for when the stored scopes are unknown: leaving `scope` out was answered with 429 for good.
-const CLAUDE_SCOPES: &str =
+pub const CLAUDE_SCOPES: &str =
     "user:profile user:inference user:sessions:claude_code user:mcp_servers user:file_upload";
 
 /// Shorter than a drain waits for tasks.

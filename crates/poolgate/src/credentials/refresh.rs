@@ -217,7 +217,11 @@ impl Credential {
         let now = context.clock.now();
         let name = &context.account;
         // The old tokens are dead, and these are nowhere yet: what follows waits for the disk.
-        let unsaved = Unsaved { asked: asked.content(), sign_in: asked.renewed(grant, now) };
+        let renew = |sign_in: &SignIn| match sign_in.renewed(grant, now) {
+            renewed if self.source.is_shared() => renewed,
+            renewed => renewed.with_identity(grant),
+        };
+        let unsaved = Unsaved { asked: asked.content(), sign_in: renew(asked) };
         if let Err(error) = books.rescue(&unsaved, false) {
             tracing::warn!(account = name, error = format!("{error:#}"), "no copy of new tokens");
         }
@@ -226,7 +230,7 @@ impl Credential {
         let is_asked = |found: &Loaded| found.content == asked.content();
         let base = found.as_ref().ok().filter(|found| is_asked(found));
         let base = base.and_then(|found| found.sign_in.as_ref()).unwrap_or(asked);
-        let renewed = base.renewed(grant, now);
+        let renewed = renew(base);
         let loaded = Loaded::sign_in(renewed.clone()).map_err(CredentialError::Temporary)?;
         let bearer = loaded.bearer.clone();
         let written = match &found {

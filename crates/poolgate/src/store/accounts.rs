@@ -206,6 +206,17 @@ impl Store {
         now: Timestamp,
     ) -> sqlx::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        Self::put(&mut tx, id, sealed, now).await?;
+        Self::bump(&mut tx).await?;
+        tx.commit().await
+    }
+
+    async fn put(
+        executor: &mut sqlx::SqliteConnection,
+        id: AccountId,
+        sealed: &[u8],
+        now: Timestamp,
+    ) -> sqlx::Result<()> {
         sqlx::query(
             "INSERT INTO credentials (account_id, sealed, updated_at) VALUES ($1, $2, $3)
              ON CONFLICT (account_id) DO UPDATE
@@ -214,8 +225,39 @@ impl Store {
         .bind(id.0)
         .bind(sealed)
         .bind(now.0)
-        .execute(&mut *tx)
+        .execute(executor)
         .await?;
+        Ok(())
+    }
+
+    /// A person has signed the account in again: what the old sign-in was stopped for is over, and
+    /// with `is_other` also what was known of its quota. `sealed`: where the store keeps it.
+    pub async fn signed_in(
+        &self,
+        id: AccountId,
+        sealed: Option<&[u8]>,
+        is_other: bool,
+        now: Timestamp,
+    ) -> sqlx::Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        if let Some(sealed) = sealed {
+            Self::put(&mut tx, id, sealed, now).await?;
+        }
+        sqlx::query("UPDATE accounts SET stop = NULL, resumed_at = $2 WHERE id = $1")
+            .bind(id.0)
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM refreshes WHERE account_id = $1")
+            .bind(id.0)
+            .execute(&mut *tx)
+            .await?;
+        if is_other {
+            sqlx::query("DELETE FROM quota_windows WHERE account_id = $1")
+                .bind(id.0)
+                .execute(&mut *tx)
+                .await?;
+        }
         Self::bump(&mut tx).await?;
         tx.commit().await
     }

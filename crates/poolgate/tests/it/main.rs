@@ -31,5 +31,6 @@ mod refresh;
 mod rotation;
 mod sealing;
 mod shared_files;
+mod signin;
 mod simulate;
 mod surfaces;
