@@ -67,14 +67,14 @@ pub enum CredentialError {
     #[error("no usable credential: {0}")]
     Missing(String),
     /// The issuer refused the refresh token for good: why, and its code.
-    #[error("{0} ({1}): sign in again")]
+    #[error("{0} ({1}): poolgate account login signs it in again")]
     NeedsLogin(&'static str, String),
     /// The issuer says that there is no such account any more; its code.
     #[error("the account was deactivated ({0})")]
     Deactivated(String),
     /// 429 without a time: asking on would only make it worse.
     #[error(
-        "issuer refuses refresh (429 without a time): sign in again, or run poolgate account refresh"
+        "issuer refuses refresh (429 without a time): run poolgate account login, or account refresh"
     )]
     Blocked,
     #[error("the token could not be refreshed: {0}")]

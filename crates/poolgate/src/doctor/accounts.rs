@@ -112,7 +112,7 @@ fn state(about: &str, row: &AccountRow) -> Option<Check> {
         ),
         Stop::NeedsLogin => (
             "its sign-in was refused for good",
-            "sign in again with the vendor's client; then poolgate account resume NAME",
+            Kind::from_name(&row.settings.kind).map_or("sign in again", sign_in_again),
         ),
         Stop::Deactivated => (
             "the provider says that it is deactivated",
@@ -158,17 +158,19 @@ fn missing(about: String, spec: &AccountSpec, problem: String, running: &Running
         (CredentialSource::KeyEnv(_), _) => {
             Check::warning(about, problem, "set it in the environment of poolgate serve")
         }
-        (CredentialSource::Stored, _) => {
-            Check::problem(about, problem, "restore the master key, or add the account again")
-        }
+        (CredentialSource::Stored, _) => Check::problem(
+            about,
+            problem,
+            "restore the master key, or sign in or add the account again",
+        ),
         _ => Check::problem(about, problem, "put the file back, or correct the account's settings"),
     }
 }
 
 const fn sign_in_again(kind: Kind) -> &'static str {
     match kind {
-        Kind::Codex => "sign in again with the Codex CLI: codex login",
-        _ => "sign in again with Claude Code: claude, then /login",
+        Kind::Codex => "sign in again: poolgate account login codex --name NAME",
+        _ => "sign in again: poolgate account login claude --name NAME",
     }
 }
 

@@ -65,8 +65,15 @@ impl Keeper {
         let Some(id) = self.store.add_account(&settings, Origin::Cli, now).await? else {
             return Ok(None);
         };
-        let sealed = self.data_key.seal(&place(id), &signed.sign_in.to_bytes())?;
-        self.store.put_credential(id, &sealed, now).await?;
+        let stored = async {
+            let sealed = self.data_key.seal(&place(id), &signed.sign_in.to_bytes())?;
+            anyhow::Ok(self.store.put_credential(id, &sealed, now).await?)
+        };
+        if let Err(error) = stored.await {
+            // An account without a credential would only look like one.
+            self.store.remove_account(id, now).await?;
+            return Err(error);
+        }
         Ok(Some(id))
     }
 

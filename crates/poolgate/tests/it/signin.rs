@@ -563,3 +563,39 @@ async fn a_file_is_imported_once_and_again_only_if_it_is_newer() {
     assert!(!ok && said.contains("no refresh token") && !said.contains("secret"), "{said}");
     h.finish().await;
 }
+
+/// spec §2: a file that the vendor's client is about to write is left to it.
+#[tokio::test]
+async fn a_shared_file_that_is_locked_is_not_written() {
+    let (h, c) = Harness::start(|s: &mut Setup| s.claude("c")).await;
+    let file = h.dir.path().join("c.json");
+    let before = std::fs::read(&file).unwrap();
+    let mut lock = h.dir.path().canonicalize().unwrap().into_os_string();
+    lock.push(".lock");
+    let held = PathBuf::from(lock);
+    std::fs::create_dir(&held).unwrap();
+    let touch = || std::fs::File::open(&held).unwrap().set_modified(now()).unwrap();
+    let mut login = Login::with_browser(&data(&h), &["claude", "--name", "c"]).await;
+    let code = code_shown(&h, &login.url).await;
+    login.paste(&code).await;
+    let ended = login.end();
+    tokio::pin!(ended);
+    let (ok, said) = loop {
+        touch();
+        tokio::select! {
+            ended = &mut ended => break ended,
+            () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+        }
+    };
+    assert!(!ok && said.contains("held by another process"), "{said}");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    assert!(c.kind() == Kind::Claude && held.exists(), "it is not ours to remove");
+    std::fs::remove_dir(&held).unwrap();
+    h.finish().await;
+}
+
+/// The files' times are the machine's.
+fn now() -> std::time::SystemTime {
+    let ms = u64::try_from(poolgate::clock::SystemClock.now().0).unwrap();
+    std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(ms)
+}
