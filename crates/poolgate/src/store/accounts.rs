@@ -358,7 +358,10 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use poolgate_core::refresh::{Fault, Past};
+
     use super::*;
+    use crate::store::RefreshMark;
 
     fn settings(name: &str) -> RawAccount {
         let kind = "openai".to_owned();
@@ -404,6 +407,44 @@ mod tests {
         assert!(!store.replace_credential(id, 1, b"late", NOW).await.unwrap());
         let sealed = store.accounts().await.unwrap()[0].sealed.clone();
         assert_eq!(sealed, Some((b"two".to_vec(), 2)));
+    }
+
+    #[tokio::test]
+    async fn a_new_sign_in_ends_what_stopped_the_old_one_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
+        store.put_credential(id, b"old", NOW).await.unwrap();
+        store.pause(id).await.unwrap();
+        let window = Window {
+            limit: Limit::Ordinary,
+            length: Duration::from_hours(5),
+            used: Fraction::from_ppm(1),
+            resets_at: None,
+            observed_at: NOW,
+        };
+        store.save_quotas(&[(id, Quota::new(vec![window]))]).await.unwrap();
+        for (version, stop) in (2..).zip(Stop::ALL) {
+            store.set_stop(id, Some(stop)).await.unwrap();
+            let past = Past::Refused(Fault::Reused);
+            let mark = RefreshMark { content: [1; 32], past, code: "reused".into() };
+            store.mark_refresh(id, &mark).await.unwrap();
+            let before = store.revision().await.unwrap();
+            let at = Timestamp(NOW.0 + version);
+            store.signed_in(id, Some(b"new"), false, at).await.unwrap();
+            let row = store.accounts().await.unwrap().remove(0);
+            assert_eq!((row.stop, row.resumed_at, row.paused), (None, Some(at), true), "{stop:?}");
+            assert_eq!(row.sealed, Some((b"new".to_vec(), version)));
+            assert_eq!(store.refresh_mark(id).await.unwrap(), None);
+            assert_ne!(store.revision().await.unwrap(), before, "a running gateway is told");
+        }
+        assert_eq!(store.quotas().await.unwrap().len(), 1, "its quota is the same one's");
+        store.signed_in(id, None, true, NOW).await.unwrap();
+        assert!(store.quotas().await.unwrap().is_empty(), "it was another one's");
+        assert!(
+            store.accounts().await.unwrap()[0].sealed.is_some(),
+            "a file's, or what was stored"
+        );
     }
 
     #[tokio::test]
