@@ -50,9 +50,9 @@ pub async fn run(context: &Context, import: Import) -> anyhow::Result<()> {
     let Import { name, replace, settings, .. } = import;
     let (target, _) =
         kept::target(context, &keeper, kind, name.as_deref(), replace, &settings).await?;
-    let sibling = keeper.sibling(&signed).await?;
+    let siblings = keeper.siblings(&signed).await?;
     let row = if let kept::Target::Again { row, .. } = &target { Some(&**row) } else { None };
-    if let Some(row) = row.or(sibling.as_ref()) {
+    if let Some(row) = row.or(siblings.first()) {
         let name = &row.settings.name;
         let spec = keeper.spec(row, kind)?;
         if let CredentialSource::AuthFile(path) = spec.source {

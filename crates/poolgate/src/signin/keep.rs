@@ -148,14 +148,15 @@ impl Keeper {
         Ok(spec)
     }
 
-    /// Which account of the store this sign-in belongs to already.
-    pub async fn sibling(&self, signed: &Signed) -> anyhow::Result<Option<AccountRow>> {
+    /// The accounts of the store that this sign-in belongs to already.
+    pub async fn siblings(&self, signed: &Signed) -> anyhow::Result<Vec<AccountRow>> {
+        let mut found = Vec::new();
         for row in self.store.accounts().await? {
             if self.whose(&row, signed.kind()).await.compare(&signed.whose) == Likeness::Same {
-                return Ok(Some(row));
+                found.push(row);
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// The account's own tokens live longer than these of the same one: they were given later.

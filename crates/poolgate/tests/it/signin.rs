@@ -406,6 +406,12 @@ async fn codex_lb_k14_another_identity_is_refused_unless_it_is_meant() {
     let (ok, said) = sign_in(&h, &with_places(&["codex"], &places)).await;
     assert!(ok && said.contains("mine has a new sign-in"), "without a name: {said}");
     assert_eq!(accounts(&data(&h)).await.as_array().unwrap().len(), 1);
+    a.signs_in();
+    let (ok, said) = sign_in(&h, &with_places(&["codex", "--name", "old"], &places)).await;
+    assert!(ok && said.contains("added old"), "{said}");
+    b.signs_in();
+    let (ok, said) = sign_in(&h, &["codex", "--name", "old"]).await;
+    assert!(!ok && said.contains(r#"the account "mine" already"#), "nor an old one: {said}");
     h.finish().await;
 }
 

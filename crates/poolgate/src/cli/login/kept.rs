@@ -1,6 +1,6 @@
 //! Storing a sign-in for the command line, and saying what became of it.
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use poolgate_core::account::Kind;
 use serde_json::json;
 
@@ -96,20 +96,20 @@ pub async fn keep(
     let kind = signed.kind().name();
     let who = signed.whose.name();
     let done = who.map_or_else(|| "done".to_owned(), |who| format!("{did} {who}"));
-    let sibling = keeper.sibling(signed).await?;
+    let siblings = keeper.siblings(signed).await?;
     let mut notes = Vec::new();
-    let (row, replace) = match (target, sibling) {
+    let (row, replace) = match (target, siblings.first()) {
+        (Target::Again { row, replace }, Some(other))
+            if !replace && siblings.iter().all(|sibling| sibling.id != row.id) =>
+        {
+            return Err(taken(other));
+        }
         (Target::Again { row, replace }, _) => (*row, replace),
         (Target::New { is_free: true, .. }, Some(row)) => {
             notes.push("(you have that account already; its settings stay as they are)".to_owned());
-            (row, false)
+            (row.clone(), false)
         }
-        (Target::New { .. }, Some(row)) => {
-            let other = &row.settings.name;
-            bail!(
-                "this sign-in is the account {other:?} already: give it a new one with --name {other}"
-            )
-        }
+        (Target::New { .. }, Some(row)) => return Err(taken(row)),
         (Target::New { raw, .. }, None) => {
             let name = raw.name.clone();
             let added = keeper.add(&raw, signed, context.now()).await?;
@@ -136,4 +136,10 @@ pub async fn keep(
     }
     let as_json = json!({"renewed": name, "kind": kind, "signed_in_as": who});
     Ok(Kept { name, notes, as_json })
+}
+
+/// By two names one account would be counted twice.
+fn taken(by: &AccountRow) -> anyhow::Error {
+    let name = &by.settings.name;
+    anyhow!("this sign-in is the account {name:?} already: give it a new one with --name {name}")
 }
