@@ -108,11 +108,12 @@ fn prompt(kind: Kind, listens: bool, waits: u64) -> String {
     let waiting = format!("Waiting for {} …", minutes(waits));
     match (kind, listens) {
         (Kind::Codex, true) => format!(
-            "If that browser is on another machine, it ends on a page that cannot be reached: paste the \
+            "If that browser is on another machine, it ends on a page that cannot be shown: paste the \
              address of that\npage here. {waiting}"
         ),
         (Kind::Codex, false) => format!(
-            "It ends on a page that cannot be reached: paste the address of that page here. {waiting}"
+            "It ends on an address that begins with http://localhost, whatever is shown there: paste \
+             that address here.\n{waiting}"
         ),
         _ => format!("and paste the code that it shows in the end. {waiting}"),
     }
