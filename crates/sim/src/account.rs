@@ -5,6 +5,7 @@
 
 mod inner;
 mod scripted;
+mod sockets;
 
 use std::fmt;
 use std::io;
@@ -22,6 +23,7 @@ use crate::sim::World;
 
 pub use inner::{CLAUDE_SCOPES, Inner};
 pub use scripted::ScriptedFault;
+pub use sockets::{Command, Seat, Sockets};
 
 #[derive(Clone)]
 pub struct Account {
@@ -224,6 +226,26 @@ impl Account {
     /// Scripted faults that have not run out.
     pub fn pending_faults(&self) -> usize {
         self.inner.state.lock().faults.len()
+    }
+
+    /// sockets of this account; they count from the 101 until both sides are done with them.
+    pub fn open_sockets(&self) -> usize {
+        self.inner.sockets.count()
+    }
+
+    /// Sends a text frame nobody asked for into each of its sockets; how many there are.
+    pub fn push_frame(&self, text: &str) -> usize {
+        self.inner.sockets.tell(&Command::Push(text.into()))
+    }
+
+    /// Closes each of its sockets with a frame of this code; how many there are.
+    pub fn close_sockets(&self, code: u16) -> usize {
+        self.inner.sockets.tell(&Command::Close(code))
+    }
+
+    /// Cuts the connection of each of its sockets; how many there are.
+    pub fn cut_sockets(&self) -> usize {
+        self.inner.sockets.cut()
     }
 
     /// Base URL: of its own listener if it has one, else of the simulator.

@@ -143,6 +143,30 @@ pub fn wrong_method(dialect: Dialect, id: &str) -> Reply {
     refuse(dialect, 405, id, &words)
 }
 
+/// A turn that goes on from a response its WebSocket did not give; fixture
+/// `codex-ws-previous-response-not-found`.
+pub fn unknown_response(response: &str) -> Reply {
+    let message = format!("Previous response with id {response} not found.");
+    json_reply(
+        400,
+        &json!({"error": {
+            "type": "invalid_request_error",
+            "code": "previous_response_not_found",
+            "message": message,
+            "param": "previous_response_id",
+        }}),
+    )
+}
+
+/// Fixture `codex-ws-connection-limit`.
+pub fn connection_limit() -> Reply {
+    let message = "Responses websocket connection limit reached (60 minutes). Create a new \
+                   websocket connection to continue.";
+    let code = "websocket_connection_limit_reached";
+    let error = json!({"type": "invalid_request_error", "code": code, "message": message});
+    json_reply(400, &json!({"error": error}))
+}
+
 /// Fixture `codex-ws-handshake-426`.
 pub fn upgrade_required() -> Reply {
     json_reply(426, &json!({"error": {"message": "Upgrade required"}}))

@@ -1,4 +1,8 @@
 //! Misbehaviour on request: what can go wrong. `queue` holds what an account was told to do.
+//!
+//! On a turn of a WebSocket the faults that are a whole answer come as an `error` event with
+//! that status, those that break a stream off break off the socket, and bytes are counted in
+//! whole frames.
 
 mod queue;
 
@@ -6,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-pub use queue::{Faults, Script};
+pub use queue::{Call, Faults, Script, TURNS, WARM_UPS};
 
 /// One way to misbehave. The constructors say it in the dialect of the account.
 #[derive(Clone, Debug, Deserialize)]
@@ -51,13 +55,28 @@ pub enum Fault {
     },
     /// Reads the request and closes.
     CloseBeforeHead,
+    /// Turns only: an `error` event, after which the socket stays open.
+    ErrorFrame {
+        phase: Phase,
+        status: u16,
+        code: String,
+        /// Beside the account's own limit headers; of equal names these win.
+        #[serde(default)]
+        headers: Vec<(String, String)>,
+    },
+    /// Turns only: a close frame instead of the rest.
+    CloseFrame { phase: Phase, code: u16 },
+    /// Turns only: the whole answer, then a close frame.
+    CloseAfterTurn { code: u16 },
+    /// Turns only: `websocket_connection_limit_reached`, as after an hour, then a close frame.
+    ConnectionLimit,
 }
 
 /// Where an answer stalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// No response head.
+    /// No response head; of a turn nothing at all.
     Head,
     /// The head and the events that open the answer; of a JSON answer only the head.
     Body,
@@ -68,9 +87,10 @@ pub enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Garbage {
-    /// A 200 with junk where events should be, ended tidily.
+    /// A 200 with junk where events should be, ended tidily; of a turn a frame of junk.
     Events,
-    /// Bytes on the socket that are not HTTP; then it closes. Over h2 the stream is reset.
+    /// Bytes on the socket that are not HTTP, nor a frame; then it closes. Over h2 the stream is
+    /// reset.
     Socket,
 }
 
@@ -146,6 +166,51 @@ impl Fault {
 
     pub fn close_before_head() -> Self {
         Self::CloseBeforeHead
+    }
+
+    /// An `error` event of a turn, with an empty list of further headers.
+    pub fn error_frame(phase: Phase, status: u16, code: &str) -> Self {
+        Self::ErrorFrame { phase, status, code: code.to_owned(), headers: Vec::new() }
+    }
+
+    pub fn close_frame(phase: Phase, code: u16) -> Self {
+        Self::CloseFrame { phase, code }
+    }
+
+    pub fn close_after_turn(code: u16) -> Self {
+        Self::CloseAfterTurn { code }
+    }
+
+    pub fn connection_limit() -> Self {
+        Self::ConnectionLimit
+    }
+
+    /// Whether only a turn of a WebSocket can fail so.
+    fn is_of_turns(&self) -> bool {
+        matches!(
+            self,
+            Self::ErrorFrame { .. }
+                | Self::CloseFrame { .. }
+                | Self::CloseAfterTurn { .. }
+                | Self::ConnectionLimit
+        )
+    }
+
+    /// Whether it takes the place of a whole answer, and so can hit a handshake.
+    pub fn is_of_heads(&self) -> bool {
+        matches!(
+            self,
+            Self::Status { .. }
+                | Self::UsageLimit { .. }
+                | Self::RateLimited { .. }
+                | Self::Forbidden
+                | Self::Unauthorized
+                | Self::Overloaded
+                | Self::ServerError { .. }
+                | Self::Stall { phase: Phase::Head }
+                | Self::Garbage { kind: Garbage::Socket }
+                | Self::CloseBeforeHead
+        )
     }
 }
 

@@ -1,7 +1,8 @@
 //! What was asked and how it went: one entry per request, for assertions.
 //!
-//! An entry appears when the request was read and changes until its `end` is set. Entries and the
-//! bytes of their bodies are bounded; the oldest go first. When switched off nothing is kept.
+//! An entry appears when the request was read and changes until its `end` is set; that of a
+//! WebSocket's handshake ends with the socket. Entries and the bytes of their bodies are bounded;
+//! the oldest go first. When switched off nothing is kept.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,15 +14,19 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// The method of a WebSocket's turns.
+const TURN: &str = "TURN";
+
 const ENTRIES_MAX: usize = 20_000;
 const BODIES_MAX_BYTES: usize = 64 << 20;
 /// Longer bodies are cut to this.
 const BODY_MAX_BYTES: usize = 1 << 20;
 
-/// How a request ended.
+/// How a request ended, or a WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The whole answer was handed to the socket.
+    /// The whole answer was handed to the socket; of a WebSocket: either side closed it by a
+    /// close frame.
     Complete,
     /// A scripted fault broke it off.
     Fault,
@@ -29,25 +34,28 @@ pub enum End {
     ClientGone,
 }
 
-/// One request.
+/// One request, one WebSocket (its handshake), or one frame of one.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// From 0, in the order in which requests were read.
     pub sequence: u64,
     /// `None`: the credential is unknown.
     pub account: Option<String>,
+    /// `TURN` for a frame of a WebSocket; path and headers are its handshake's.
     pub method: Method,
+    /// The number of the WebSocket, from 0; `None`: plain HTTP, or no WebSocket came of it.
+    pub socket: Option<u64>,
     pub path: String,
     pub query: Option<String>,
     pub headers: HeaderMap,
-    /// Decoded, at most 1 MiB of it.
+    /// Decoded, at most 1 MiB of it; of a turn the frame.
     pub body: Bytes,
     pub content_encoding: Option<String>,
-    /// `None`: no response head yet.
+    /// `None`: no response head yet. Of a turn 200, or what its `error` event says.
     pub status: Option<u16>,
     /// Events with content handed to the socket.
     pub output_events_sent: u32,
-    /// Bytes of the response body handed to the socket.
+    /// Bytes of the response body, or of the frames, handed to the socket.
     pub bytes_sent: u64,
     /// `None`: still running.
     pub end: Option<End>,
@@ -56,6 +64,16 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether this is a frame of a WebSocket.
+    pub fn is_turn(&self) -> bool {
+        self.method.as_str() == TURN
+    }
+
+    /// Whether this is a WebSocket.
+    pub fn is_socket(&self) -> bool {
+        self.socket.is_some() && !self.is_turn()
+    }
+
     /// A header's value, if it is there and is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
@@ -72,6 +90,8 @@ pub struct Asked<'a> {
     pub account: Option<&'a str>,
     pub head: &'a http::request::Parts,
     pub body: &'a Bytes,
+    /// The WebSocket of which it is a frame.
+    pub turn_of: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -112,7 +132,11 @@ impl Journal {
         pages.entries.push_back(Entry {
             sequence,
             account: asked.account.map(ToOwned::to_owned),
-            method: asked.head.method.clone(),
+            method: match asked.turn_of {
+                Some(_) => Method::from_bytes(TURN.as_bytes()).expect("letters"),
+                None => asked.head.method.clone(),
+            },
+            socket: asked.turn_of,
             path: asked.head.uri.path().to_owned(),
             query: asked.head.uri.query().map(ToOwned::to_owned),
             headers,
@@ -200,6 +224,11 @@ pub struct Record {
 impl Record {
     pub fn status(&self, status: u16) {
         self.journal.change(self.sequence, |entry| entry.status = Some(status));
+    }
+
+    /// Notes that the handshake made this WebSocket.
+    pub fn socket(&self, number: u64) {
+        self.journal.change(self.sequence, |entry| entry.socket = Some(number));
     }
 
     /// Notes a piece of the body; `end`: what it means if nothing follows.

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::server;
+use crate::server::{self, Connection};
 use crate::sim::World;
 use crate::wire::{Ending, Wire};
 
@@ -72,7 +72,7 @@ async fn accept(world: Arc<World>, socket: Socket, stop: CancellationToken) {
     while let Some(Some(accepted)) = stop.run_until_cancelled(next()).await {
         match accepted {
             Ok((stream, _)) => {
-                let serving = connection(Arc::clone(&world), stream);
+                let serving = connection(Arc::clone(&world), stream, stop.clone());
                 let stop = stop.clone();
                 world.tasks.spawn(async move {
                     stop.run_until_cancelled(serving).await;
@@ -85,15 +85,15 @@ async fn accept(world: Arc<World>, socket: Socket, stop: CancellationToken) {
     socket.lock().take();
 }
 
-async fn connection(world: Arc<World>, stream: TcpStream) {
+async fn connection(world: Arc<World>, stream: TcpStream, stop: CancellationToken) {
     // Only slower without it.
     let _ = stream.set_nodelay(true);
     let ending = Arc::new(Ending::default());
     let io = TokioIo::new(Wire::new(stream, Arc::clone(&ending)));
+    let on = Connection { ending, stop };
     let mut builder = Builder::new(world.tasks.clone());
     builder.http1().max_buf_size(WRITE_BUFFER_BYTES).header_read_timeout(None);
-    let service =
-        service_fn(move |request| server::serve(Arc::clone(&world), Arc::clone(&ending), request));
+    let service = service_fn(move |request| server::serve(Arc::clone(&world), on.clone(), request));
     // How a connection ended is in the journal.
-    let _ = pin!(builder.serve_connection(io, service)).await;
+    let _ = pin!(builder.serve_connection_with_upgrades(io, service)).await;
 }

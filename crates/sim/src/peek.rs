@@ -24,6 +24,13 @@ pub struct Peek<'a> {
     pub stream: Option<bool>,
     pub store: Option<bool>,
     stream_options: Option<StreamOptions>,
+    /// A frame's.
+    #[serde(borrow, rename = "type")]
+    pub kind: Option<Text<'a>>,
+    /// `false` in the frame of a warm-up.
+    pub generate: Option<bool>,
+    #[serde(borrow)]
+    pub previous_response_id: Option<Text<'a>>,
     /// Responses API.
     #[serde(borrow)]
     input: Items<'a>,

@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, Method};
 
+use crate::fault::Call;
 use crate::kind::{Dialect, Kind};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +88,15 @@ impl Route {
         }
     }
 
-    /// Endpoints at which a model works, or is asked for: the ones faults mean by default.
-    pub fn is_model_call(self) -> bool {
-        matches!(
-            self,
-            Self::Responses(_) | Self::Compact(_) | Self::Chat | Self::Messages | Self::Upgrade(_)
-        )
+    /// What a fault may hit in a request to it.
+    pub fn call(self, path: &str) -> Call<'_> {
+        match self {
+            Self::Responses(_) | Self::Compact(_) | Self::Chat | Self::Messages => {
+                Call::Model(path)
+            }
+            Self::Upgrade(_) => Call::Handshake(path),
+            _ => Call::Other(path),
+        }
     }
 
     /// Whether an account of this kind may use the endpoint.

@@ -6,6 +6,8 @@ mod oauth;
 mod respond;
 mod script;
 mod signin;
+mod socket;
+mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 
 use crate::answer::Content;
 use crate::body::{Abandoned, Playback};
@@ -54,6 +57,14 @@ struct Exchange<'a> {
     id: String,
 }
 
+/// The connection on which a request came.
+#[derive(Clone)]
+pub struct Connection {
+    pub ending: Arc<Ending>,
+    /// Its listener is closed.
+    pub stop: CancellationToken,
+}
+
 /// Where an answer is played.
 struct Stage {
     ending: Arc<Ending>,
@@ -67,9 +78,10 @@ struct Stage {
 /// The connection is to be closed without an answer.
 pub async fn serve(
     world: Arc<World>,
-    ending: Arc<Ending>,
-    request: Request<Incoming>,
+    on: Connection,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Playback>, Abandoned> {
+    let upgraded = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let raw = body.collect().await.map_err(|_| Abandoned)?.to_bytes();
     let (body, is_readable) = match decode(&head.headers, raw.clone()).await {
@@ -82,16 +94,22 @@ pub async fn serve(
 
     let (account, refusal) = admit::admit(&exchange);
     let name = account.as_ref().map(|account| account.name());
-    let record = world.journal.open(&Asked { account: name, head: &head, body: &body });
-    let stage = Stage { ending, record };
+    let record =
+        world.journal.open(&Asked { account: name, head: &head, body: &body, turn_of: None });
+    let stage = Stage { ending: Arc::clone(&on.ending), record };
     if let Some(refusal) = refusal {
         return Ok(stage.play(&exchange, refusal, None));
     }
-    let fault = account.as_ref().and_then(|account| {
-        account.state.lock().faults.take(head.uri.path(), route.is_model_call())
-    });
+    let call = route.call(head.uri.path());
+    let fault = account.as_ref().and_then(|account| account.state.lock().faults.take(call));
+    let is_upgrade = matches!(route, Route::Upgrade(_));
+    // What only a stream can do wrong, a handshake does right.
+    let fault = fault.filter(|fault| !is_upgrade || fault.is_of_heads());
     if let (Some(fault), Some(account)) = (fault, &account) {
         return misbehave::misbehave(&exchange, account, fault, stage).await;
+    }
+    if let (true, Some(account)) = (is_upgrade, &account) {
+        return Ok(upgrade::upgrade(&exchange, account, stage, on, (Arc::clone(&world), upgraded)));
     }
     let reply = respond::respond(&exchange, account.as_ref(), true);
     wait(reply.pace.first).await;

@@ -29,6 +29,7 @@ pub struct World {
     pub answers: Memo,
     pub tasks: Tasks,
     requests: AtomicU64,
+    sockets: AtomicU64,
     url: OnceLock<String>,
 }
 
@@ -65,6 +66,10 @@ impl World {
         self.url.get().cloned().unwrap_or_default()
     }
 
+    pub fn next_socket(&self) -> u64 {
+        self.sockets.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub fn next_request_id(&self) -> String {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         // Spread over all digits, so that ids do not look alike; unique all the same.
@@ -91,6 +96,7 @@ impl Sim {
             answers: Memo::default(),
             tasks: Tasks::default(),
             requests: AtomicU64::new(0),
+            sockets: AtomicU64::new(0),
             url: OnceLock::new(),
         });
         let listener = Listener::bind(&world, scenario.listen).await?;

@@ -1,9 +1,11 @@
 //! What the simulator knows of an account.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::Sockets;
 use crate::clock::{Clock, Millis};
 use crate::fault::Faults;
 use crate::identity::Identity;
@@ -29,6 +31,7 @@ pub struct Inner {
     pub state: Mutex<State>,
     pub login: Mutex<Login>,
     pub listener: Mutex<Option<Listener>>,
+    pub sockets: Arc<Sockets>,
 }
 
 /// What requests change.
@@ -83,6 +86,7 @@ impl Inner {
             state: Mutex::new(State { plan: plan.to_owned(), tier: None, quota, faults }),
             login: Mutex::new(login),
             listener: Mutex::new(None),
+            sockets: Arc::default(),
         }
     }
 

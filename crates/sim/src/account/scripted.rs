@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use super::Inner;
-use crate::fault::{Fault, Script};
+use crate::fault::{Fault, Script, TURNS, WARM_UPS};
 
 /// A fault about to be scripted: it takes effect when this value is dropped, which is at the end
 /// of the statement `account.fault(…).times(2).on("/v1/messages");`.
 ///
-/// By default it hits one model call (responses, compact, chat completions, messages and their
-/// WebSocket handshakes) of the account; polls of usage, models and tokens pass it by. Of several
-/// scripted faults the oldest that fits the request is taken.
+/// By default it hits one model call (responses, compact, chat completions, messages) of the
+/// account; polls of usage, models and tokens pass it by. Of what a WebSocket does, faults that
+/// are a whole answer hit the handshake, all others a turn; [`Self::turns`] and
+/// [`Self::warm_ups`] say otherwise. Of several scripted faults the oldest that fits is taken.
 #[derive(Debug)]
 pub struct ScriptedFault {
     account: Arc<Inner>,
@@ -20,7 +21,7 @@ pub struct ScriptedFault {
 #[expect(clippy::return_self_not_must_use, reason = "dropping the value is what scripts it")]
 impl ScriptedFault {
     pub(super) fn new(account: Arc<Inner>, fault: Fault) -> Self {
-        Self { account, script: Some(Script { fault, times: Some(1), on: None }) }
+        Self { account, script: Some(Script { fault, times: Some(1), after: 0, on: None }) }
     }
 
     /// Hits the next `times` requests.
@@ -39,6 +40,22 @@ impl ScriptedFault {
     pub fn on(mut self, prefix: &str) -> Self {
         self.script().on = Some(prefix.to_owned());
         self
+    }
+
+    /// Lets so many pass that it could hit.
+    pub fn after(mut self, passes: u32) -> Self {
+        self.script().after = passes;
+        self
+    }
+
+    /// Hits turns of sockets, warm-ups not included.
+    pub fn turns(self) -> Self {
+        self.on(TURNS)
+    }
+
+    /// Hits warm-ups of sockets.
+    pub fn warm_ups(self) -> Self {
+        self.on(WARM_UPS)
     }
 
     fn script(&mut self) -> &mut Script {

@@ -25,7 +25,16 @@ pub struct Question<'a> {
 }
 
 pub fn stream(question: &Question<'_>) -> Content {
-    let (id, items) = compose(question);
+    stream_of(question, compose(question))
+}
+
+/// The answer to a warm-up, which has no output (fixture `codex-chatgpt-startup-ws`).
+pub fn warm_up(question: &Question<'_>) -> Content {
+    let (id, _) = compose(question);
+    stream_of(question, (id, Vec::new()))
+}
+
+fn stream_of(question: &Question<'_>, (id, items): (String, Vec<Item<'_>>)) -> Content {
     let Question { model, shape, .. } = *question;
     let mut events = Events::with_capacity(4096 + 2 * shape.text.len(), 8 + shape.events);
     let begun = Envelope { id: &id, status: "in_progress", model, output: &[], shape };

@@ -13,7 +13,7 @@ use crate::journal::End;
 use crate::{errors, headers};
 
 /// Neither an event nor a line of one.
-const JUNK: &str = "<html>\x00 junk: {\"type\": \n\ndata: {broken\n\n";
+pub const JUNK: &str = "<html>\x00 junk: {\"type\": \n\ndata: {broken\n\n";
 
 pub async fn misbehave(
     exchange: &Exchange<'_>,
@@ -60,7 +60,7 @@ fn is_error_event(fault: &Fault) -> bool {
 }
 
 /// The answer of a fault that is a whole answer.
-fn scripted(exchange: &Exchange<'_>, account: &Inner, fault: &Fault) -> Option<Reply> {
+pub fn scripted(exchange: &Exchange<'_>, account: &Inner, fault: &Fault) -> Option<Reply> {
     let (dialect, id) = (exchange.route.dialect(), &exchange.id);
     Some(match fault {
         Fault::Status { status, headers, body } => verbatim(*status, headers, body),
@@ -85,7 +85,7 @@ fn limit(exchange: &Exchange<'_>, account: &Inner, resets_in_s: Option<u64>) -> 
     respond::usage_limit(exchange, account, &plan, &readings)
 }
 
-fn verbatim(status: u16, lines: &[(String, String)], body: &str) -> Reply {
+pub fn verbatim(status: u16, lines: &[(String, String)], body: &str) -> Reply {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut headers = HeaderMap::new();
     headers::content_type(&mut headers, false);

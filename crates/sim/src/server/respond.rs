@@ -94,7 +94,7 @@ fn model_call(exchange: &Exchange<'_>, account: &Inner, charges: bool) -> Reply 
     reply
 }
 
-fn answer(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>, shape: &Shape) -> Content {
+pub fn answer(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>, shape: &Shape) -> Content {
     let route = exchange.route;
     let compose = || compose(route, account, peek, shape);
     if shape.reason || peek.wants_compaction() || matches!(route, Route::Compact(_)) {
@@ -131,7 +131,7 @@ fn compose(route: Route, account: &Inner, peek: &Peek<'_>, shape: &Shape) -> Con
 }
 
 /// What the endpoint does not take.
-fn objection(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>) -> Option<Reply> {
+pub fn objection(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>) -> Option<Reply> {
     let (route, id) = (exchange.route, &exchange.id);
     if route == Route::Responses(Dialect::Codex) {
         if peek.stream != Some(true) {
@@ -160,7 +160,7 @@ fn objection(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>) -> Optio
 
 /// Charges the account, if it is to be: the plan, and the readings after it or those of a spent
 /// account.
-fn pay(
+pub fn pay(
     exchange: &Exchange<'_>,
     account: &Inner,
     charges: bool,

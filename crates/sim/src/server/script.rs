@@ -104,7 +104,7 @@ fn bend_stream(events: &mut Events, fault: &Fault, exchange: &Exchange<'_>) -> F
 }
 
 /// Appends the error event; no code means the usual one.
-fn fail(events: &mut Events, exchange: &Exchange<'_>, code: &str, message: &str) {
+pub fn fail(events: &mut Events, exchange: &Exchange<'_>, code: &str, message: &str) {
     let or = |text: &str, usual: &'static str| {
         if text.is_empty() { usual.to_owned() } else { text.to_owned() }
     };

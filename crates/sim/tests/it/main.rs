@@ -6,4 +6,6 @@ mod faults;
 mod journal;
 mod quota;
 mod signins;
+mod socket;
 mod tokens;
+mod turns;
