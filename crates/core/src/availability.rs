@@ -45,6 +45,7 @@ pub struct Account {
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     pub surface: Surface,
+    /// Empty: not named yet, and any will do.
     pub model: &'a str,
     /// The additional limit that governs the model, if any.
     pub gate: Option<&'a Gate>,
@@ -155,7 +156,8 @@ pub fn availability(account: &Account, ask: Ask<'_>, now: Timestamp) -> Result<F
     if !account.kind.serves(ask.surface, account.speaks) {
         return Err(Reason::Unfit);
     }
-    if !account.models.is_empty() && !account.models.iter().any(|p| model_matches(p, ask.model)) {
+    let fits = |pattern: &String| ask.model.is_empty() || model_matches(pattern, ask.model);
+    if !account.models.is_empty() && !account.models.iter().any(fits) {
         return Err(Reason::NotAllowed);
     }
     let gate = ask.gate.filter(|gate| gate.governs(account.plan.as_deref()));

@@ -78,6 +78,7 @@ pub fn why(
         ask,
         session: None,
         owner: None,
+        leg: None,
         turn: None,
         tried: &[],
         seed: rand::random(),

@@ -15,7 +15,7 @@ use crate::ledger::{self, Spool};
 use crate::pool::{self, OWNED_FOR, Pool};
 use crate::sealing::DataKey;
 use crate::store::Store;
-use crate::tasks::Tasks;
+use crate::tasks::{Sockets, Tasks};
 use crate::vault;
 
 const OWNERS_LOADED: i64 = 100_000;
@@ -35,6 +35,8 @@ pub struct App {
     pub egress: Egress,
     pub issuers: Issuers,
     pub lanes: Lanes,
+    /// Clients' sockets, which outlive the requests that opened them.
+    pub sockets: Sockets,
     pub catalogue: Catalogue,
     pub gates: Gates,
     /// SHA-256 of the operator's token, which stands in a file only the operator can read.
@@ -80,6 +82,7 @@ impl App {
         let app = Arc::new(Self {
             egress: Egress::new(config.limits.connect_timeout, config.workers)?,
             lanes: Lanes::new(&config.limits),
+            sockets: Sockets::default(),
             admin_token: crate::admin::load_token(&config.data_dir)?,
             issuers: Issuers::default(),
             keys: Keys::default(),

@@ -35,6 +35,7 @@ pub struct RawConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct RawLimits {
     pub proxy_http: Option<usize>,
+    pub proxy_websocket: Option<usize>,
     pub proxy_compact: Option<usize>,
     pub body_max_bytes: Option<usize>,
     pub decoded_max_bytes: Option<usize>,
@@ -43,6 +44,7 @@ pub struct RawLimits {
     pub stream_head_timeout_s: Option<u64>,
     pub head_timeout_s: Option<u64>,
     pub stream_idle_timeout_s: Option<u64>,
+    pub socket_idle_timeout_s: Option<u64>,
     pub request_timeout_s: Option<u64>,
     pub drain_timeout_s: Option<u64>,
 }
@@ -75,6 +77,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub proxy_http: usize,
+    pub proxy_websocket: usize,
     pub proxy_compact: usize,
     pub body_max: usize,
     pub decoded_max: usize,
@@ -85,6 +88,7 @@ pub struct Limits {
     /// To the head of any other answer, which comes when the work is done.
     pub head_timeout: Duration,
     pub stream_idle_timeout: Duration,
+    pub socket_idle_timeout: Duration,
     pub request_timeout: Duration,
     pub drain_timeout: Duration,
 }
@@ -101,6 +105,7 @@ impl Limits {
         let proxy_http = raw.proxy_http.unwrap_or(200);
         Self {
             proxy_http,
+            proxy_websocket: raw.proxy_websocket.unwrap_or(200),
             proxy_compact: raw.proxy_compact.unwrap_or(proxy_http.min(16)),
             body_max: raw.body_max_bytes.unwrap_or(64 << 20),
             decoded_max: raw.decoded_max_bytes.unwrap_or(128 << 20),
@@ -109,6 +114,7 @@ impl Limits {
             stream_head_timeout: seconds(raw.stream_head_timeout_s, 120),
             head_timeout: seconds(raw.head_timeout_s, 600),
             stream_idle_timeout: seconds(raw.stream_idle_timeout_s, 300),
+            socket_idle_timeout: seconds(raw.socket_idle_timeout_s, 120),
             request_timeout: seconds(raw.request_timeout_s, 3600),
             drain_timeout: seconds(raw.drain_timeout_s, 120),
         }

@@ -5,6 +5,8 @@
 
 mod connections;
 mod dial;
+mod received;
+mod sockets;
 mod unreachable;
 
 use std::sync::Arc;
@@ -21,8 +23,10 @@ use crate::secret::Secret;
 use crate::workers;
 
 use connections::Connections;
-pub use connections::Received;
+pub use connections::Upgrade;
 use dial::Dialer;
+pub use received::{BodyError, Received};
+pub use sockets::{Leg, Slot, Turn};
 pub use unreachable::Unreachable;
 
 pub const USER_AGENT: &str = concat!("poolgate/", env!("CARGO_PKG_VERSION"));
@@ -67,6 +71,17 @@ impl Egress {
         head_timeout: Duration,
     ) -> Result<Response<Received>, SendError> {
         let answer = tokio::time::timeout(head_timeout, self.mine().send(request, proxy)).await;
+        answer.unwrap_or(Err(SendError::Timeout))
+    }
+
+    /// A socket of its own.
+    pub async fn upgrade(
+        &self,
+        request: Request<TextBody>,
+        proxy: Option<&Arc<Proxy>>,
+        within: Duration,
+    ) -> Result<Upgrade, SendError> {
+        let answer = tokio::time::timeout(within, self.mine().upgrade(request, proxy)).await;
         answer.unwrap_or(Err(SendError::Timeout))
     }
 

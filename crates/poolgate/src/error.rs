@@ -77,6 +77,10 @@ pub enum Error {
         "the account that holds the state this request refers to cannot serve it now; send the full history instead"
     )]
     OwnerUnavailable,
+    #[error("this request opens no WebSocket: it wants HTTP/1.1 and a sec-websocket-key")]
+    BadHandshake,
+    #[error("the response before it is not on this socket any more; send the full history")]
+    ChainLost,
     #[error("{0}")]
     BadQuestion(&'static str),
     #[error("poolgate is serving as many requests as it may")]
@@ -148,6 +152,8 @@ impl Error {
             Self::Unavailable { .. } => (S::SERVICE_UNAVAILABLE, "accounts_unavailable"),
             Self::NoAccounts => (S::SERVICE_UNAVAILABLE, "no_accounts"),
             Self::OwnerUnavailable => (S::SERVICE_UNAVAILABLE, "state_owner_unavailable"),
+            Self::BadHandshake => (S::BAD_REQUEST, "bad_handshake"),
+            Self::ChainLost => (S::BAD_REQUEST, "previous_response_not_found"),
             Self::BadQuestion(_) => (S::BAD_REQUEST, "bad_question"),
             Self::Overloaded => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
             Self::CannotRecord => (S::SERVICE_UNAVAILABLE, "proxy_unavailable"),
@@ -226,6 +232,9 @@ impl Error {
             Dialect::OpenAi => {
                 let mut error = json!({"message": message, "type": openai_type(status),
                     "param": null, "code": code});
+                if matches!(self, Self::ChainLost) {
+                    error["param"] = "previous_response_id".into();
+                }
                 if let Self::Exhausted { resets_at, now, limits } = self {
                     if let Some(plan) = limits.as_ref().and_then(|limits| limits.plan.as_ref()) {
                         error["plan_type"] = plan.as_str().into();

@@ -26,6 +26,7 @@ mod read;
 mod relay;
 mod route;
 mod settle;
+mod socket;
 mod splitter;
 mod strip;
 mod trial;
@@ -58,6 +59,7 @@ pub use relay::Outgoing;
 use relay::{Relay, Relayed};
 use route::{Contract, Endpoint};
 use settle::{Ending, Record};
+use socket::OverSocket;
 use splitter::CodexEvents;
 
 /// A request that has been understood.
@@ -74,6 +76,8 @@ pub struct Call {
     /// The turn that an earlier answer named.
     pub turn: Option<SessionKey>,
     pub deadline: Instant,
+    /// Its attempt goes over a socket; `None`: over HTTP.
+    pub over: Option<OverSocket>,
 }
 
 impl Call {
@@ -118,6 +122,7 @@ async fn forward(
             let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
             limits::answer(&app, &caller, question).await
         }
+        Endpoint::Socket(contract) => socket::open(app, head, contract).await,
         Endpoint::Proxy { surface, contract } => {
             proxy(app, head, body, dialect, (surface, contract)).await
         }
@@ -194,6 +199,7 @@ async fn serve(
         payload,
         head: peeked,
         deadline,
+        over: None,
     };
     let dispatched = dispatch::dispatch(&app, &call, record).await?;
     Ok(answer(app, call, dispatched, contract, permit, record))

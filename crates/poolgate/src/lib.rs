@@ -35,3 +35,4 @@ pub mod tasks;
 pub mod telemetry;
 pub mod vault;
 pub mod workers;
+pub mod ws;

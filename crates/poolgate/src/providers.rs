@@ -14,7 +14,8 @@ use poolgate_core::quota::Reading;
 use poolgate_core::units::Timestamp;
 
 pub use fields::{ErrorFields, retry_after};
-pub use tap::Tap;
+pub use tap::{Tap, event_kind};
+pub use usage::codex::event as codex_windows;
 pub use usage::{Credits, Profile, Usage};
 
 /// Quota windows in the headers of an answer, good or bad.

@@ -72,9 +72,11 @@ impl Server {
         }
         app.draining.cancel();
         drop(listener);
-        let finish =
-            tokio::time::timeout(app.config.limits.drain_timeout, graceful.shutdown()).await;
+        let drained = async { tokio::join!(graceful.shutdown(), app.sockets.closed()) };
+        let finish = tokio::time::timeout(app.config.limits.drain_timeout, drained).await;
         connections.abort.cancel();
+        app.sockets.abort.cancel();
+        app.sockets.closed().await;
         let tasks_ended = app.tasks.drain(TASKS_GRACE).await;
         workers.finish().await;
         finish.is_ok() && tasks_ended
@@ -129,7 +131,8 @@ impl Connections {
             let app = Arc::clone(&app);
             async move { Ok::<_, std::convert::Infallible>(gateway::handle(app, request).await) }
         });
-        let connection = self.builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let connection = connection.into_owned();
         let connection = watcher.watch(connection);
         let abort = self.abort.clone();
         self.app.tasks.spawn(async move {

@@ -17,6 +17,36 @@ pub struct Tasks {
     tracker: TaskTracker,
 }
 
+/// Work that only the drain's deadline ends.
+#[derive(Clone, Debug, Default)]
+pub struct Sockets {
+    /// Cancelled when the drain has taken too long.
+    pub abort: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Sockets {
+    /// On the thread of whoever asks.
+    pub fn spawn(&self, socket: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(socket);
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.tracker.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tracker.is_empty()
+    }
+
+    /// Resolves when none is left.
+    pub async fn closed(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
 impl Tasks {
     /// A task that must live as long as the process.
     pub fn supervise(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {

@@ -58,6 +58,7 @@ fn describe(config: &Config) -> serde_json::Value {
         "workers": config.workers,
         "limits": {
             "proxy_http": limits.proxy_http,
+            "proxy_websocket": limits.proxy_websocket,
             "proxy_compact": limits.proxy_compact,
             "body_max_bytes": limits.body_max,
             "decoded_max_bytes": limits.decoded_max,
@@ -66,6 +67,7 @@ fn describe(config: &Config) -> serde_json::Value {
             "stream_head_timeout_s": limits.stream_head_timeout.as_secs(),
             "head_timeout_s": limits.head_timeout.as_secs(),
             "stream_idle_timeout_s": limits.stream_idle_timeout.as_secs(),
+            "socket_idle_timeout_s": limits.socket_idle_timeout.as_secs(),
             "request_timeout_s": limits.request_timeout.as_secs(),
             "drain_timeout_s": limits.drain_timeout.as_secs(),
         },

@@ -6,15 +6,11 @@
 //! connection back at its end, and whoever takes one looks whether it is still good.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, Response, header};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
@@ -22,9 +18,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::dial::Dialer;
+use super::received::Received;
 use super::{SendError, Unreachable, cause};
 use crate::config::Proxy;
 use crate::json::TextBody;
+use crate::ws::Socket;
 
 /// Upstreams close idle connections themselves, most of them later than this.
 const IDLE_FOR: Duration = Duration::from_mins(1);
@@ -32,7 +30,7 @@ const BUFFER_MAX: usize = 256 << 10;
 
 /// Where a connection leads, and by which way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Place {
+pub(super) struct Place {
     scheme: Scheme,
     authority: Authority,
     proxy: Option<Arc<Proxy>>,
@@ -50,11 +48,12 @@ struct Idle {
     since: Instant,
 }
 
-/// The body of an answer. Its end gives the connection back; dropped before, it closes it.
+/// What became of an upgrade.
 #[derive(Debug)]
-pub struct Received {
-    body: Incoming,
-    back: Option<(Arc<Connections>, Place, SendRequest<TextBody>)>,
+pub enum Upgrade {
+    /// With the headers of the answer.
+    Open(HeaderMap, Socket),
+    Refused(Response<Received>),
 }
 
 impl Connections {
@@ -89,6 +88,25 @@ impl Connections {
         }
     }
 
+    /// A connection of its own, and the upstream's answer to an upgrade.
+    pub async fn upgrade(
+        &self,
+        mut request: Request<TextBody>,
+        proxy: Option<&Arc<Proxy>>,
+    ) -> Result<Upgrade, SendError> {
+        let (scheme, authority) = address(&mut request)?;
+        let place = Place { scheme, authority, proxy: proxy.cloned() };
+        let mut sender = self.connect(&place).await?;
+        let broke = |error: hyper::Error| SendError::Broke(cause(&error));
+        let mut response = sender.send_request(request).await.map_err(broke)?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Upgrade::Refused(response.map(|body| Received::new(body, None))));
+        }
+        let upgraded = hyper::upgrade::on(&mut response).await.map_err(broke)?;
+        let head = response.into_parts().0.headers;
+        Ok(Upgrade::Open(head, Socket::client(upgraded).await))
+    }
+
     fn take(&self, place: &Place) -> Option<SendRequest<TextBody>> {
         let mut idle = self.idle.lock();
         let here = idle.get_mut(place)?;
@@ -100,7 +118,7 @@ impl Connections {
         Some(here.swap_remove(at).sender)
     }
 
-    fn put(&self, place: Place, sender: SendRequest<TextBody>) {
+    pub(super) fn put(&self, place: Place, sender: SendRequest<TextBody>) {
         if !sender.is_closed() {
             let idle = Idle { sender, since: Instant::now() };
             self.idle.lock().entry(place).or_default().push(idle);
@@ -127,7 +145,7 @@ impl Connections {
             .map_err(|error| Unreachable::of(&error))?;
         TokioExecutor::new().execute(async move {
             // Whoever waits for the answer is told as well.
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "an upstream connection ended");
             }
         });
@@ -152,53 +170,6 @@ fn address(request: &mut Request<TextBody>) -> Result<(Scheme, Authority), SendE
     let host = HeaderValue::from_str(host).map_err(|_| broke("no host"))?;
     request.headers_mut().insert(header::HOST, host);
     Ok((scheme, authority))
-}
-
-impl Received {
-    fn new(body: Incoming, back: Option<(Arc<Connections>, Place, SendRequest<TextBody>)>) -> Self {
-        let mut received = Self { body, back };
-        received.give_back_at_end();
-        received
-    }
-
-    fn give_back_at_end(&mut self) {
-        if self.body.is_end_stream()
-            && let Some((connections, place, sender)) = self.back.take()
-        {
-            connections.put(place, sender);
-        }
-    }
-}
-
-impl Body for Received {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
-        match &frame {
-            None => {
-                if let Some((connections, place, sender)) = this.back.take() {
-                    connections.put(place, sender);
-                }
-            }
-            Some(Ok(_)) => this.give_back_at_end(),
-            Some(Err(_)) => this.back = None,
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]

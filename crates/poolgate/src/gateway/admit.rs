@@ -17,6 +17,7 @@ pub struct Lanes {
     http: Lane,
     compact: Lane,
     watch: Lane,
+    socket: Lane,
 }
 
 /// `None`: unlimited.
@@ -36,12 +37,18 @@ impl Lanes {
             http: lane(limits.proxy_http),
             compact: lane(limits.proxy_compact),
             watch: lane(WATCHERS),
+            socket: lane(limits.proxy_websocket),
         }
     }
 
     /// For a stream that tells of changes for as long as somebody listens.
     pub fn watch(&self) -> Result<Permit, Error> {
         Ok(Permit { _slots: [self.watch.enter()?, None] })
+    }
+
+    /// For a client's socket, until it is closed.
+    pub fn socket(&self) -> Result<Permit, Error> {
+        Ok(Permit { _slots: [self.socket.enter()?, None] })
     }
 
     pub fn admit(&self, surface: Surface) -> Result<Permit, Error> {

@@ -9,6 +9,7 @@ use super::Call;
 use super::headers::{self, add_beta};
 use super::prepare::{self, Prepared};
 use super::read::Payload;
+use super::socket;
 use crate::app::App;
 use crate::credentials::{Bearer, CredentialError, RefreshContext};
 use crate::egress::{Received, SendError, Unreachable};
@@ -38,6 +39,9 @@ pub enum AttemptError {
     /// Ours, not the account's.
     #[error("the request cannot be built: {0}")]
     Build(#[from] http::Error),
+    /// The socket that holds the turns before is gone.
+    #[error("the turns before are gone")]
+    ChainLost,
 }
 
 impl App {
@@ -77,6 +81,9 @@ pub async fn send(
     call: &Call,
     target: &Target<'_>,
 ) -> Result<(Response<Received>, bool), AttemptError> {
+    if let Some(over) = &call.over {
+        return Ok((socket::send(app, call, target, over).await?, true));
+    }
     let prepared = prepare::prepare(target.account, call.surface, target.payload, call.head.stream);
     let streams = prepared.streams;
     let timeout = if streams {
@@ -151,6 +158,7 @@ impl From<&AttemptError> for Error {
             AttemptError::Send(error) => Self::Upstream(error.to_string()),
             AttemptError::Credential(_) => Self::Upstream("its token could not be renewed".into()),
             AttemptError::Build(_) => Self::Internal,
+            AttemptError::ChainLost => Self::ChainLost,
         }
     }
 }

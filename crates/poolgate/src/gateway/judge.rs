@@ -103,11 +103,17 @@ async fn judge_success(
         }
         Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
         Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),
-        Opened::Failed(fields, readings) => {
-            observe_events(app, account, &readings);
+        Opened::Failed(fields, mut opening) => {
+            observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
             let status = status_of(&fields, ask);
-            let head = Refusal { status, ..Refusal::default() };
-            let outcome = classify_fields(app, account, ask, &head, &fields, now);
+            let refusal = Refusal { status, ..Refusal::default() };
+            let outcome = classify_fields(app, account, ask, &refusal, &fields, now);
+            if matches!(outcome, Outcome::RequestFault | Outcome::PolicyBlock) {
+                // The client is told in the upstream's own words; nothing of worth follows.
+                opening.tap.error = Some(fields);
+                opening.tap.finished = true;
+                return Judged::Good(Answer { head, opening });
+            }
             let error = Error::Upstream(scrub_text(&fields.message, account));
             Judged::Bad(Bad { outcome, status: Some(status), reply: None, error })
         }
@@ -208,7 +214,7 @@ pub fn judge_error(error: &AttemptError) -> Bad {
             Outcome::ConnectFailed { durable: error.durable }
         }
         AttemptError::Send(SendError::Broke(_) | SendError::Timeout) => Outcome::Lost,
-        AttemptError::Build(_) => Outcome::RequestFault,
+        AttemptError::Build(_) | AttemptError::ChainLost => Outcome::RequestFault,
     };
     Bad { outcome, status: None, reply: None, error: Error::from(error) }
 }

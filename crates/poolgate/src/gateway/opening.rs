@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use poolgate_core::quota::Reading;
 use tokio::time::{Instant, timeout_at};
 
 use crate::egress::Received;
@@ -30,8 +29,8 @@ pub struct Opening {
 pub enum Opened {
     /// Committed: this goes to the client.
     Good(Opening),
-    /// The upstream reported an error before any output.
-    Failed(ErrorFields, Vec<Reading>),
+    /// The upstream reported an error before any output, and this is what it said.
+    Failed(ErrorFields, Opening),
     /// The body broke, or ended without being whole, before any output.
     Lost,
     /// It ended, and is not what its head promised.
@@ -60,7 +59,8 @@ pub async fn open(mut body: Received, mut tap: Tap, json: bool) -> Opened {
             break;
         }
         if let Some(error) = tap.error.take() {
-            return Opened::Failed(error, tap.readings);
+            let rest = (!body.is_end_stream()).then_some(body);
+            return Opened::Failed(error, Opening { held, rest, tap });
         }
     }
     // With a Content-Length the last byte may be here already, and nobody asks for the end.

@@ -227,6 +227,12 @@ pub fn scoped(key_id: i64, name: &str) -> SessionKey {
     *digest.first_chunk().expect("32 bytes hold 16")
 }
 
+/// The session that headers alone name.
+pub fn session_of(headers: &HeaderMap, key_id: i64) -> Option<SessionKey> {
+    let nothing = Document::parse(Bytes::from_static(b"{}")).ok()?;
+    session_name(Surface::Responses, headers, &nothing).map(|name| scoped(key_id, &name))
+}
+
 /// First hit wins (docs/providers.md, "Session names"). `None`: the request stands alone.
 fn session_name(surface: Surface, headers: &HeaderMap, document: &Document) -> Option<String> {
     let header =

@@ -37,7 +37,12 @@ pub enum Question {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    Proxy { surface: Surface, contract: Contract },
+    Proxy {
+        surface: Surface,
+        contract: Contract,
+    },
+    /// Turns over a WebSocket.
+    Socket(Contract),
     Models(ModelList),
     Limits(Question),
     AdminStatus,
@@ -72,7 +77,11 @@ pub fn route(
         value.to_str().is_ok_and(|value| value.eq_ignore_ascii_case("websocket"))
     });
     match endpoint {
-        Endpoint::Proxy { surface: Surface::Responses, .. } if upgrade => Err(Error::NoWebSocket),
+        Endpoint::Proxy { surface: Surface::Responses, contract }
+            if upgrade && method == Method::GET =>
+        {
+            Ok(Endpoint::Socket(contract))
+        }
         Endpoint::Proxy { .. } if method == Method::POST => Ok(endpoint),
         Endpoint::Proxy { .. } => Err(Error::WrongMethod("POST")),
         _ if method == Method::GET => Ok(endpoint),
@@ -171,8 +180,8 @@ mod tests {
             ("GET",  "/v1/usage", "", &[],                               Ok(Endpoint::Limits(Question::Own))),
             ("POST", "/v1/usage", "", &[],                               Err("method_not_allowed")),
             ("GET",  "/healthz", "", &[],                                Ok(Endpoint::Healthy)),
-            ("GET",  "/v1/responses", "", upgrade,                       Err("websocket_not_served")),
-            ("GET",  "/backend-api/codex/responses", "", upgrade,        Err("websocket_not_served")),
+            ("GET",  "/v1/responses", "", upgrade,                       Ok(Endpoint::Socket(Strict))),
+            ("GET",  "/backend-api/codex/responses", "", upgrade,        Ok(Endpoint::Socket(Codex))),
             ("GET",  "/v1/responses", "", &[],                           Err("method_not_allowed")),
             ("POST", "/v1/models", "", &[],                              Err("method_not_allowed")),
             ("POST", "/backend-api/codex/messages", "", &[],             Err("unknown_path")),

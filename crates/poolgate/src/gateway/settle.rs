@@ -26,6 +26,8 @@ pub struct Record {
     /// A `begin` line is in the spool.
     begun: bool,
     finished: bool,
+    /// It has no row, whatever becomes of it.
+    unrecorded: bool,
 }
 
 /// How a request that was answered came to its end.
@@ -54,7 +56,14 @@ impl Record {
         let at = app.clock.now().0;
         let begin = Begin { id: id.into(), at, key, surface: surface.into(), ..Begin::default() };
         let end = End { begin, ..End::default() };
-        Self { app, end, started: Instant::now(), begun: false, finished: false }
+        Self { app, end, started: Instant::now(), begun: false, finished: false, unrecorded: false }
+    }
+
+    /// For what is no request: a handshake, a warm-up.
+    pub fn unrecorded(app: Arc<App>) -> Self {
+        let mut record = Self::new(app, String::new(), 0, "");
+        (record.begun, record.unrecorded) = (true, true);
+        record
     }
 
     pub fn id(&self) -> &str {
@@ -134,7 +143,7 @@ impl Record {
     }
 
     pub fn finish(&mut self, ending: Ending, usage: TokenUsage) {
-        if std::mem::replace(&mut self.finished, true) {
+        if std::mem::replace(&mut self.finished, true) || self.unrecorded {
             return;
         }
         self.end.outcome = Cow::Borrowed(ending.name());

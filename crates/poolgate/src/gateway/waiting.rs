@@ -9,6 +9,7 @@ use poolgate_core::choose::{BUSY_WAIT, COOLDOWN_WAIT, Later, Refusal};
 use tokio::time::Instant;
 
 use super::Call;
+use super::socket::OverSocket;
 use crate::app::App;
 use crate::error::Error;
 use crate::pool::{Lease, Refused, Wish, subscription};
@@ -19,6 +20,7 @@ fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
         ask: call.ask(),
         session: call.head.session,
         owner: call.head.owner,
+        leg: call.over.as_ref().and_then(OverSocket::holder),
         turn: call.turn,
         tried,
         seed: rand::random(),
@@ -68,15 +70,15 @@ pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<L
 /// Equal for requests that the same accounts can serve.
 fn wants(wish: &Wish<'_>) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let Wish { pools, ask, owner, tried, .. } = wish;
-    (pools, ask.surface, ask.model, owner, tried).hash(&mut hasher);
+    let Wish { pools, ask, owner, leg, tried, .. } = wish;
+    (pools, ask.surface, ask.model, owner, leg, tried).hash(&mut hasher);
     hasher.finish()
 }
 
 /// What to tell the client now that `tried` have failed: what the pool as a whole has left, or else
 /// `last`.
 pub fn left(app: &Arc<App>, call: &Call, tried: &[AccountId], last: Error) -> Error {
-    let wish = Wish { session: None, owner: None, turn: None, ..wish(call, tried) };
+    let wish = Wish { session: None, owner: None, leg: None, turn: None, ..wish(call, tried) };
     match app.pool.lease(&wish, app.clock.now()) {
         Ok(_) => last,
         Err(Refused { refusal, .. }) => explain(app, call, refusal, Some(last)),
@@ -102,6 +104,7 @@ pub fn explain(app: &App, call: &Call, refusal: Refusal, last: Option<Error>) ->
         }
         Refusal::Operator => Error::NoAccounts,
         Refusal::AllTried => last.unwrap_or(Error::NoAccounts),
+        Refusal::Owner { .. } if call.over.is_some() => Error::ChainLost,
         Refusal::Owner { .. } => Error::OwnerUnavailable,
     }
 }

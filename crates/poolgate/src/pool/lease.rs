@@ -18,6 +18,8 @@ pub struct Wish<'a> {
     pub session: Option<SessionKey>,
     /// The response whose state the request refers to.
     pub owner: Option<SessionKey>,
+    /// Whose socket holds the turns before: no other account can go on from them.
+    pub leg: Option<AccountId>,
     /// The turn it belongs to, when a first answer named one: bound to the account that did.
     pub turn: Option<SessionKey>,
     pub tried: &'a [AccountId],

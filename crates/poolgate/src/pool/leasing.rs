@@ -48,7 +48,7 @@ impl State {
         wish: &Wish<'_>,
         now: Timestamp,
     ) -> (Option<Reserved>, Explanation, Strategy) {
-        let owner = wish.owner.and_then(|owner| self.owners.home(&owner, now));
+        let owner = wish.leg.or_else(|| wish.owner.and_then(|owner| self.owners.home(&owner, now)));
         let turn = wish.turn.and_then(|turn| self.owners.home(&turn, now));
         let home = turn.or_else(|| self.homes.home(&wish.session?, now));
         let members = self.members(wish.pools);

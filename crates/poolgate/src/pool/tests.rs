@@ -61,7 +61,7 @@ fn pool(accounts: Vec<Loaded>) -> Arc<Pool> {
 }
 
 fn wish(session: Option<SessionKey>, seed: u64) -> Wish<'static> {
-    Wish { pools: &[], ask: ASK, session, owner: None, turn: None, tried: &[], seed }
+    Wish { pools: &[], ask: ASK, session, owner: None, leg: None, turn: None, tried: &[], seed }
 }
 
 fn after(span: Duration) -> Timestamp {

@@ -204,7 +204,11 @@ impl Tap {
                 self.fail(data);
                 self.finished = true;
             }
-            b"error" => self.fail(data),
+            b"error" => {
+                self.fail(data);
+                // Behind output it is the end; before, what follows may say more.
+                self.finished |= self.semantic;
+            }
             b"codex.rate_limits" => self.readings.extend(codex::event(data, self.now)),
             _ if kind.starts_with(b"codex.") => {}
             _ => self.semantic = true,
@@ -301,7 +305,12 @@ fn event_type<'a>(event: &Event<'a>) -> &'a [u8] {
     if !event.name.is_empty() {
         return event.name;
     }
-    let at_front = event.data.strip_prefix(b"{\"type\":\"");
+    event_kind(event.data)
+}
+
+/// The `type` inside an event's data; empty: there is none.
+pub fn event_kind(data: &[u8]) -> &[u8] {
+    let at_front = data.strip_prefix(b"{\"type\":\"");
     if let Some(rest) = at_front
         && let Some(end) = memchr::memchr(b'"', rest)
     {
@@ -312,7 +321,7 @@ fn event_type<'a>(event: &Event<'a>) -> &'a [u8] {
         #[serde(borrow, default)]
         r#type: Option<&'a str>,
     }
-    serde_json::from_slice::<Typed<'a>>(event.data)
+    serde_json::from_slice::<Typed<'_>>(data)
         .ok()
         .and_then(|typed| typed.r#type)
         .map_or(b"", str::as_bytes)

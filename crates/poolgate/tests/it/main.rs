@@ -33,4 +33,5 @@ mod sealing;
 mod shared_files;
 mod signin;
 mod simulate;
+mod sockets;
 mod surfaces;

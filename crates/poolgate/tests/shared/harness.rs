@@ -295,10 +295,15 @@ impl Harness {
             .unwrap()
     }
 
-    /// Names of the accounts that were asked for an answer, in order.
+    /// Names of the accounts that were asked for an answer, in order: a request, a turn of a socket,
+    /// or a socket that was refused.
     pub fn asked(&self) -> Vec<String> {
-        let is_call =
-            |e: &poolgate_sim::Entry| e.method == Method::POST && !e.path.ends_with("/token");
+        let is_call = |e: &poolgate_sim::Entry| {
+            let no_socket = e.method == Method::GET && e.path.ends_with("/responses");
+            e.is_turn()
+                || (e.method == Method::POST && !e.path.ends_with("/token"))
+                || (no_socket && e.status != Some(101))
+        };
         self.sim.journal().into_iter().filter(is_call).filter_map(|e| e.account).collect()
     }
 

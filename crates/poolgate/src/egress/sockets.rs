@@ -1,0 +1,170 @@
+//! Sockets to upstreams: one for each client's socket, for turns one after the other.
+//!
+//! A turn is told as a stream of server-sent events, one for each message, so that what reads and
+//! relays answers over HTTP does so here too.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use parking_lot::Mutex;
+use poolgate_core::account::AccountId;
+use tokio::time::timeout;
+
+use super::{BodyError, SendError};
+use crate::providers::event_kind;
+use crate::ws::{Said, Socket};
+
+/// The upstream's end of a client's socket.
+#[derive(Debug)]
+pub struct Leg {
+    pub account: AccountId,
+    /// Of the answer that opened it.
+    pub head: HeaderMap,
+    pub socket: Socket,
+}
+
+/// Where a leg waits for the next turn.
+#[derive(Clone, Debug, Default)]
+pub struct Slot(Arc<Mutex<Option<Leg>>>);
+
+impl Slot {
+    pub fn put(&self, leg: Leg) {
+        *self.0.lock() = Some(leg);
+    }
+
+    pub fn take(&self) -> Option<Leg> {
+        self.0.lock().take()
+    }
+
+    /// Whose leg it is.
+    pub fn account(&self) -> Option<AccountId> {
+        self.0.lock().as_ref().map(|leg| leg.account)
+    }
+
+    /// What the upstream says between turns; `None`: it has closed, and the slot is empty now. Never
+    /// resolves while there is no leg.
+    pub async fn idle(&self) -> Option<Bytes> {
+        std::future::poll_fn(|cx| {
+            let mut slot = self.0.lock();
+            let Some(leg) = slot.as_mut() else { return Poll::Pending };
+            let said = std::task::ready!(leg.socket.poll_said(cx));
+            if let Some(Said::Text(text)) = said {
+                return Poll::Ready(Some(text));
+            }
+            *slot = None;
+            Poll::Ready(None)
+        })
+        .await
+    }
+}
+
+/// The events of one turn. Its end puts the leg back; dropped before, it closes it.
+#[derive(Debug)]
+pub struct Turn {
+    /// `None`: the turn is over.
+    leg: Option<Leg>,
+    slot: Slot,
+    first: Option<Bytes>,
+}
+
+impl Turn {
+    /// Sends the frame, and waits for the first event, as one waits for the head of an answer.
+    pub async fn begin(
+        mut leg: Leg,
+        slot: Slot,
+        frame: Bytes,
+        wait: Duration,
+    ) -> Result<Self, SendError> {
+        let broke = || SendError::Broke("the socket closed".into());
+        if !leg.socket.say(frame).await {
+            return Err(broke());
+        }
+        let said = timeout(wait, leg.socket.said()).await.map_err(|_| SendError::Timeout)?;
+        let Some(Said::Text(first)) = said else { return Err(broke()) };
+        Ok(Self { leg: Some(leg), slot, first: Some(first) })
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.leg.is_none() && self.first.is_none()
+    }
+
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        let text = if let Some(first) = self.first.take() {
+            first
+        } else {
+            let Some(leg) = &mut self.leg else { return Poll::Ready(None) };
+            let said = std::task::ready!(leg.socket.poll_said(cx));
+            let Some(Said::Text(text)) = said else {
+                self.leg = None;
+                return Poll::Ready(Some(Err(BodyError::Socket)));
+            };
+            text
+        };
+        match end_of_turn(&text) {
+            Some(End::Leg) => self.leg = None,
+            Some(End::Turn) => {
+                if let Some(leg) = self.leg.take() {
+                    self.slot.put(leg);
+                }
+            }
+            None => {}
+        }
+        Poll::Ready(Some(Ok(event(&text))))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Turn,
+    /// The upstream takes no other turn on this socket.
+    Leg,
+}
+
+fn end_of_turn(text: &[u8]) -> Option<End> {
+    match event_kind(text) {
+        b"response.completed" | b"response.failed" | b"response.incomplete" => Some(End::Turn),
+        b"error" => {
+            let limit = b"websocket_connection_limit_reached";
+            let is_limit = memchr::memmem::find(text, limit).is_some();
+            Some(if is_limit { End::Leg } else { End::Turn })
+        }
+        _ => None,
+    }
+}
+
+/// As an event of a stream. A line feed stands between the tokens of JSON, or not at all.
+fn event(text: &[u8]) -> Bytes {
+    let mut event = [b"data: ", text, b"\n\n"].concat();
+    let end = event.len() - 2;
+    event[..end].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|b| *b = b' ');
+    Bytes::from(event)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_the_end_of_a_turn_and_of_a_leg() {
+        let limit = r#"{"type":"error","status":400,"error":{"code":"websocket_connection_limit_reached"}}"#;
+        let cases = [
+            (r#"{"type":"response.completed"}"#, Some(End::Turn)),
+            (r#"{"response":{},"type":"response.failed"}"#, Some(End::Turn)),
+            (r#"{"type":"error","status":429}"#, Some(End::Turn)),
+            (limit, Some(End::Leg)),
+            (r#"{"type":"response.output_text.delta","delta":"error"}"#, None),
+            ("no JSON", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(end_of_turn(text.as_bytes()), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_message_of_several_lines_is_one_event() {
+        assert_eq!(event(b"{\"a\":\n1}"), "data: {\"a\": 1}\n\n");
+    }
+}

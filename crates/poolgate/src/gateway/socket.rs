@@ -1,0 +1,220 @@
+//! WebSocket turns: a client's socket, and one turn after the other on it.
+//!
+//! Each turn is a request like any other and takes the same steps; only its attempt goes over a
+//! socket of the account (`egress::sockets`), which waits in a slot for the next turn. The client's
+//! socket outlives all of them. A turn that names the response before it can be served where that
+//! was made, and nowhere else: when that socket is gone, the client is told so and sends all of it.
+//!
+//! The client is upgraded only after an account has been chosen and has opened its own socket, so
+//! that a refusal is a plain HTTP answer with its true status.
+
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::Full;
+use hyper::upgrade::OnUpgrade;
+use poolgate_core::account::{AccountId, Surface};
+use tokio::time::Instant;
+
+use super::attempt::{AttemptError, Target, authorize};
+use super::dispatch::{Dispatched, dispatch};
+use super::read::{Head, Payload, scoped, session_of};
+use super::relay::Outgoing;
+use super::route::Contract;
+use super::settle::Record;
+use super::{Call, authenticate, client_status, headers, limits, prepare};
+use crate::app::App;
+use crate::egress::{Leg, Received, Slot, Turn, Upgrade};
+use crate::error::Error;
+use crate::json::{Document, Text, TextBody};
+use crate::ws::derive_accept_key;
+use session::Session;
+
+/// What clients of this protocol ask for, and upstreams require.
+const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06");
+
+/// Codex itself waits 15 s for all of ours.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How a request's attempt goes over the account's socket.
+#[derive(Clone, Debug)]
+pub struct OverSocket {
+    pub slot: Slot,
+    pub wants: Wants,
+}
+
+impl OverSocket {
+    /// Who alone can serve a turn that goes on from another.
+    pub fn holder(&self) -> Option<AccountId> {
+        self.slot.account().filter(|_| self.wants == Wants::Turn { chained: true })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// A socket, and nothing on it yet.
+    Socket,
+    Turn {
+        /// It goes on from the turn before, on the socket that served that.
+        chained: bool,
+    },
+}
+
+/// Up to the upgrade of the client's connection.
+pub async fn open(
+    app: Arc<App>,
+    mut head: Parts,
+    contract: Contract,
+) -> Result<Response<Outgoing>, Error> {
+    let caller = authenticate::authenticate(&app.keys, &head.headers, app.clock.now())?;
+    if app.draining.is_cancelled() {
+        return Err(Error::Draining);
+    }
+    let permit = app.lanes.socket()?;
+    let upgrade =
+        head.extensions.remove::<OnUpgrade>().filter(|_| head.version == Version::HTTP_11);
+    let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+    let (upgrade, accept) = upgrade.zip(key).ok_or(Error::BadHandshake)?;
+    let own: [u8; 16] = rand::random();
+    let slot = Slot::default();
+    let call = Call {
+        turn: head
+            .headers
+            .get("x-codex-turn-state")
+            .and_then(|value| value.to_str().ok())
+            .map(|turn| scoped(caller.key.id, turn)),
+        query: head.uri.query().map(str::to_owned),
+        gate: None,
+        surface: Surface::Responses,
+        payload: nothing(),
+        head: Head {
+            model: String::new(),
+            stream: true,
+            session: Some(session_of(&head.headers, caller.key.id).unwrap_or(own)),
+            owner: None,
+            stores: false,
+        },
+        headers: head.headers,
+        caller,
+        deadline: Instant::now() + app.config.limits.request_timeout,
+        over: Some(OverSocket { slot: slot.clone(), wants: Wants::Socket }),
+    };
+    let mut record = Record::unrecorded(Arc::clone(&app));
+    let answer = match dispatch(&app, &call, &mut record).await? {
+        Dispatched::Stream(_, answer) => answer,
+        Dispatched::Whole(_, reply, _) => return refused(&reply.head, reply.body),
+    };
+    let mut response = Response::new(Outgoing::Whole(Full::default()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = headers::to_client(&answer.head.headers);
+    let told = response.headers_mut();
+    told.remove(CONTENT_TYPE);
+    limits::tell(&app, &call.caller.key, Surface::Responses, told);
+    told.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    told.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    told.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&accept).expect("base64"));
+    let asks_for_codex = call
+        .headers
+        .get_all(BETA.0)
+        .iter()
+        .any(|value| value.to_str().is_ok_and(|value| value.contains("responses_websockets")));
+    let contract = if asks_for_codex { Contract::Codex } else { contract };
+    let session = Session::new(Arc::clone(&app), call, slot, contract, permit);
+    app.sockets.spawn(session.run(upgrade));
+    Ok(response)
+}
+
+/// An upstream that has no sockets makes a client go on over HTTP.
+fn refused(head: &http::response::Parts, body: Bytes) -> Result<Response<Outgoing>, Error> {
+    if matches!(head.status.as_u16(), 404 | 405 | 426 | 501) {
+        return Err(Error::NoWebSocket);
+    }
+    let mut response = Response::new(Outgoing::Whole(Full::new(body)));
+    *response.status_mut() = client_status(head.status);
+    *response.headers_mut() = headers::to_client(&head.headers);
+    Ok(response)
+}
+
+fn nothing() -> Payload {
+    let document = Document::parse(Bytes::from_static(b"{}")).expect("an empty object");
+    Payload { wire: Text::default(), encoding: None, document }
+}
+
+/// One attempt: on the socket in the slot, if it is this account's, else on a new one. Waits for the
+/// first event as for the head of an answer.
+pub async fn send(
+    app: &App,
+    call: &Call,
+    target: &Target<'_>,
+    over: &OverSocket,
+) -> Result<Response<Received>, AttemptError> {
+    let account = target.account;
+    let kept = over.slot.take().filter(|leg| leg.account == account.id);
+    let is_chained = over.wants == Wants::Turn { chained: true };
+    let leg = match kept {
+        Some(leg) => leg,
+        None if is_chained => return Err(AttemptError::ChainLost),
+        None => match connect(app, call, target).await? {
+            Upgrade::Open(head, socket) => Leg { account: account.id, head, socket },
+            Upgrade::Refused(response) => return Ok(response),
+        },
+    };
+    let mut response = Response::new(Received::Whole(Full::from(&b"{}"[..])));
+    *response.headers_mut() = leg.head.clone();
+    if over.wants == Wants::Socket {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        over.slot.put(leg);
+        return Ok(response);
+    }
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    let prepared = prepare::prepare(account, call.surface, target.payload, true);
+    let wait = app.config.limits.stream_head_timeout;
+    let turn = Turn::begin(leg, over.slot.clone(), prepared.body.to_bytes(), wait).await;
+    match turn {
+        Ok(turn) => *response.body_mut() = Received::Turn(Box::new(turn)),
+        Err(_) if is_chained => return Err(AttemptError::ChainLost),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(response)
+}
+
+async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade, AttemptError> {
+    let account = target.account;
+    let path = prepare::path(account, call.surface, call.query.as_deref());
+    let uri: Uri =
+        format!("{}{path}", account.upstream.origin).parse().map_err(http::Error::from)?;
+    let mut request =
+        Request::builder().method(Method::GET).uri(uri).body(TextBody::from(Text::default()))?;
+    let told = request.headers_mut();
+    *told = headers::to_upstream(&call.headers);
+    if target.moved {
+        told.remove("x-codex-turn-state");
+    }
+    told.remove(CONTENT_TYPE);
+    if !told.contains_key(BETA.0) {
+        told.insert(BETA.0, HeaderValue::from_static(BETA.1));
+    }
+    authorize(told, account.kind, call.surface, target.bearer);
+    handshake(told);
+    let proxy = account.upstream.proxy.as_ref();
+    let opened = app.egress.upgrade(request, proxy, HANDSHAKE).await?;
+    if let Upgrade::Refused(response) = &opened {
+        tracing::info!(account = account.name, status = response.status().as_u16(), "no socket");
+    }
+    Ok(opened)
+}
+
+fn handshake(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
+    let key = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>());
+    headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).expect("base64"));
+}

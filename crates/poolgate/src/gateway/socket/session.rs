@@ -1,0 +1,284 @@
+//! A client's socket, from its upgrade to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body_util::{BodyExt, Collected};
+use hyper::upgrade::OnUpgrade;
+use poolgate_core::account::{Kind, Surface, model_matches};
+use poolgate_core::limits::Limits;
+use poolgate_core::quota::Source;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::{OverSocket, Wants};
+use crate::app::App;
+use crate::egress::Slot;
+use crate::error::{Dialect, Error};
+use crate::gateway::admit::Permit;
+use crate::gateway::authenticate::Caller;
+use crate::gateway::dispatch::dispatch;
+use crate::gateway::read::{Payload, peek};
+use crate::gateway::relay::{Outgoing, Relay};
+use crate::gateway::route::Contract;
+use crate::gateway::settle::Record;
+use crate::gateway::{Call, Served, answer};
+use crate::json::{Document, Text};
+use crate::limits::codex_event;
+use crate::pool::SessionKey;
+use crate::providers::{codex_windows, event_kind};
+use crate::sse::Scanner;
+use crate::ws::{Said, Socket};
+
+/// Whether the pool's limits have changed is looked for so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A client that takes nothing for so long is given up.
+const STUCK: Duration = Duration::from_mins(1);
+
+const GOING_AWAY: u16 = 1001;
+const UNSUPPORTED: u16 = 1003;
+const RESTART: u16 = 1012;
+
+pub struct Session {
+    app: Arc<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    query: Option<String>,
+    /// Where turns belong that name no session of their own.
+    home: SessionKey,
+    turn_state: Option<SessionKey>,
+    slot: Slot,
+    contract: Contract,
+    /// The limits the client was told last.
+    told: Option<Limits>,
+    _permit: Permit,
+}
+
+/// The client's end is gone, or takes nothing more.
+struct Gone;
+
+impl Session {
+    pub fn new(app: Arc<App>, call: Call, slot: Slot, contract: Contract, permit: Permit) -> Self {
+        let Call { caller, headers, query, turn, head, .. } = call;
+        Self {
+            app,
+            caller,
+            headers,
+            query,
+            home: head.session.unwrap_or_default(),
+            turn_state: turn,
+            slot,
+            contract,
+            told: None,
+            _permit: permit,
+        }
+    }
+
+    pub async fn run(mut self, upgrade: OnUpgrade) {
+        let upgraded = match upgrade.await {
+            Ok(upgraded) => upgraded,
+            Err(error) => {
+                tracing::debug!(%error, "a client left before its upgrade");
+                return;
+            }
+        };
+        let mut client = Socket::server(upgraded).await;
+        let abort = self.app.sockets.abort.clone();
+        let ended = abort.run_until_cancelled(self.serve(&mut client)).await;
+        if let Some(Ok((code, reason))) = ended {
+            let _ = tokio::time::timeout(STUCK, client.close(code, reason)).await;
+        }
+    }
+
+    /// Turn after turn, until the close code to end with.
+    async fn serve(&mut self, client: &mut Socket) -> Result<(u16, &'static str), Gone> {
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        let draining = self.app.draining.clone();
+        let idle = self.app.config.limits.socket_idle_timeout;
+        self.tell_limits(client).await?;
+        loop {
+            tokio::select! {
+                biased;
+                said = client.said() => match said.ok_or(Gone)? {
+                    Said::Text(text) => {
+                        // Boxed: most sockets are idle, and a turn is large.
+                        Box::pin(self.turn(client, text)).await?;
+                        heard = Instant::now();
+                    }
+                    Said::Binary => return Ok((UNSUPPORTED, "text only")),
+                },
+                () = draining.cancelled() => return Ok((RESTART, "Server is draining")),
+                // A close is remembered by the empty slot.
+                said = self.slot.idle() => self.learn(&said.unwrap_or_default()),
+                _ = looks.tick() => self.tell_limits(client).await?,
+                () = sleep_until(heard + idle) => {
+                    return Ok((GOING_AWAY, "Idle downstream websocket timeout"));
+                }
+            }
+        }
+    }
+
+    /// Windows that an account tells of between turns.
+    fn learn(&self, text: &[u8]) {
+        let now = self.app.clock.now();
+        if let Some(id) = self.slot.account() {
+            self.app.pool.observe(id, &codex_windows(text, now), Source::Answer, now);
+        }
+    }
+
+    /// The pool's limits, if they are not what the client knows.
+    async fn tell_limits(&mut self, client: &mut Socket) -> Result<(), Gone> {
+        if self.contract == Contract::Strict {
+            return Ok(());
+        }
+        let now = self.app.clock.now();
+        let limits = self.app.pool.limits(&self.caller.key.pools, Kind::Codex, now);
+        if limits == self.told {
+            return Ok(());
+        }
+        self.told = limits;
+        match &self.told {
+            Some(limits) => say(client, codex_event(limits).to_string().into()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn turn(&mut self, client: &mut Socket, text: Bytes) -> Result<(), Gone> {
+        let (call, mut record) = match self.understand(text) {
+            Ok(understood) => understood,
+            Err(error) => return say_error(client, &error).await,
+        };
+        let app = Arc::clone(&self.app);
+        let dispatched = tokio::select! {
+            dispatched = dispatch(&app, &call, &mut record) => dispatched,
+            gone = keep_waiting(client) => return Err(gone),
+        };
+        let served = dispatched.map(|dispatched| {
+            answer(app, call, dispatched, self.contract, Permit::default(), &mut record)
+        });
+        match served {
+            Ok(Served::Relay(_, parts)) => {
+                let (app, lease, permit, opening, of) = *parts;
+                let relay = Relay::new(app, lease, record, permit, opening, of);
+                relay_events(client, Outgoing::Relay(Box::new(relay))).await
+            }
+            Ok(Served::Whole(response)) => say_refusal(client, response).await,
+            Err(error) => {
+                record.fail(&error);
+                say_error(client, &error).await
+            }
+        }
+    }
+
+    /// A message as a request.
+    fn understand(&self, text: Bytes) -> Result<(Call, Record), Error> {
+        let document = Document::parse(text.clone())?;
+        if event_kind(&text) != b"response.create" {
+            return Err(Error::BadQuestion("only messages of type response.create are understood"));
+        }
+        let key = &self.caller.key;
+        let mut head = peek(Surface::Responses, &self.headers, &document, key.id)?;
+        let fits = |pattern: &String| model_matches(pattern, &head.model);
+        if !key.models.is_empty() && !key.models.iter().any(fits) {
+            return Err(Error::ModelForbidden(head.model));
+        }
+        let chained = head.owner.take().is_some();
+        if chained && self.slot.account().is_none() {
+            return Err(Error::ChainLost);
+        }
+        // A warm-up is nobody's request yet: it has no row.
+        let mut record = if document.boolean("generate")?.unwrap_or(true) {
+            let id = uuid::Uuid::now_v7().simple().to_string();
+            Record::new(Arc::clone(&self.app), id, key.id, Surface::Responses.name())
+        } else {
+            Record::unrecorded(Arc::clone(&self.app))
+        };
+        head.stream = true;
+        head.session = Some(head.session.unwrap_or(self.home));
+        record.read(&head);
+        let call = Call {
+            turn: self.turn_state,
+            query: self.query.clone(),
+            gate: self.app.gates.of(&head.model).cloned(),
+            headers: self.headers.clone(),
+            caller: Caller { key: Arc::clone(key) },
+            surface: Surface::Responses,
+            payload: Payload { wire: Text::from(text), encoding: None, document },
+            head,
+            deadline: Instant::now() + self.app.config.limits.request_timeout,
+            over: Some(OverSocket { slot: self.slot.clone(), wants: Wants::Turn { chained } }),
+        };
+        Ok((call, record))
+    }
+}
+
+/// Each event as a message. A cut ends the turn, not the socket: the last event has said so.
+async fn relay_events(client: &mut Socket, mut body: Outgoing) -> Result<(), Gone> {
+    let mut scanner = Scanner::default();
+    loop {
+        let frame = tokio::select! {
+            frame = body.frame() => frame,
+            gone = keep_waiting(client) => return Err(gone),
+        };
+        let Some(Ok(frame)) = frame else { return Ok(()) };
+        let Ok(data) = frame.into_data() else { continue };
+        let mut events = Vec::new();
+        scanner.feed(&data, |event| events.push(Bytes::copy_from_slice(event.data)));
+        for event in events {
+            say(client, event).await?;
+        }
+    }
+}
+
+/// One turn at a time: whatever the client says meanwhile is refused. Resolves when it has left.
+async fn keep_waiting(client: &mut Socket) -> Gone {
+    loop {
+        match client.said().await {
+            None | Some(Said::Binary) => return Gone,
+            Some(Said::Text(_)) => {
+                let error = Error::BadQuestion("a turn is under way on this socket");
+                if let Err(gone) = say_error(client, &error).await {
+                    return gone;
+                }
+            }
+        }
+    }
+}
+
+async fn say(client: &mut Socket, text: Bytes) -> Result<(), Gone> {
+    match tokio::time::timeout(STUCK, client.say(text)).await {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err(Gone),
+    }
+}
+
+async fn say_error(client: &mut Socket, error: &Error) -> Result<(), Gone> {
+    say_refusal(client, error.render(Dialect::OpenAi).map(Outgoing::Whole)).await
+}
+
+async fn say_refusal(client: &mut Socket, response: Response<Outgoing>) -> Result<(), Gone> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
+    say(client, error_event(&Response::from_parts(head, body)).to_string().into()).await
+}
+
+/// A refusal as Codex reads it on a socket: its status, its error, and the limits in its headers.
+fn error_event(response: &Response<Bytes>) -> Value {
+    let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
+    let error = body.get("error").cloned().unwrap_or_else(|| {
+        json!({"type": "server_error", "code": "upstream_error", "message": "the upstream refused"})
+    });
+    let told = |name: &str| name.starts_with("x-codex-") || name == "retry-after";
+    let headers: Map<String, Value> = response
+        .headers()
+        .iter()
+        .filter(|(name, _)| told(name.as_str()))
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.into())))
+        .collect();
+    let status = response.status().as_u16();
+    json!({"type": "error", "status": status, "error": error, "headers": headers})
+}

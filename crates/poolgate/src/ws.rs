@@ -1,0 +1,80 @@
+//! Web sockets, whichever library speaks them: messages of text in and out, pings answered, close codes.
+//! Compression is declined.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, Stream};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+pub use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// As much as a request body may hold.
+const MESSAGE_MAX: usize = 64 << 20;
+/// Sockets are many, and most of them idle.
+const BUFFER: usize = 4 << 10;
+
+/// One end of a socket.
+#[derive(Debug)]
+pub struct Socket(WebSocketStream<TokioIo<Upgraded>>);
+
+/// What the other end says. Its pings are answered while somebody listens, and not told.
+#[derive(Debug)]
+pub enum Said {
+    Text(Bytes),
+    Binary,
+}
+
+impl Socket {
+    pub async fn server(upgraded: Upgraded) -> Self {
+        Self::new(upgraded, Role::Server).await
+    }
+
+    pub async fn client(upgraded: Upgraded) -> Self {
+        Self::new(upgraded, Role::Client).await
+    }
+
+    async fn new(upgraded: Upgraded, role: Role) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(BUFFER)
+            .write_buffer_size(0)
+            .max_message_size(Some(MESSAGE_MAX))
+            .max_frame_size(Some(MESSAGE_MAX));
+        let stream = TokioIo::new(upgraded);
+        Self(WebSocketStream::from_raw_socket(stream, role, Some(config)).await)
+    }
+
+    /// `None`: the socket is closed or broken.
+    pub fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<Option<Said>> {
+        loop {
+            let message = std::task::ready!(Pin::new(&mut self.0).poll_next(cx));
+            return Poll::Ready(match message {
+                Some(Ok(Message::Text(text))) => Some(Said::Text(text.into())),
+                Some(Ok(Message::Binary(_))) => Some(Said::Binary),
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                Some(Ok(Message::Close(_)) | Err(_)) | None => None,
+            });
+        }
+    }
+
+    pub async fn said(&mut self) -> Option<Said> {
+        std::future::poll_fn(|cx| self.poll_said(cx)).await
+    }
+
+    /// False: the socket is closed or broken. `text` is UTF-8.
+    pub async fn say(&mut self, text: Bytes) -> bool {
+        let Ok(text) = Utf8Bytes::try_from(text) else { return false };
+        self.0.send(Message::Text(text)).await.is_ok()
+    }
+
+    pub async fn close(mut self, code: u16, reason: &'static str) {
+        let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
+        let _ = self.0.close(Some(frame)).await;
+    }
+}
