@@ -185,6 +185,7 @@ impl Session {
     async fn close(&mut self, ws: &mut Ws, code: u16) -> Result<(), Error> {
         self.note(End::Complete);
         self.play.breaks(End::Fault);
+        self.play = Play::default();
         ws.close(Some(CloseFrame { code: code.into(), reason: Utf8Bytes::default() })).await?;
         let closing = async { while let Some(Ok(_)) = ws.next().await {} };
         // A client that does not answer is left.

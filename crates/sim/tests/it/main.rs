@@ -8,4 +8,5 @@ mod quota;
 mod signins;
 mod socket;
 mod tokens;
+mod trouble;
 mod turns;

@@ -149,6 +149,9 @@ impl Socket {
                     Stop::Answered
                 }
                 Some(Ok(Message::Close(frame))) => {
+                    // Reading on is what sends the answer to it.
+                    let rest = async { while let Some(Ok(_)) = self.ws.next().await {} };
+                    tokio::time::timeout(PATIENCE, rest).await.expect("an end");
                     Stop::Closed(frame.map_or(1005, |frame| frame.code.into()))
                 }
                 Some(Ok(_)) => continue,

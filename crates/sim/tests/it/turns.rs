@@ -192,7 +192,7 @@ async fn one_answer_at_a_time() {
     assert_eq!(refused.last()["error"]["code"], "response_in_progress");
 
     let mut socket = Socket::open(&alice).await;
-    socket.send(&create("[[events=20]][[gap_ms=5]]")).await;
+    socket.send(&create("[[events=20]][[gap_ms=25]]")).await;
     assert_eq!(socket.event().await.unwrap()["type"], "codex.rate_limits");
     let refused = socket.say("hi").await;
     assert_eq!(refused.last()["type"], "error");
