@@ -36,6 +36,8 @@ type Ws = WebSocketStream<TokioIo<Upgraded>>;
 const MESSAGE_MAX_BYTES: usize = 256 << 20;
 /// Small, for the sake of ten thousand idle sockets.
 const BUFFER_BYTES: usize = 8 << 10;
+/// More responses than this are not remembered.
+const KNOWN_MAX: usize = 1000;
 /// How long a client may take to answer a close frame.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -134,7 +136,7 @@ impl Session {
                         ws.flush().await?;
                     }
                 }
-                Event::Due(Step::Done) => self.known.extend(self.play.finish()),
+                Event::Due(Step::Done) => self.learn(),
                 Event::Due(Step::Break(how)) => {
                     self.ends(End::Fault);
                     match how {
@@ -179,6 +181,15 @@ impl Session {
         }
         self.play = Play::new(turn.steps, turn.response, record);
         Ok(())
+    }
+
+    /// The answer is complete, and may be gone on from.
+    fn learn(&mut self) {
+        // Clients go on from their last.
+        if self.known.len() >= KNOWN_MAX {
+            self.known.clear();
+        }
+        self.known.extend(self.play.finish());
     }
 
     /// Closes by a frame, and waits for the client's.

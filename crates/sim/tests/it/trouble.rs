@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::client::{PATIENCE, say};
-use crate::socket::{Socket, Stop, create, warm_up};
+use crate::socket::{Socket, Stop, chained, create, warm_up};
 
 async fn sim() -> Sim {
     Sim::start(Scenario::default()).await.unwrap()
@@ -163,6 +163,9 @@ async fn error_frames_say_what_they_were_told() {
     alice.fault(Fault::failed_with("rate_limit_exceeded", "later")).turns();
     let failed = socket.say("hi").await;
     assert_eq!(failed.last()["response"]["error"]["code"], "rate_limit_exceeded");
+    let begun = failed.events[1]["response"]["id"].as_str().unwrap();
+    let refused = socket.ask(&chained("hi", begun)).await;
+    assert_eq!(refused.last()["error"]["code"], "previous_response_not_found", "it failed");
 
     alice.fault(Fault::connection_limit());
     let limit = socket.say("hi").await;
@@ -218,6 +221,18 @@ async fn a_slow_drip_is_fragments_of_the_same_events() {
 }
 
 #[tokio::test]
+async fn garbage_is_no_frame() {
+    let sim = sim().await;
+    let alice = sim.codex("alice");
+    let mut socket = Socket::open(&alice).await;
+    alice.fault(Fault::garbage(Garbage::Socket)).turns();
+    socket.send(&create("hi")).await;
+    let mut bytes = Vec::new();
+    socket.ws.get_mut().read_to_end(&mut bytes).await.unwrap();
+    assert!(bytes.starts_with(b"\x00\xffSIM"));
+}
+
+#[tokio::test]
 async fn a_socket_closes_between_turns_after_as_many_as_told() {
     let sim = sim().await;
     let alice = sim.codex("alice");
@@ -241,7 +256,9 @@ async fn faults_hit_what_they_are_told_to() {
     alice.fault(Fault::forbidden_error()).turns().times(2);
     alice.fault(Fault::server_error(500)).warm_ups();
     alice.fault(Fault::close_after_turn(1011));
+    alice.fault(Fault::cut_before_output()).on("/backend-api/");
     let mut socket = Socket::open(&alice).await;
+    assert_eq!(alice.pending_faults(), 3, "taken by the handshake, which has no output to cut");
     assert_eq!(say(&alice, "hi").await.status, 200);
     assert_eq!(socket.ask(&warm_up()).await.last()["status"], 500);
     assert_eq!(socket.ask(&warm_up()).await.last()["type"], "response.completed");
