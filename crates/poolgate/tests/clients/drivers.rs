@@ -41,6 +41,8 @@ pub enum Codex {
 pub enum Sdk {
     OpenAiResponses,
     OpenAiChat,
+    /// Two turns on one socket; never anything but streamed, nor asked again.
+    OpenAiSocket,
     AnthropicMessages,
 }
 
@@ -138,6 +140,7 @@ pub async fn python_sdk(
     let (script, model) = match sdk {
         Sdk::OpenAiResponses => ("openai_responses.py", OPENAI_MODEL),
         Sdk::OpenAiChat => ("openai_chat.py", OPENAI_MODEL),
+        Sdk::OpenAiSocket => ("openai_socket.py", OPENAI_MODEL),
         Sdk::AnthropicMessages => ("anthropic_messages.py", ANTHROPIC_MODEL),
     };
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../clients/python");

@@ -104,6 +104,20 @@ async fn claude_code_on_an_api_key() {
     .await;
 }
 
+/// On its own account, and on a subscription: of Codex's own events it knows none.
+#[tokio::test]
+async fn openai_sdk_socket() {
+    for add in [Setup::openai, Setup::codex] {
+        let (h, _) = Harness::start(|s: &mut Setup| add(s, "a")).await;
+        let v1 = format!("{}/v1", h.url);
+        let output = python_sdk(Sdk::OpenAiSocket, &v1, &h.key, PROMPT, false, Retries::Off).await;
+        assert!(output.status_ok, "{output:?}");
+        assert_eq!(output.stdout.trim(), [ANSWER, ANSWER].join("\n"), "{output:?}");
+        assert_eq!(h.outcomes().await, [("complete".to_owned(), 2)]);
+        h.finish().await;
+    }
+}
+
 #[tokio::test]
 async fn openai_sdk_responses() {
     for stream in [true, false] {

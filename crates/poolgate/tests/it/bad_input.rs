@@ -107,22 +107,6 @@ async fn each_is_refused_with_its_code_and_sent_nowhere() {
 }
 
 #[tokio::test]
-async fn a_websocket_handshake_is_told_to_use_https() {
-    let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
-    let headers = [
-        ("connection", "Upgrade"),
-        ("upgrade", "websocket"),
-        ("sec-websocket-version", "13"),
-        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
-    ];
-    for path in ["/v1/responses", "/backend-api/codex/responses"] {
-        let got = h.get(path, &headers).await;
-        assert_eq!((got.status.as_u16(), got.code()), (426, "websocket_not_served"));
-    }
-    h.finish().await;
-}
-
-#[tokio::test]
 async fn a_body_longer_than_it_said_or_never_ending_is_refused_early() {
     let mut setup = Setup::new().await;
     setup.openai("a");

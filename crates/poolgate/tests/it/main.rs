@@ -19,6 +19,7 @@ mod doctor;
 mod egress;
 mod failover;
 mod headers;
+mod idle;
 mod keys;
 mod kill;
 mod ledger;

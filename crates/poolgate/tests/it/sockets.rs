@@ -16,7 +16,7 @@ use crate::requests::{CODEX, responses};
 
 const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06");
 
-struct Client {
+pub struct Client {
     socket: WebSocketStream<TcpStream>,
     head: HeaderMap,
 }
@@ -25,14 +25,18 @@ struct Client {
 type Refused = (u16, Value);
 
 async fn connect(h: &Harness, headers: &[(&str, &str)]) -> Result<Client, Refused> {
+    connect_to(&h.url, &h.key, headers).await
+}
+
+async fn connect_to(url: &str, key: &str, headers: &[(&str, &str)]) -> Result<Client, Refused> {
     let mut request =
-        format!("ws{}{CODEX}", h.url.strip_prefix("http").unwrap()).into_client_request().unwrap();
-    let bearer = format!("Bearer {}", h.key);
+        format!("ws{}{CODEX}", url.strip_prefix("http").unwrap()).into_client_request().unwrap();
+    let bearer = format!("Bearer {key}");
     for (name, value) in [("authorization", bearer.as_str())].iter().chain(headers) {
         let name: http::HeaderName = name.parse().unwrap();
         request.headers_mut().insert(name, value.parse().unwrap());
     }
-    let address = h.url.strip_prefix("http://").unwrap();
+    let address = url.strip_prefix("http://").unwrap();
     let stream = TcpStream::connect(address).await.unwrap();
     let answer = tokio::time::timeout(PATIENCE, client_async(request, stream)).await;
     match answer.expect("in time") {
@@ -46,6 +50,11 @@ async fn connect(h: &Harness, headers: &[(&str, &str)]) -> Result<Client, Refuse
 }
 
 impl Client {
+    /// At a gateway of another process.
+    pub async fn at(url: &str, key: &str) -> Self {
+        connect_to(url, key, &[BETA]).await.unwrap()
+    }
+
     async fn open(h: &Harness) -> Self {
         connect(h, &[BETA]).await.unwrap()
     }
@@ -55,7 +64,7 @@ impl Client {
     }
 
     /// The next event, or the code of a close; `None`: cut.
-    async fn next(&mut self) -> Option<Result<Value, u16>> {
+    pub async fn next(&mut self) -> Option<Result<Value, u16>> {
         loop {
             let next = tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("in time");
             match next?.ok()? {
@@ -67,7 +76,7 @@ impl Client {
     }
 
     /// The events of one turn, up to the one that ends it.
-    async fn turn(&mut self, frame: &Value) -> Vec<Value> {
+    pub async fn turn(&mut self, frame: &Value) -> Vec<Value> {
         self.send(frame).await;
         self.rest_of_turn().await
     }
@@ -86,7 +95,7 @@ impl Client {
     }
 }
 
-fn create(text: &str) -> Value {
+pub fn create(text: &str) -> Value {
     let mut frame = responses(text, true);
     frame["type"] = json!("response.create");
     frame
@@ -107,7 +116,7 @@ fn id(events: &[Value]) -> String {
 }
 
 /// What the model said, or the code of the error.
-fn said(events: &[Value]) -> String {
+pub fn said(events: &[Value]) -> String {
     let last = events.last().unwrap();
     match last["type"].as_str().unwrap() {
         "response.completed" => "completed".into(),

@@ -1,0 +1,82 @@
+//! What sockets cost that do nothing, and that nothing of them stays.
+//!
+//! 500 here, 5,000 with `make soak`; resident memory of a process of its own.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use poolgate::keys::generate;
+use poolgate::store::Store;
+
+use crate::harness::{PATIENCE, Setup};
+use crate::kill::start;
+use crate::sockets::{Client, create, said};
+
+/// Both legs together, in KiB: the promise, and some for an unoptimised build.
+const MOST: u64 = 40;
+
+/// Resident memory of a process, in KiB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_socket_costs_little_and_leaves_nothing() {
+    let count = if std::env::var_os("POOLGATE_SOAK").is_some() { 5000 } else { 500 };
+    let mut setup = Setup::new().await;
+    let a = setup.codex("a");
+    let dir = setup.dir.path().to_owned();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut file = format!("listen = \"127.0.0.1:{port}\"\ndata_dir = {:?}\n", dir.join("data"));
+    file += "[limits]\nproxy_websocket = 0\nsocket_idle_timeout_s = 3600\n";
+    for account in &setup.raw.account {
+        file += "[[account]]\n";
+        file += &toml::to_string(account).unwrap();
+    }
+    std::fs::write(dir.join("poolgate.toml"), file).unwrap();
+    let (key, new) = generate("idle".into(), vec![], vec![], None).unwrap();
+    crate::canary::secret("a client key", &key);
+    let store = Store::open(&dir.join("data")).await.unwrap();
+    store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap();
+    store.close().await;
+    let mut gateway = start(&dir, port).await;
+    let pid = gateway.child.id().unwrap();
+
+    let open = async |count: usize| -> Vec<Client> {
+        let one = async |_| {
+            let mut client = Client::at(&gateway.url, &key).await;
+            client.next().await.unwrap().unwrap();
+            assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+            client
+        };
+        stream::iter(0..count).map(one).buffer_unordered(16).collect().await
+    };
+    let closed = async || {
+        let gone = async {
+            while a.open_sockets() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("the upstream's sockets are closed");
+    };
+    drop(open(50).await);
+    closed().await;
+    let before = resident(pid);
+    let clients = open(count).await;
+    let full = resident(pid);
+    let each = (full - before) / u64::try_from(count).unwrap();
+    println!("{each} KiB for each of {count} idle sockets");
+    assert!(each <= MOST, "{each} KiB for each idle socket");
+    drop(clients);
+    closed().await;
+    let again = open(count).await;
+    let grown = resident(pid).saturating_sub(full) / u64::try_from(count).unwrap();
+    assert!(grown <= 4, "{grown} KiB more for each, the second time");
+    drop(again);
+    closed().await;
+    gateway.child.start_kill().unwrap();
+    gateway.child.wait().await.unwrap();
+}
