@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use parking_lot::Mutex;
 use poolgate_core::account::AccountId;
 use tokio::time::timeout;
@@ -21,8 +20,6 @@ use crate::ws::{Said, Socket};
 #[derive(Debug)]
 pub struct Leg {
     pub account: AccountId,
-    /// Of the answer that opened it.
-    pub head: HeaderMap,
     pub socket: Socket,
 }
 

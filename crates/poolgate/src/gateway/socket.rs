@@ -158,16 +158,18 @@ pub async fn send(
     let account = target.account;
     let kept = over.slot.take().filter(|leg| leg.account == account.id);
     let is_chained = over.wants == Wants::Turn { chained: true };
+    let mut response = Response::new(Received::Whole(Full::from(&b"{}"[..])));
     let leg = match kept {
         Some(leg) => leg,
         None if is_chained => return Err(AttemptError::ChainLost),
         None => match connect(app, call, target).await? {
-            Upgrade::Open(head, socket) => Leg { account: account.id, head, socket },
+            Upgrade::Open(head, socket) => {
+                *response.headers_mut() = head;
+                Leg { account: account.id, socket }
+            }
             Upgrade::Refused(response) => return Ok(response),
         },
     };
-    let mut response = Response::new(Received::Whole(Full::from(&b"{}"[..])));
-    *response.headers_mut() = leg.head.clone();
     if over.wants == Wants::Socket {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         over.slot.put(leg);

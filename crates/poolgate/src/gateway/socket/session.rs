@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body_util::{BodyExt, Collected};
 use hyper::upgrade::OnUpgrade;
 use poolgate_core::account::{Kind, Surface, model_matches};
@@ -65,7 +65,7 @@ impl Session {
         Self {
             app,
             caller,
-            headers,
+            headers: alone(&headers),
             query,
             home: head.session.unwrap_or_default(),
             turn_state: turn,
@@ -214,6 +214,12 @@ impl Session {
         };
         Ok((call, record))
     }
+}
+
+/// A copy of its own: as they were read they keep the whole of the connection's buffer.
+fn alone(headers: &HeaderMap) -> HeaderMap {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    headers.iter().filter_map(|(name, value)| Some((name.clone(), copy(value)?))).collect()
 }
 
 /// Each event as a message. A cut ends the turn, not the socket: the last event has said so.
