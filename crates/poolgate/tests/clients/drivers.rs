@@ -31,6 +31,8 @@ pub const ANTHROPIC_MODEL: &str = "claude-opus-5-5";
 pub enum Codex {
     /// An own entry in `model_providers`: HTTP only, the key by `env_key`, retries off.
     CustomProvider,
+    /// The same over a WebSocket, and with its own retries: it recovers from breaks behind output.
+    Sockets,
     /// The built-in provider with `openai_base_url` and `CODEX_API_KEY`: tries a WebSocket first, and
     /// moves to HTTP when the handshake is answered with 426. Its retries cannot be turned off.
     BuiltIn,
@@ -165,13 +167,24 @@ const CLAUDE_STAYS_HOME: [&str; 4] = [
 
 fn codex_key_variable(how: Codex) -> &'static str {
     match how {
-        Codex::CustomProvider => "POOLGATE_KEY",
+        Codex::CustomProvider | Codex::Sockets => "POOLGATE_KEY",
         Codex::BuiltIn => "CODEX_API_KEY", // OPENAI_API_KEY is not read
     }
 }
 
 fn codex_config(base_url: &str, how: Codex) -> String {
     let provider = match how {
+        Codex::Sockets => format!(
+            r#"
+            model_provider = "poolgate"
+            [model_providers.poolgate]
+            name = "poolgate"
+            base_url = "{base_url}"
+            env_key = "POOLGATE_KEY"
+            wire_api = "responses"
+            supports_websockets = true
+            "#
+        ),
         Codex::CustomProvider => format!(
             r#"
             model_provider = "poolgate"

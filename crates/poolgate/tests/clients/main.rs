@@ -16,7 +16,7 @@ mod harness;
 use drivers::{Codex, Output, Retries, Sdk, claude_print, codex_exec, codex_signed_in, python_sdk};
 use harness::{Harness, Setup};
 use poolgate::clock::Clock;
-use poolgate_sim::{Account, Fault};
+use poolgate_sim::{Account, Fault, Phase};
 use serde_json::{Value, json};
 
 /// How the first chosen account is. `None`: well.
@@ -78,6 +78,36 @@ async fn codex_with_its_built_in_provider() {
         codex_exec(&format!("{}/v1", h.url), &h.key, Codex::BuiltIn, PROMPT).await
     })
     .await;
+}
+
+/// On its socket: what breaks or runs dry there, behind output too, costs the user nothing.
+#[tokio::test]
+async fn codex_goes_on_when_its_socket_does_not() {
+    let faults: [fn() -> Fault; 5] = [
+        || Fault::cut_after_output(2),
+        || Fault::close_frame(Phase::Output(1), 1012),
+        Fault::connection_limit,
+        || Fault::error_frame(Phase::Head, 429, "usage_limit_reached"),
+        || Fault::error_event_after_output(1),
+    ];
+    for fault in faults {
+        let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            (s.codex("first"), s.codex("second"))
+        })
+        .await;
+        a.fault(fault()).turns().times(1);
+        let base = format!("{}/backend-api/codex", h.url);
+        let output = codex_exec(&base, &h.key, Codex::Sockets, PROMPT).await;
+        let name = format!("{:?}", fault());
+        assert_eq!(a.pending_faults(), 0, "{name}: it met it");
+        assert!(output.status_ok, "{name}: {output:?}");
+        assert_eq!(output.stdout.trim(), ANSWER, "{name}: {output:?}");
+        let journal = h.sim.journal();
+        assert!(journal.iter().any(poolgate_sim::Entry::is_turn), "{name}: over a socket");
+        assert!(!journal.iter().any(|entry| entry.method == "POST"), "{name}: and nowhere else");
+        h.finish().await;
+    }
 }
 
 #[tokio::test]

@@ -35,4 +35,5 @@ mod shared_files;
 mod signin;
 mod simulate;
 mod sockets;
+mod storm;
 mod surfaces;

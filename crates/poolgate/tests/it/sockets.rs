@@ -50,6 +50,19 @@ async fn connect_to(url: &str, key: &str, headers: &[(&str, &str)]) -> Result<Cl
 }
 
 impl Client {
+    /// `None`: refused, or gone before its first event.
+    pub async fn try_at(url: &str, key: &str) -> Option<Self> {
+        let mut client = connect_to(url, key, &[BETA]).await.ok()?;
+        client.next().await?.ok()?;
+        Some(client)
+    }
+
+    /// `None`: the socket closed first.
+    pub async fn try_turn(&mut self, frame: &Value) -> Option<Vec<Value>> {
+        self.socket.send(Message::text(frame.to_string())).await.ok()?;
+        self.try_rest().await
+    }
+
     /// At a gateway of another process.
     pub async fn at(url: &str, key: &str) -> Self {
         connect_to(url, key, &[BETA]).await.unwrap()
@@ -82,14 +95,18 @@ impl Client {
     }
 
     async fn rest_of_turn(&mut self) -> Vec<Value> {
+        self.try_rest().await.expect("no cut and no close")
+    }
+
+    async fn try_rest(&mut self) -> Option<Vec<Value>> {
         let mut events = Vec::new();
         loop {
-            let event = self.next().await.expect("no cut").expect("no close");
+            let event = self.next().await?.ok()?;
             let kind = event["type"].as_str().unwrap().to_owned();
             events.push(event);
             let ends = ["response.completed", "response.failed", "response.incomplete", "error"];
             if ends.contains(&kind.as_str()) {
-                return events;
+                return Some(events);
             }
         }
     }
@@ -101,7 +118,7 @@ pub fn create(text: &str) -> Value {
     frame
 }
 
-fn chained(text: &str, previous: &str) -> Value {
+pub fn chained(text: &str, previous: &str) -> Value {
     let mut frame = create(text);
     frame["previous_response_id"] = json!(previous);
     frame
@@ -111,7 +128,7 @@ fn kinds(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["type"].as_str().unwrap()).collect()
 }
 
-fn id(events: &[Value]) -> String {
+pub fn id(events: &[Value]) -> String {
     events.last().unwrap()["response"]["id"].as_str().unwrap().to_owned()
 }
 
