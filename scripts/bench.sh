@@ -21,7 +21,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# CPU per request may be so many times nginx's.
+# CPU per request may be so many times nginx's; per turn of a WebSocket, into which nginx does not look,
+# a quarter more.
 readonly limit=2.0
 # Instructions of a choice among ten accounts.
 readonly choice_limit=8000
@@ -167,6 +168,7 @@ http {
     keepalive_requests 10000000;
     client_max_body_size 128m;
     client_body_buffer_size 2m;
+    map \$http_upgrade \$connection { default upgrade; '' ''; }
     upstream simulator {
         server $sim;
         keepalive 64;
@@ -177,7 +179,8 @@ http {
         location / {
             proxy_pass http://simulator;
             proxy_http_version 1.1;
-            proxy_set_header Connection "";
+            proxy_set_header Upgrade \$http_upgrade;
+            proxy_set_header Connection \$connection;
             proxy_set_header Authorization "Bearer $upstream_key";
             proxy_buffering off;
         }

@@ -1,6 +1,7 @@
 //! What a key's pools have left, for clients.
 
-use poolgate_core::account::{Kind, Surface};
+use poolgate_core::account::{AccountId, Kind, Surface};
+use poolgate_core::availability::state;
 use poolgate_core::limits::Limits;
 use poolgate_core::units::Timestamp;
 
@@ -15,6 +16,11 @@ pub const fn subscription(surface: Surface) -> Kind {
 }
 
 impl Pool {
+    /// Whether an account can be given ordinary work now.
+    pub fn is_able(&self, id: AccountId, now: Timestamp) -> bool {
+        self.with(id, |live| state(&live.facts, now).is_ok()) == Some(true)
+    }
+
     /// Of the pools' accounts of that kind. `None`: there are none, or nothing is known of them.
     pub fn limits(&self, pools: &[String], kind: Kind, now: Timestamp) -> Option<Limits> {
         let state = self.state.lock();

@@ -315,6 +315,25 @@ async fn codex_lb_i4_an_upstream_that_closes_between_turns_leaves_the_client_con
     h.finish().await;
 }
 
+/// multiplexer 18.4 #41 on sockets: an idle leg of an account that is paused goes, the client stays.
+#[tokio::test]
+async fn multiplexer_18_4_41_the_leg_of_an_unable_account_is_dropped_when_idle() {
+    let (h, a, b) = pair().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    let first = client.turn(&create("hi")).await;
+    let id_of_a = h.app.pool.accounts().iter().find(|one| one.name == "a").unwrap().id;
+    h.app.store.pause(id_of_a).await.unwrap();
+    h.app.reload().await.unwrap();
+    until("its socket is closed", || a.open_sockets() == 0).await;
+    let mut events = client.turn(&chained("more", &id(&first))).await;
+    assert_eq!(said(&events), "previous_response_not_found");
+    events = client.turn(&create("all of it")).await;
+    assert_eq!((said(&events).as_str(), b.open_sockets()), ("completed", 1));
+    drop(client);
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn a_break_behind_output_is_told_and_the_socket_stays() {
     for fault in [

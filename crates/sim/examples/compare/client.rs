@@ -9,9 +9,12 @@ use memchr::memmem;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::socket::Socket;
+use crate::work::{Kind, Work};
+
 const ANSWER_MAX_BYTES: usize = 1 << 20;
 /// Names the first event with text.
-const TEXT: &[u8] = b"response.output_text.delta";
+pub const TEXT: &[u8] = b"response.output_text.delta";
 
 /// How long things took, since the request was begun to be sent.
 #[derive(Clone, Copy)]
@@ -23,7 +26,36 @@ pub struct Times {
     pub text: Duration,
 }
 
-pub struct Connection {
+pub enum Connection {
+    Http(Http),
+    Socket(Box<Socket>),
+}
+
+impl Connection {
+    pub async fn open(work: &Work) -> io::Result<Self> {
+        Ok(match work.kind {
+            Kind::Turn => Self::Socket(Box::new(Socket::open(work.address, &work.key).await?)),
+            Kind::Json | Kind::Events => Self::Http(Http::open(work.address).await?),
+        })
+    }
+
+    pub async fn exchange(&mut self, request: &[u8], streams: bool) -> io::Result<Times> {
+        match self {
+            Self::Http(http) => http.exchange(request, streams).await,
+            Self::Socket(socket) => socket.exchange(request).await,
+        }
+    }
+
+    /// What of the last answer is the same each time.
+    pub fn body(&self) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Http(http) => http.body(),
+            Self::Socket(socket) => Ok(socket.body()),
+        }
+    }
+}
+
+pub struct Http {
     socket: TcpStream,
     /// The last answer.
     answer: Vec<u8>,
@@ -35,14 +67,14 @@ enum End {
     LastChunk,
 }
 
-impl Connection {
-    pub async fn open(address: SocketAddr) -> io::Result<Self> {
+impl Http {
+    async fn open(address: SocketAddr) -> io::Result<Self> {
         let socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
         Ok(Self { socket, answer: Vec::with_capacity(32 << 10) })
     }
 
-    pub async fn exchange(&mut self, request: &[u8], streams: bool) -> io::Result<Times> {
+    async fn exchange(&mut self, request: &[u8], streams: bool) -> io::Result<Times> {
         let start = Instant::now();
         self.answer.clear();
         self.socket.write_all(request).await?;
@@ -81,7 +113,7 @@ impl Connection {
     }
 
     /// The last answer's body, without its framing.
-    pub fn body(&self) -> io::Result<Vec<u8>> {
+    fn body(&self) -> io::Result<Vec<u8>> {
         match self.head()? {
             Some((start, End::At(end))) => Ok(self.answer[start..end].to_vec()),
             Some((start, End::LastChunk)) => {

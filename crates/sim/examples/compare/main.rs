@@ -6,6 +6,7 @@
 
 mod client;
 mod report;
+mod socket;
 mod work;
 
 use std::io;
@@ -132,8 +133,8 @@ async fn run(arguments: &Arguments) -> io::Result<Report> {
 async fn check_equal(targets: &[Target], works: &[Work]) -> io::Result<()> {
     let mut expected = None;
     for (target, work) in targets.iter().zip(works) {
-        let mut connection = Connection::open(work.address).await?;
-        connection.exchange(&work.requests[0], work.streams).await?;
+        let mut connection = Connection::open(work).await?;
+        connection.exchange(&work.requests[0], work.streams()).await?;
         let body = connection.body()?;
         if *expected.get_or_insert_with(|| body.clone()) != body {
             let name = &target.name;
@@ -147,13 +148,13 @@ async fn check_equal(targets: &[Target], works: &[Work]) -> io::Result<()> {
 async fn round(target: &Target, work: &Work, time: Duration) -> io::Result<Round> {
     let mut connections = Vec::new();
     for _ in &work.requests {
-        connections.push(Connection::open(work.address).await?);
+        connections.push(Connection::open(work).await?);
     }
     let before = cpu(&target.pids)?;
     let start = Instant::now();
     let end = start + time;
     let busy = connections.into_iter().zip(&work.requests).map(|(mut connection, request)| {
-        let (request, streams) = (request.clone(), work.streams);
+        let (request, streams) = (request.clone(), work.streams());
         tokio::spawn(async move {
             let mut times = Vec::new();
             while Instant::now() < end {

@@ -5,13 +5,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How a shape is asked and answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Json,
+    Events,
+    /// Of a WebSocket.
+    Turn,
+}
+
 pub struct Shape {
     pub name: &'static str,
     /// Each with one request after the other.
     pub connections: usize,
     /// Of one round: enough for about a second of CPU, which is counted in ticks of 10 ms.
     pub time: Duration,
-    pub streams: bool,
+    pub kind: Kind,
+    /// CPU beside the reference's, in units of the limit.
+    pub allowance: f64,
     body_bytes: usize,
     /// What the simulator is asked for; see its `directives`.
     wish: &'static str,
@@ -21,16 +32,24 @@ pub struct Shape {
 pub struct Work {
     pub address: SocketAddr,
     pub requests: Vec<Arc<[u8]>>,
-    pub streams: bool,
+    pub kind: Kind,
+    pub key: String,
 }
 
-pub fn shapes() -> [Shape; 3] {
+impl Work {
+    pub fn streams(&self) -> bool {
+        self.kind != Kind::Json
+    }
+}
+
+pub fn shapes() -> [Shape; 4] {
     [
         Shape {
             name: "1 kB JSON, 1 kB answer",
             connections: 16,
             time: Duration::from_secs(2),
-            streams: false,
+            kind: Kind::Json,
+            allowance: 1.0,
             body_bytes: 1000,
             wish: "[[bytes=350]]", // The other fields are the rest of the kilobyte.
         },
@@ -38,7 +57,8 @@ pub fn shapes() -> [Shape; 3] {
             name: "1 MB JSON, 1 kB answer",
             connections: 4,
             time: Duration::from_secs(3),
-            streams: false,
+            kind: Kind::Json,
+            allowance: 1.0,
             body_bytes: 1_000_000,
             wish: "[[bytes=350]]",
         },
@@ -46,7 +66,18 @@ pub fn shapes() -> [Shape; 3] {
             name: "SSE, 20 texts 5 ms apart",
             connections: 50,
             time: Duration::from_secs(6),
-            streams: true,
+            kind: Kind::Events,
+            allowance: 1.0,
+            body_bytes: 1000,
+            wish: "[[events=20]] [[gap_ms=5]]",
+        },
+        Shape {
+            // nginx passes bytes on and does not look inside.
+            name: "WebSocket turn, 20 texts 5 ms apart",
+            connections: 50,
+            time: Duration::from_secs(6),
+            kind: Kind::Turn,
+            allowance: 1.25,
             body_bytes: 1000,
             wish: "[[events=20]] [[gap_ms=5]]",
         },
@@ -57,7 +88,10 @@ impl Shape {
     pub fn work(&self, address: SocketAddr, key: &str) -> Work {
         let requests = (0..self.connections).map(|number| {
             let body = self.body(number);
-            let accept = if self.streams { "text/event-stream" } else { "application/json" };
+            if self.kind == Kind::Turn {
+                return Arc::from(body.into_bytes());
+            }
+            let accept = if self.streams() { "text/event-stream" } else { "application/json" };
             let request = format!(
                 "POST /v1/responses HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\n\
                  content-type: application/json\r\naccept: {accept}\r\nuser-agent: compare/1\r\n\
@@ -66,7 +100,12 @@ impl Shape {
             );
             Arc::from(request.into_bytes())
         });
-        Work { address, requests: requests.collect(), streams: self.streams }
+        let requests = requests.collect();
+        Work { address, requests, kind: self.kind, key: key.to_owned() }
+    }
+
+    pub fn streams(&self) -> bool {
+        self.kind != Kind::Json
     }
 
     /// A conversation of as many earlier messages as fit, each connection's being one session.
@@ -76,9 +115,10 @@ impl Shape {
                 r#"{{"type":"message","role":"{role}","content":[{{"type":"{kind}","text":"{text}"}}]}}"#
             )
         };
+        let kind = if self.kind == Kind::Turn { r#""type":"response.create","# } else { "" };
         let start = format!(
-            r#"{{"model":"gpt-5.5","stream":{},"store":false,"prompt_cache_key":"session-{session}","input":["#,
-            self.streams
+            r#"{{{kind}"model":"gpt-5.5","stream":{},"store":false,"prompt_cache_key":"session-{session}","input":["#,
+            self.streams()
         );
         let end = [&message("user", "input_text", self.wish), "]}"].concat();
         let mut body = start;

@@ -114,7 +114,10 @@ impl Session {
                 () = draining.cancelled() => return Ok((RESTART, "Server is draining")),
                 // A close is remembered by the empty slot.
                 said = self.slot.idle() => self.learn(&said.unwrap_or_default()),
-                _ = looks.tick() => self.tell_limits(client).await?,
+                _ = looks.tick() => {
+                    self.leave_unable();
+                    self.tell_limits(client).await?;
+                }
                 () = sleep_until(heard + idle) => {
                     return Ok((GOING_AWAY, "Idle downstream websocket timeout"));
                 }
@@ -127,6 +130,14 @@ impl Session {
         let now = self.app.clock.now();
         if let Some(id) = self.slot.account() {
             self.app.pool.observe(id, &codex_windows(text, now), Source::Answer, now);
+        }
+    }
+
+    /// The next turn goes elsewhere anyway: the account's socket is closed, the client's stays.
+    fn leave_unable(&self) {
+        let now = self.app.clock.now();
+        if self.slot.account().is_some_and(|id| !self.app.pool.is_able(id, now)) {
+            self.slot.take();
         }
     }
 
