@@ -168,7 +168,7 @@ http {
     keepalive_requests 10000000;
     client_max_body_size 128m;
     client_body_buffer_size 2m;
-    map \$http_upgrade \$connection { default upgrade; '' ''; }
+    map \$http_upgrade \$hop { default upgrade; '' ''; }
     upstream simulator {
         server $sim;
         keepalive 64;
@@ -180,7 +180,7 @@ http {
             proxy_pass http://simulator;
             proxy_http_version 1.1;
             proxy_set_header Upgrade \$http_upgrade;
-            proxy_set_header Connection \$connection;
+            proxy_set_header Connection \$hop;
             proxy_set_header Authorization "Bearer $upstream_key";
             proxy_buffering off;
         }
