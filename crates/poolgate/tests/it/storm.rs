@@ -11,12 +11,14 @@ use poolgate_sim::{Account, Fault, Garbage, Phase};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::harness::{Harness, Setup};
 use crate::sockets::{Client, chained, create, id, said};
 
 const CLIENTS: usize = 16;
+/// With accounts resting, a request may wait a minute. These clients leave before, at any moment.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 fn faults() -> Vec<Fault> {
     vec![
@@ -57,15 +59,13 @@ async fn trouble(accounts: &[Account], until: Instant, mut random: rand::rngs::S
 /// Turn after turn like Codex: in full after a break, on a new socket when the old one is gone.
 async fn client(h: &Harness, until: Instant, served: &AtomicU64) {
     while Instant::now() < until {
-        let Some(mut client) = Client::try_at(&h.url, &h.key).await else {
-            tokio::task::yield_now().await;
-            continue;
-        };
+        let opened = timeout(PATIENCE, Client::try_at(&h.url, &h.key)).await;
+        let Ok(Some(mut client)) = opened else { continue };
         let mut last: Option<String> = None;
         for n in 0..20 {
             let text = format!("turn {n} [[events=3]]");
             let frame: Value = last.as_ref().map_or_else(|| create(&text), |id| chained(&text, id));
-            let Some(events) = client.try_turn(&frame).await else { break };
+            let Ok(Some(events)) = timeout(PATIENCE, client.try_turn(&frame)).await else { break };
             last = (said(&events) == "completed").then(|| id(&events));
             served.fetch_add(u64::from(last.is_some()), Ordering::Relaxed);
             if Instant::now() >= until {
@@ -97,7 +97,7 @@ async fn under_random_faults_sockets_leave_nothing() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("nothing is left");
+    timeout(Duration::from_secs(30), gone).await.expect("nothing is left");
     assert_eq!(h.app.pool.line().waiting(), 0);
     for account in &accounts {
         account.clear_faults();
