@@ -4,6 +4,10 @@
 //! may have become able to serve, a *round of calls* goes through the line from its head: each one
 //! called looks whether it can have an account now, so that nobody is overtaken by a request that
 //! wants the same. Requests that want the same fail together: one is called for all of them.
+//!
+//! A round goes to its end, past all who waited when it began; what is freed and who joins meanwhile
+//! is for the next one. So every round ends, and those at the tail have their turn however often
+//! something is freed.
 
 use std::collections::BTreeMap;
 
@@ -46,6 +50,8 @@ enum Calls {
         called: Place,
         /// Wants that nobody can serve, as far as this round knows.
         in_vain: Vec<u64>,
+        /// Who arrived from here on came after the round had begun.
+        newest: u64,
         /// Something was freed meanwhile.
         again: bool,
     },
@@ -60,7 +66,22 @@ pub enum Joined {
         at: Place,
         of: Place,
     },
-    Full,
+    /// Nobody has to make room for it.
+    Full {
+        /// Somebody waits for the same.
+        behind_others: bool,
+    },
+}
+
+/// What a request in the line may do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Take an account, if it can have one.
+    Take,
+    /// Only look what it waits for: others that want the same were called before it, in vain.
+    Look,
+    /// Leave: its place was given to somebody else.
+    Out,
 }
 
 impl Line {
@@ -72,13 +93,13 @@ impl Line {
         let mut joined = Joined::At(at);
         if self.waiting.len() >= PLACES {
             let last = self.waiting.last_key_value().map(|(place, _)| *place);
-            match last.filter(|last| turn < last.turn && !self.is_called(*last)) {
-                Some(of) => {
-                    self.waiting.remove(&of);
-                    joined = Joined::Instead { at, of };
-                }
-                None => return Joined::Full,
-            }
+            let last = last.filter(|last| turn < last.turn && !self.is_called(*last));
+            let Some(of) = last else {
+                let behind_others = self.waiting.values().any(|other| other.wants == wants);
+                return Joined::Full { behind_others };
+            };
+            self.waiting.remove(&of);
+            joined = Joined::Instead { at, of };
         }
         self.arrivals += 1;
         self.waiting.insert(at, Waiting { key, wants, is_due: true });
@@ -93,7 +114,20 @@ impl Line {
                 *again = true;
                 None
             }
-            Calls::None => self.call_from(None, Vec::new()),
+            Calls::None => self.begin_round(),
+        }
+    }
+
+    /// What who was called may do.
+    pub fn turn(&self, place: Place) -> Turn {
+        match (self.waiting.get(&place), &self.calls) {
+            (None, _) => Turn::Out,
+            (Some(waiting), Calls::Round { called, in_vain, .. })
+                if *called == place && !in_vain.contains(&waiting.wants) =>
+            {
+                Turn::Take
+            }
+            _ => Turn::Look,
         }
     }
 
@@ -112,7 +146,9 @@ impl Line {
 
     /// It has an account. Returns who is called next.
     pub fn served(&mut self, place: Place) -> Option<Place> {
-        self.turn = self.turn.max(place.turn);
+        if self.waiting.contains_key(&place) {
+            self.turn = self.turn.max(place.turn);
+        }
         self.gave_up(place)
     }
 
@@ -130,6 +166,11 @@ impl Line {
         self.waiting.is_empty()
     }
 
+    /// Somebody was called and has not said yet what came of it.
+    pub const fn is_calling(&self) -> bool {
+        matches!(self.calls, Calls::Round { .. })
+    }
+
     fn is_called(&self, place: Place) -> bool {
         matches!(&self.calls, Calls::Round { called, .. } if *called == place)
     }
@@ -139,26 +180,37 @@ impl Line {
             return None;
         }
         match std::mem::take(&mut self.calls) {
-            // From the head again: what was freed may be for somebody passed over.
-            Calls::Round { again: true, .. } => self.call_from(None, Vec::new()),
-            Calls::Round { mut in_vain, .. } => {
+            Calls::Round { mut in_vain, newest, again, .. } => {
                 in_vain.extend(vain);
-                self.call_from(Some(place), in_vain)
+                let next = self.call_from(Some(place), in_vain, newest, again);
+                // What was freed may be for somebody passed over.
+                next.or_else(|| again.then(|| self.begin_round()).flatten())
             }
             Calls::None => None,
         }
     }
 
-    fn call_from(&mut self, after: Option<Place>, in_vain: Vec<u64>) -> Option<Place> {
+    fn begin_round(&mut self) -> Option<Place> {
+        self.call_from(None, Vec::new(), self.arrivals, false)
+    }
+
+    fn call_from(
+        &mut self,
+        after: Option<Place>,
+        in_vain: Vec<u64>,
+        newest: u64,
+        again: bool,
+    ) -> Option<Place> {
         let is_next = |place: &Place, waiting: &Waiting| {
             after.is_none_or(|after| *place > after)
+                && place.arrival < newest
                 && (waiting.is_due || !in_vain.contains(&waiting.wants))
         };
         let found = self.waiting.iter_mut().find(|(place, waiting)| is_next(place, waiting));
         let (called, waiting) = found?;
         waiting.is_due = false;
         let called = *called;
-        self.calls = Calls::Round { called, in_vain, again: false };
+        self.calls = Calls::Round { called, in_vain, newest, again };
         Some(called)
     }
 }
@@ -172,7 +224,7 @@ mod tests {
     fn join(line: &mut Line, key: i64, wants: u64) -> Place {
         match line.join(key, wants) {
             Joined::At(at) | Joined::Instead { at, .. } => at,
-            Joined::Full => panic!("full"),
+            Joined::Full { .. } => panic!("full"),
         }
     }
 
@@ -219,6 +271,8 @@ mod tests {
         assert_eq!(line.served(first[0]), Some(first[1]));
         assert_eq!(line.served(first[1]), Some(first[2]));
         let late = [join(&mut line, 2, ANY), join(&mut line, 2, ANY)];
+        assert_eq!(line.freed(), None, "as whoever joins asks");
+        assert_eq!(line.in_vain(first[2]), Some(first[2]), "the next round, from the head");
         assert_eq!(line.in_vain(first[2]), Some(late[0]), "due, as who joins is");
         assert_eq!(line.in_vain(late[0]), Some(late[1]));
         assert_eq!(line.in_vain(late[1]), None);
@@ -264,8 +318,8 @@ mod tests {
         let [a, b] = [join(&mut line, 1, ANY), join(&mut line, 1, 2)];
         all_in_vain(&mut line);
         assert_eq!(line.freed(), Some(a));
-        assert_eq!(line.in_vain(a), Some(b));
         assert_eq!(line.freed(), None, "one round at a time");
+        assert_eq!(line.in_vain(a), Some(b), "and to its end");
         assert_eq!(line.in_vain(b), Some(a));
         assert_eq!(line.in_vain(a), Some(b));
         assert_eq!(line.in_vain(b), None);
@@ -295,11 +349,67 @@ mod tests {
     fn a_full_line_makes_room_for_a_key_with_fewer_requests_in_it() {
         let mut line = Line::default();
         let many: Vec<_> = (0..PLACES).map(|_| join(&mut line, 1, ANY)).collect();
-        assert_eq!(line.join(1, ANY), Joined::Full);
+        assert_eq!(line.join(1, ANY), Joined::Full { behind_others: true });
+        assert_eq!(line.join(1, 2), Joined::Full { behind_others: false });
         let Joined::Instead { at, of } = line.join(2, ANY) else { panic!() };
         assert_eq!(of, many[PLACES - 1]);
         assert_eq!(line.len(), PLACES);
         assert_eq!(line.gave_up(of), None, "it is out already");
+        assert_eq!(line.turn(of), Turn::Out);
         assert_eq!(all_served(&mut line)[1], at);
+    }
+
+    #[test]
+    fn who_is_out_and_served_all_the_same_moves_no_turns() {
+        let mut line = Line::default();
+        let many: Vec<_> = (0..PLACES).map(|_| join(&mut line, 1, ANY)).collect();
+        let Joined::Instead { of, .. } = line.join(2, ANY) else { panic!() };
+        line.served(of);
+        line.gave_up(many[PLACES - 2]);
+        let late = join(&mut line, 3, ANY);
+        let at = all_served(&mut line).iter().position(|place| *place == late);
+        assert_eq!(at, Some(2), "behind the first requests of the two other keys");
+    }
+
+    #[test]
+    fn the_tail_is_called_though_something_is_freed_during_each_look() {
+        let mut line = Line::default();
+        let all: Vec<_> = (0..4).map(|wants| join(&mut line, 1, wants)).collect();
+        let mut called = line.freed();
+        for place in all.iter().chain(&all) {
+            assert_eq!(called, Some(*place));
+            line.freed();
+            called = line.in_vain(*place);
+        }
+    }
+
+    #[test]
+    fn a_round_ends_though_others_join_and_are_served() {
+        let mut line = Line::default();
+        let head = join(&mut line, 1, ANY);
+        assert_eq!(line.freed(), Some(head));
+        let other = join(&mut line, 2, 2);
+        line.freed();
+        assert_eq!(line.in_vain(head), Some(head), "the other came during the round");
+        assert_eq!(line.in_vain(head), Some(other));
+        join(&mut line, 2, 2);
+        line.freed();
+        assert_eq!(line.served(other), Some(head));
+    }
+
+    #[test]
+    fn who_is_due_only_looks_behind_others_that_want_the_same() {
+        let mut line = Line::default();
+        let [a, b] = [join(&mut line, 1, ANY), join(&mut line, 1, ANY)];
+        assert_eq!(line.turn(b), Turn::Look, "not its turn");
+        assert_eq!(line.freed(), Some(a));
+        assert_eq!(line.turn(a), Turn::Take);
+        // Freed behind the back of the first: the second must not have it.
+        assert_eq!(line.freed(), None);
+        assert_eq!(line.in_vain(a), Some(b));
+        assert_eq!(line.turn(b), Turn::Look);
+        assert_eq!(line.in_vain(b), Some(a));
+        assert_eq!(line.served(a), Some(b));
+        assert_eq!(line.turn(b), Turn::Take);
     }
 }

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use poolgate_core::account::AccountId;
 use poolgate_core::choose::{BUSY_WAIT, COOLDOWN_WAIT, Later, Refusal};
+use poolgate_core::line::Turn;
 use tokio::time::Instant;
 
 use super::Call;
 use super::socket::OverSocket;
 use crate::app::App;
 use crate::error::Error;
+use crate::pool::line::Full;
 use crate::pool::{Lease, Refused, Wish, subscription};
 
 fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
@@ -31,16 +33,30 @@ fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
 pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<Lease, Refused> {
     let wish = wish(call, tried);
     let started = Instant::now();
-    let join = || app.pool.line().join(call.caller.key.id, wants(&wish));
-    // Behind those who wait already; when the line is full, what is left for them to find.
-    let mut waiter = (app.pool.line().waiting() > 0).then(join).flatten();
+    let line = app.pool.line();
+    let join = || line.join(call.caller.key.id, wants(&wish));
+    let mut waiter = None;
+    if line.waiting() > 0 {
+        waiter = match join() {
+            Ok(waiter) => Some(waiter),
+            Err(Full { behind_others: true }) => {
+                return Err(app.pool.refuse(&wish, app.clock.now()));
+            }
+            Err(Full { behind_others: false }) => None,
+        };
+    }
     let mut until = started + BUSY_WAIT;
     loop {
-        if let Some(waiter) = &waiter {
-            waiter.called(until).await;
-        }
+        let turn = match &waiter {
+            Some(waiter) => waiter.called(until).await,
+            None => Turn::Take,
+        };
         let now = app.clock.now();
-        let refused = match app.pool.lease(&wish, now) {
+        let leased = match turn {
+            Turn::Take => app.pool.lease(&wish, now),
+            Turn::Look | Turn::Out => Err(app.pool.refuse(&wish, now)),
+        };
+        let refused = match leased {
             Ok(lease) => {
                 if let Some(waiter) = waiter {
                     waiter.served();
@@ -51,18 +67,17 @@ pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<L
         };
         // By the steady clock: the wall clock may be set meanwhile.
         let since = now.minus(started.elapsed());
-        let Some(at) = refused.refusal.wait_until(since, now) else {
+        let wait_until = refused.refusal.wait_until(since, now).filter(|_| turn != Turn::Out);
+        let Some(at) = wait_until else {
             return Err(refused);
         };
         until = Instant::now() + now.until(at);
-        let stays = if let Some(waiter) = &waiter {
-            waiter.stays()
-        } else {
-            waiter = join();
-            waiter.is_some()
-        };
-        if !stays {
-            return Err(refused);
+        match &waiter {
+            Some(waiter) => waiter.in_vain(),
+            None => match join() {
+                Ok(joined) => waiter = Some(joined),
+                Err(_) => return Err(refused),
+            },
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use poolgate_core::account::AccountId;
 use poolgate_core::affinity::Scope;
 use poolgate_core::availability::{Account as Facts, PROBE_FOR};
-use poolgate_core::choose::{Because, Choice, Chosen};
+use poolgate_core::choose::{Because, Choice, Chosen, Refusal};
 use poolgate_core::explain::{Explanation, explain};
 use poolgate_core::strategy::Strategy;
 use poolgate_core::units::Timestamp;
@@ -34,6 +34,20 @@ impl Pool {
             (None, Ok(_)) => unreachable!("whoever is chosen is reserved"),
         }
     }
+
+    /// What this request is refused with when it may not take an account even if one is able: it
+    /// would overtake others.
+    pub fn refuse(&self, wish: &Wish<'_>, now: Timestamp) -> Refused {
+        let state = self.state.lock();
+        let members = state.members(wish.pools);
+        let choice = state.choice(wish, &members, now);
+        let mut explanation = explain(&state.candidates(&members), &choice);
+        drop(state);
+        let refusal = explanation.chosen.err().unwrap_or(Refusal::Busy);
+        explanation.chosen = Err(refusal);
+        let decision = Box::new(Decision::new(explanation, members.strategy, now));
+        Refused { refusal, decision }
+    }
 }
 
 struct Reserved {
@@ -48,22 +62,10 @@ impl State {
         wish: &Wish<'_>,
         now: Timestamp,
     ) -> (Option<Reserved>, Explanation, Strategy) {
-        let owner = wish.leg.or_else(|| wish.owner.and_then(|owner| self.owners.home(&owner, now)));
         let turn = wish.turn.and_then(|turn| self.owners.home(&turn, now));
-        let home = turn.or_else(|| self.homes.home(&wish.session?, now));
         let members = self.members(wish.pools);
         self.turn = self.turn.wrapping_add(1);
-        let choice = Choice {
-            ask: wish.ask,
-            strategy: members.strategy,
-            rebalance_threshold: members.rebalance_threshold,
-            owner,
-            home,
-            tried: wish.tried,
-            turn: self.turn,
-            seed: wish.seed,
-            now,
-        };
+        let choice = self.choice(wish, &members, now);
         let explanation = loop {
             let explanation = explain(&self.candidates(&members), &choice);
             match explanation.chosen {
@@ -82,6 +84,22 @@ impl State {
                 && turn.map_or(!wish.tried.is_empty(), |home| home != chosen.id),
         });
         (reserved, explanation, members.strategy)
+    }
+
+    fn choice<'a>(&self, wish: &Wish<'a>, members: &Members, now: Timestamp) -> Choice<'a> {
+        let owner = wish.leg.or_else(|| wish.owner.and_then(|owner| self.owners.home(&owner, now)));
+        let turn = wish.turn.and_then(|turn| self.owners.home(&turn, now));
+        Choice {
+            ask: wish.ask,
+            strategy: members.strategy,
+            rebalance_threshold: members.rebalance_threshold,
+            owner,
+            home: turn.or_else(|| self.homes.home(&wish.session?, now)),
+            tried: wish.tried,
+            turn: self.turn,
+            seed: wish.seed,
+            now,
+        }
     }
 
     /// The session belongs to the chosen account from now on. Returns what interrupts the attempt.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use poolgate_core::line::{Joined, Place};
+use poolgate_core::line::{Joined, Place, Turn};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -22,14 +22,25 @@ struct State {
     bells: HashMap<Place, Arc<Notify>>,
 }
 
+/// There is no place, and nobody has to make room.
+#[derive(Clone, Copy, Debug)]
+pub struct Full {
+    /// Somebody in the line waits for the same.
+    pub behind_others: bool,
+}
+
 impl Line {
     /// How many requests wait.
     pub fn waiting(&self) -> usize {
         self.len.load(Ordering::Acquire)
     }
 
-    /// `None`: the line is full.
-    pub fn join(self: &Arc<Self>, key: i64, wants: u64) -> Option<Waiter> {
+    /// Somebody was called and has not looked yet.
+    pub fn is_calling(&self) -> bool {
+        self.state.lock().line.is_calling()
+    }
+
+    pub fn join(self: &Arc<Self>, key: i64, wants: u64) -> Result<Waiter, Full> {
         let bell = Arc::new(Notify::new());
         let mut state = self.state.lock();
         let place = match state.line.join(key, wants) {
@@ -39,13 +50,13 @@ impl Line {
                 state.bells.remove(&of);
                 at
             }
-            Joined::Full => return None,
+            Joined::Full { behind_others } => return Err(Full { behind_others }),
         };
         state.bells.insert(place, Arc::clone(&bell));
         self.len.store(state.line.len(), Ordering::Release);
         let called = state.line.freed();
         state.ring(called);
-        Some(Waiter { line: Arc::clone(self), place, bell, is_served: false })
+        Ok(Waiter { line: Arc::clone(self), place, bell, is_served: false })
     }
 
     /// An account may have become able to serve.
@@ -80,21 +91,22 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// Resolves when it is this request's turn to look for an account; at `until` it asks for that
-    /// by itself.
-    pub async fn called(&self, until: Instant) {
+    /// Resolves when it is this request's turn to look for an account, or it has lost its place; at
+    /// `until` it asks for that by itself.
+    pub async fn called(&self, until: Instant) -> Turn {
         tokio::select! {
-            () = self.bell.notified() => return,
-            () = tokio::time::sleep_until(until) => {}
+            () = self.bell.notified() => {}
+            () = tokio::time::sleep_until(until) => {
+                self.line.call(|line| line.due(self.place));
+                self.bell.notified().await;
+            }
         }
-        self.line.call(|line| line.due(self.place));
-        self.bell.notified().await;
+        self.line.state.lock().line.turn(self.place)
     }
 
-    /// There was none. False: its place was given to somebody else.
-    pub fn stays(&self) -> bool {
+    /// There was none.
+    pub fn in_vain(&self) {
         self.line.call(|line| line.in_vain(self.place));
-        self.line.state.lock().bells.contains_key(&self.place)
     }
 
     pub fn served(mut self) {

@@ -2,11 +2,13 @@
 
 use futures_util::future::{join, join_all};
 use http::Method;
+use poolgate_core::line::PLACES;
 use poolgate_sim::Fault;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::harness::PATIENCE;
+use crate::requests::messages;
 
 /// sub2api S1.
 #[tokio::test]
@@ -95,6 +97,43 @@ async fn spec_9_requests_that_wait_are_served_in_turn() {
         .collect();
     assert_eq!(served, ["first", "second", "another key's", "third", "fourth"]);
     assert_eq!(h.app.pool.line().waiting(), 0);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn spec_9_nobody_overtakes_a_full_line() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| (s.codex("a"), s.claude("c"))).await;
+    let body = responses("hi", true);
+    let bearer = format!("Bearer {}", h.new_key("other", &[], &[]).await);
+    a.fault(Fault::rate_limited(Duration::from_secs(30))).times(1);
+    assert_eq!(h.post(CODEX, &body).await.status, 503);
+    let line = h.app.pool.line();
+    let waiting = join_all((0..PLACES).map(|_| h.post(CODEX, &body)));
+    let newcomers = async {
+        let all_have_looked = async || {
+            while line.waiting() < PLACES || line.is_calling() {
+                tokio::task::yield_now().await;
+            }
+        };
+        all_have_looked().await;
+        let other = h.post("/v1/messages", &messages("hi", true)).await;
+        assert_eq!((other.status.as_u16(), line.waiting()), (200, PLACES), "nobody waits for this");
+        all_have_looked().await;
+        // The account can serve again, and those in the line have not heard of it.
+        h.clock.advance(Duration::from_secs(31));
+        let same = h.post(CODEX, &body).await;
+        assert_eq!((same.status.as_u16(), line.waiting()), (503, PLACES), "{}", same.text());
+        // One of another key is given the place of the last, and everybody is called.
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let fair = h.send(Method::POST, CODEX, &headers, body.to_string().into()).await;
+        assert_eq!(fair.status, 200, "{}", fair.text());
+    };
+    let (all, ()) = join(waiting, newcomers).await;
+    let mut statuses: Vec<u16> = all.iter().map(|got| got.status.as_u16()).collect();
+    statuses.sort_unstable();
+    let want = [vec![200; PLACES - 1], vec![503]].concat();
+    assert_eq!(statuses, want, "whoever lost its place is not served before the others");
+    assert_eq!(line.waiting(), 0);
     h.finish().await;
 }
 
