@@ -5,10 +5,15 @@
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::providers::event_kind;
+use crate::sse::Scanner;
+
 #[derive(Debug)]
 pub struct Splitter {
     codex_events: CodexEvents,
     pending: Vec<u8>,
+    /// No event ends in `pending` at a line feed before this one.
+    searched: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +24,7 @@ pub enum CodexEvents {
 
 impl Splitter {
     pub fn new(codex_events: CodexEvents) -> Self {
-        Self { codex_events, pending: Vec::new() }
+        Self { codex_events, pending: Vec::new(), searched: 0 }
     }
 
     /// The bytes that may go on now. `limits` are those of the pool, as an event.
@@ -28,30 +33,63 @@ impl Splitter {
             return bytes.clone();
         }
         self.pending.extend_from_slice(bytes);
+        let Some(mut end) = self.next_end() else {
+            return Bytes::new();
+        };
         let mut out = Vec::with_capacity(self.pending.len());
         let mut start = 0;
-        while let Some(end) = event_end(&self.pending[start..]) {
-            let event = &self.pending[start..start + end];
-            match (self.codex_events, is_codex(event), is_limits(event)) {
-                (_, false, _) | (CodexEvents::LimitsExchanged, true, false) => {
+        loop {
+            let event = &self.pending[start..end];
+            match (self.codex_events, kind(event)) {
+                (_, Kind::Other) | (CodexEvents::LimitsExchanged, Kind::Codex) => {
                     out.extend_from_slice(event);
                 }
-                (CodexEvents::LeftOut, true, _) => {}
-                (CodexEvents::LimitsExchanged, true, true) => {
+                (CodexEvents::LeftOut, Kind::Codex | Kind::Limits) => {}
+                (CodexEvents::LimitsExchanged, Kind::Limits) => {
                     if let Some(limits) = limits() {
                         let event = format!("event: codex.rate_limits\ndata: {limits}\n\n");
                         out.extend_from_slice(event.as_bytes());
                     }
                 }
             }
-            start += end;
+            start = end;
+            match self.next_end() {
+                Some(next) => end = next,
+                None => break,
+            }
         }
         self.pending.drain(..start);
+        self.searched -= start;
         Bytes::from(out)
+    }
+
+    /// Where the next event ends, its blank line included. Every byte is looked at once, however
+    /// many pieces an event comes in.
+    fn next_end(&mut self) -> Option<usize> {
+        while let Some(at) = memchr::memchr(b'\n', &self.pending[self.searched..]) {
+            let feed = self.searched + at;
+            let blank = match &self.pending[feed + 1..] {
+                [b'\n', ..] => 1,
+                [b'\r', b'\n', ..] => 2,
+                [] | [b'\r'] => {
+                    self.searched = feed;
+                    return None;
+                }
+                _ => {
+                    self.searched = feed + 1;
+                    continue;
+                }
+            };
+            self.searched = feed + 1 + blank;
+            return Some(self.searched);
+        }
+        self.searched = self.pending.len();
+        None
     }
 
     /// What is left at the end of the stream.
     pub fn rest(&mut self) -> Bytes {
+        self.searched = 0;
         Bytes::from(std::mem::take(&mut self.pending))
     }
 }
@@ -60,39 +98,32 @@ fn is_event_end(bytes: &[u8]) -> bool {
     bytes.ends_with(b"\n\n") || bytes.ends_with(b"\r\n\r\n")
 }
 
-/// Length of the first event, its blank line included.
-fn event_end(bytes: &[u8]) -> Option<usize> {
-    let lf = memchr::memmem::find(bytes, b"\n\n").map(|at| at + 2);
-    let crlf = memchr::memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4);
-    match (lf, crlf) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
-}
-
 fn mentions_codex(bytes: &[u8]) -> bool {
     memchr::memmem::find(bytes, b"codex.").is_some()
 }
 
-fn is_codex(event: &[u8]) -> bool {
-    begins(event, b"codex.")
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Limits,
+    Codex,
+    Other,
 }
 
-fn is_limits(event: &[u8]) -> bool {
-    begins(event, b"codex.rate_limits")
-}
-
-/// By its name, or by a type at the very front of its data: not by what a model may have written.
-fn begins(event: &[u8], kind: &[u8]) -> bool {
-    event.split(|byte| *byte == b'\n').any(|line| {
-        let value = |field: &[u8]| {
-            let rest = line.strip_prefix(field)?;
-            Some(rest.strip_prefix(b" ").unwrap_or(rest))
-        };
-        let data = || value(b"data:")?.strip_prefix(b"{\"type\":\"");
-        value(b"event:").is_some_and(|name| name.starts_with(kind))
-            || data().is_some_and(|data| data.starts_with(kind))
-    })
+/// By its name, or by the `type` of its data: not by what a model may have written.
+fn kind(event: &[u8]) -> Kind {
+    let mut found = Kind::Other;
+    if mentions_codex(event) {
+        Scanner::default().feed(event, |event| {
+            let names = [event.name, event_kind(event.data)];
+            let begins = |kind: &[u8]| names.iter().any(|name| name.starts_with(kind));
+            found = match (begins(b"codex.rate_limits"), begins(b"codex.")) {
+                (true, _) => Kind::Limits,
+                (_, true) => Kind::Codex,
+                _ => Kind::Other,
+            };
+        });
+    }
+    found
 }
 
 #[cfg(test)]
@@ -133,5 +164,54 @@ mod tests {
         for size in [1, 2, 7, 50, stream.len()] {
             assert_eq!(split(CodexEvents::LeftOut, &stream, size), want, "in pieces of {size}");
         }
+    }
+
+    #[test]
+    fn knows_codex_events_however_they_are_spelled() {
+        let ours = "event: codex.rate_limits\ndata: {\"pool\":1}\n\n";
+        for event in [
+            "data: {\"type\": \"codex.rate_limits\", \"x\": 9}\n\n",
+            "data: {\"x\":{\"type\":\"y\"},\"type\":\"codex.rate_limits\"}\n\n",
+            "data:{ \"n\":1,\"type\" :\"codex.rate_limits\"}\r\n\r\n",
+            "event:codex.rate_limits\r\ndata: not JSON\r\n\r\n",
+            "data: {\"n\":1,\ndata: \"type\":\"codex.rate_limits\"}\n\n",
+        ] {
+            for size in [1, 1000] {
+                assert_eq!(split(CodexEvents::LeftOut, event, size), "", "{event}");
+                assert_eq!(split(CodexEvents::LimitsExchanged, event, size), ours, "{event}");
+            }
+        }
+        for event in [
+            "data: {\"type\": \"response.x\", \"item\": {\"type\": \"codex.rate_limits\"}}\n\n",
+            "data: {\"delta\":\"{\\\"type\\\":\\\"codex.rate_limits\\\"}\",\"type\":\"response.x\"}\n\n",
+            ": codex.rate_limits\n\n",
+        ] {
+            assert_eq!(split(CodexEvents::LeftOut, event, 1), event);
+        }
+    }
+
+    #[test]
+    fn finds_the_same_ends_whatever_the_line_ends_and_the_pieces() {
+        let stream = "a: 1\r\n\r\nb: 2\n\n\n\nc: 3\r\nd\r\n\r\ne: 4\n\nf";
+        for size in 1..=stream.len() {
+            let mut splitter = Splitter::new(CodexEvents::LeftOut);
+            for chunk in stream.as_bytes().chunks(size) {
+                splitter.pass(&Bytes::copy_from_slice(chunk), || None);
+            }
+            assert_eq!(splitter.rest(), "f", "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_large_event_is_searched_once() {
+        let mut splitter = Splitter::new(CodexEvents::LimitsExchanged);
+        let piece = Bytes::from_static(&[b'A'; 1000]);
+        for n in 1..=1000 {
+            assert!(splitter.pass(&piece, || None).is_empty());
+            assert_eq!(splitter.searched, n * piece.len(), "not from the start again");
+        }
+        assert_eq!(splitter.pass(&Bytes::from_static(b"\n"), || None), "");
+        assert_eq!(splitter.pass(&Bytes::from_static(b"\n"), || None).len(), 1_000_002);
+        assert_eq!((splitter.searched, splitter.rest()), (0, Bytes::new()));
     }
 }
