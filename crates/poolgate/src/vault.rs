@@ -4,12 +4,11 @@
 //! findable at every moment: the new one is on disk beside the old one before the store asks for it,
 //! and replaces it only afterwards. Whoever comes across a rotation that was broken off finishes it.
 
-use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use crate::config::{AccountSpec, Config, RawAccount};
 use crate::credentials::{place, reseal_rescued};
@@ -22,6 +21,18 @@ const LOOKS: usize = 3;
 
 /// The data key: made, with the master key, at the first start.
 pub async fn unlock(config: &Config, store: &Store) -> anyhow::Result<DataKey> {
+    let (data_key, unfinished) = open(config, store).await?;
+    // A rotation that is under way finishes itself.
+    if let Some(path) = unfinished
+        && let Some(_only) = only_rotation(&config.data_dir)?
+    {
+        finish(&path, store).await?;
+    }
+    Ok(data_key)
+}
+
+/// The data key, and the key file of a rotation that was not finished.
+async fn open(config: &Config, store: &Store) -> anyhow::Result<(DataKey, Option<PathBuf>)> {
     let key_place = KeyPlace::find(&config.master_key_file);
     let master = master_key(&key_place, store).await?;
     let data_key = if let Some(key) = store.data_key(&master.key).await? {
@@ -31,11 +42,20 @@ pub async fn unlock(config: &Config, store: &Store) -> anyhow::Result<DataKey> {
         let made = store.data_key(&master.key).await?;
         made.context("the master key was changed just now: try again")?
     };
-    if let (KeyPlace::File(path), true) = (&key_place, master.is_next) {
-        put_in_place(path, &master.key)?;
-    }
     reseal_rescued(&config.data_dir.join("credentials"), &master.key, &data_key);
-    Ok(data_key)
+    let unfinished = match key_place {
+        KeyPlace::File(path) => Some(path).filter(|_| master.is_next),
+        _ => None,
+    };
+    Ok((data_key, unfinished))
+}
+
+/// What the store wants may be another key by now than when it was opened.
+async fn finish(path: &Path, store: &Store) -> anyhow::Result<()> {
+    match store.master_key().await? {
+        Some(wanted) => put_in_place(path, &wanted),
+        None => Ok(()),
+    }
 }
 
 /// The master key that the store wants; a new one, if it wants none yet.
@@ -105,8 +125,11 @@ pub async fn rotate(
     store: &Store,
     new_key_file: Option<&Path>,
 ) -> anyhow::Result<Rotated> {
-    let _only = only_rotation(&config.data_dir)?;
-    unlock(config, store).await?;
+    let only = only_rotation(&config.data_dir)?;
+    let _only = only.context("another poolgate key-rotate is running")?;
+    if let (_, Some(path)) = open(config, store).await? {
+        finish(&path, store).await?;
+    }
     let key_place = KeyPlace::find(&config.master_key_file);
     let old = master_key(&key_place, store).await?.key;
     let given = new_key_file.map(given_key).transpose()?;
@@ -123,7 +146,7 @@ pub async fn rotate(
     let new = different(&old, &text)?;
     write_next(path, &text)?;
     store.change_master_key(&old, &new).await?;
-    put_in_place(path, &new)?;
+    put_in_place(path, new.fingerprint())?;
     Ok(rotated(&old, &new, None))
 }
 
@@ -141,15 +164,18 @@ fn different(old: &MasterKey, text: &str) -> anyhow::Result<MasterKey> {
     Ok(new)
 }
 
-/// Two rotations at the same time would write over each other's new key.
-fn only_rotation(data_dir: &Path) -> anyhow::Result<File> {
+/// Two rotations at the same time would write over each other's new key. `None`: there is another.
+fn only_rotation(data_dir: &Path) -> anyhow::Result<Option<File>> {
     let path = data_dir.join("key-rotate.lock");
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let lock = lock.with_context(|| format!("opening {}", path.display()))?;
-    if lock.try_lock().is_err() {
-        bail!("another poolgate key-rotate is running");
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            Err(error).context(format!("locking {}", path.display()))
+        }
     }
-    Ok(lock)
 }
 
 /// Beside the present key, durably. One that a broken rotation left there was never the store's.
@@ -160,18 +186,17 @@ fn write_next(path: &Path, text: &str) -> anyhow::Result<PathBuf> {
     Ok(next)
 }
 
-/// The store wants `key` now: it replaces its predecessor.
-fn put_in_place(path: &Path, key: &MasterKey) -> anyhow::Result<()> {
-    match std::fs::rename(next_key_file(path), path) {
-        // Another process has done it, or there is nothing to put there.
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            fitting(&KeyPlace::File(path.to_owned()), key.fingerprint()).map(drop)
-        }
-        renamed => {
-            renamed.with_context(|| format!("replacing {}", path.display()))?;
-            files::sync_directory(path).with_context(|| format!("replacing {}", path.display()))
-        }
+/// The store wants the key of this fingerprint: it replaces its predecessor, unless it has already.
+/// Under the lock of [`only_rotation`].
+fn put_in_place(path: &Path, wanted: &str) -> anyhow::Result<()> {
+    let next = next_key_file(path);
+    let key = read_key_file(&next, true)?.map(|text| MasterKey::from_base64(&text)).transpose()?;
+    if key.is_none_or(|key| key.fingerprint() != wanted) {
+        return fitting(&KeyPlace::File(path.to_owned()), wanted).map(drop);
     }
+    std::fs::rename(next, path)
+        .and_then(|()| files::sync_directory(path))
+        .with_context(|| format!("replacing {}", path.display()))
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ async fn a_rotation_that_ends_after_any_step_leaves_a_key_that_fits() {
             w.store.change_master_key(&old, &new).await.unwrap();
         }
         if steps >= 3 {
-            put_in_place(w.file(), &new).unwrap();
+            put_in_place(w.file(), new.fingerprint()).unwrap();
         }
         w.opens(&sealed).await;
         let want = if steps >= 2 { &new } else { &old };
@@ -98,9 +98,42 @@ async fn the_operators_own_new_key_is_taken_if_it_is_private_and_new() {
 async fn one_rotation_at_a_time() {
     let w = world().await;
     let held = only_rotation(&w.config.data_dir).unwrap();
+    assert!(held.is_some());
     assert!(rotate(&w.config, &w.store, None).await.unwrap_err().to_string().contains("another"));
     drop(held);
     rotate(&w.config, &w.store, None).await.unwrap();
+}
+
+#[test]
+fn a_key_that_the_store_does_not_want_replaces_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("master.key");
+    let [present, next] = [(), ()].map(|()| MasterKey::generate().unwrap());
+    let wanted = MasterKey::from_base64(&present).unwrap();
+    files::create_private(&path, present.as_bytes()).unwrap();
+    // Another rotation has begun meanwhile.
+    write_next(&path, &next).unwrap();
+    put_in_place(&path, wanted.fingerprint()).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), present);
+    assert_eq!(std::fs::read_to_string(next_key_file(&path)).unwrap(), next);
+}
+
+#[tokio::test]
+async fn a_rotation_under_way_is_left_to_finish_itself() {
+    let w = world().await;
+    let sealed = unlock(&w.config, &w.store).await.unwrap().seal("x", b"token").unwrap();
+    let place = KeyPlace::File(w.file().to_owned());
+    let old = master_key(&place, &w.store).await.unwrap().key;
+    let held = only_rotation(&w.config.data_dir).unwrap();
+    let text = MasterKey::generate().unwrap();
+    let new = MasterKey::from_base64(&text).unwrap();
+    write_next(w.file(), &text).unwrap();
+    w.store.change_master_key(&old, &new).await.unwrap();
+    w.opens(&sealed).await;
+    assert_eq!(w.keys(), [old.fingerprint(), new.fingerprint()], "both where they were");
+    drop(held);
+    w.opens(&sealed).await;
+    assert_eq!(w.keys(), [new.fingerprint()]);
 }
 
 #[tokio::test]

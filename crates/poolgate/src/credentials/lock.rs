@@ -51,8 +51,9 @@ pub async fn file(path: &Path) -> Result<Lock, String> {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    /// Which directory is ours, should another process have taken it for a dead one's.
-    inode: u64,
+    /// Ours, should another process have taken it for a dead one's and made its own. While it is open
+    /// no other can have its number.
+    made: File,
     _heartbeat: DropGuard,
 }
 
@@ -64,53 +65,73 @@ pub async fn directory(file: &Path, tasks: &Tasks) -> Result<Lock, String> {
         parent.unwrap_or(Path::new(".")).canonicalize().map_err(trouble)?.into_os_string();
     path.push(".lock");
     let path = PathBuf::from(path);
+    let held = || format!("{} is held by another process", path.display());
+    let taken = tokio::time::timeout(PATIENCE, take(&path)).await.map_err(|_| held())?;
+    let made = taken.map_err(trouble)?.ok_or_else(held)?;
+    let stop = CancellationToken::new();
+    let (ended, beaten) = (stop.clone(), made.try_clone().map_err(trouble)?);
+    let name = path.clone();
+    tasks.spawn(async move {
+        while ended.run_until_cancelled(tokio::time::sleep(LOCK_HEARTBEAT)).await.is_some() {
+            if let Err(error) = beaten.set_modified(now()) {
+                tracing::warn!(%error, lock = %name.display(), "a lock could not be kept fresh");
+            }
+        }
+    });
+    Ok(Lock::Directory(Directory { path, made, _heartbeat: stop.drop_guard() }))
+}
+
+/// The directory, made; `None`: somebody holds it.
+async fn take(path: &Path) -> io::Result<Option<File>> {
     let mut attempt = 1;
     loop {
-        match std::fs::create_dir(&path) {
-            Ok(()) => break,
+        match std::fs::create_dir(path) {
+            Ok(()) => return File::open(path).map(Some),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(trouble(error)),
+            Err(error) => return Err(error),
         }
-        // One that has gone meanwhile is tried again.
-        let age = age(&path).unwrap_or(Duration::MAX);
-        match lock_step(attempt, age) {
-            LockStep::TakeOver => {
-                let removed = std::fs::remove_dir(&path);
-                removed.or_else(|error| match error.kind() {
-                    ErrorKind::NotFound => Ok(()),
-                    _ => Err(trouble(error)),
-                })?;
+        let found = match File::open(path) {
+            Ok(found) => found,
+            // It has gone meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        match lock_step(attempt, age(&found)?) {
+            LockStep::TakeOver if claim(path, &found) => {
+                // Its holder may have touched it in the last moment.
+                if lock_step(attempt, age(&found)?) == LockStep::TakeOver {
+                    let removed = std::fs::remove_dir(path);
+                    removed.or_else(|error| match error.kind() {
+                        ErrorKind::NotFound => Ok(()),
+                        _ => Err(error),
+                    })?;
+                }
             }
+            LockStep::TakeOver => tokio::time::sleep(LOOK_EVERY).await,
             LockStep::Wait => {
                 let wait = Duration::from_millis(rand::random_range(1000..2000));
                 tokio::time::sleep(wait).await;
                 attempt += 1;
             }
-            LockStep::GiveUp => {
-                return Err(format!("{} is held by another process", path.display()));
-            }
+            LockStep::GiveUp => return Ok(None),
         }
     }
-    let inode = std::fs::metadata(&path).map_err(trouble)?.ino();
-    let stop = CancellationToken::new();
-    let (ended, beaten) = (stop.clone(), path.clone());
-    tasks.spawn(async move {
-        while ended.run_until_cancelled(tokio::time::sleep(LOCK_HEARTBEAT)).await.is_some() {
-            if let Err(error) = touch(&beaten) {
-                tracing::warn!(%error, lock = %beaten.display(), "a lock could not be kept fresh");
-            }
-        }
-    });
-    Ok(Lock::Directory(Directory { path, inode, _heartbeat: stop.drop_guard() }))
+}
+
+/// Only who has claimed a lock removes it: two who see the same dead one must not both remove what is
+/// at its place, which may be the other's new one. False: another is at it, or there is another lock.
+fn claim(path: &Path, found: &File) -> bool {
+    let is_it = || -> io::Result<bool> {
+        let (there, found) = (std::fs::metadata(path)?, found.metadata()?);
+        Ok((there.dev(), there.ino()) == (found.dev(), found.ino()))
+    };
+    // File systems that lock no directories are left to the look that follows.
+    !matches!(found.try_lock(), Err(TryLockError::WouldBlock)) && is_it().unwrap_or(false)
 }
 
 /// The files' times are the machine's, whatever our own clock was moved to.
-fn age(path: &Path) -> io::Result<Duration> {
-    Ok(now().duration_since(std::fs::metadata(path)?.modified()?).unwrap_or_default())
-}
-
-fn touch(path: &Path) -> io::Result<()> {
-    File::open(path)?.set_modified(now())
+fn age(lock: &File) -> io::Result<Duration> {
+    Ok(now().duration_since(lock.metadata()?.modified()?).unwrap_or_default())
 }
 
 fn now() -> SystemTime {
@@ -120,7 +141,7 @@ fn now() -> SystemTime {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        if std::fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        if claim(&self.path, &self.made) {
             // Whoever comes next finds it stale in ten seconds, should this fail.
             let _ = std::fs::remove_dir(&self.path);
         }
@@ -137,6 +158,10 @@ mod tests {
         std::fs::create_dir(&home).unwrap();
         let lock = home.with_extension("lock");
         (dir, home.join(".credentials.json"), lock)
+    }
+
+    fn age_of(lock: &Path) -> Duration {
+        age(&File::open(lock).unwrap()).unwrap()
     }
 
     fn set_age(lock: &Path, age: Duration) {
@@ -164,7 +189,7 @@ mod tests {
         let began = tokio::time::Instant::now();
         let held = directory(&file, &Tasks::default()).await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(1), "at once");
-        assert!(age(&lock).unwrap() < Duration::from_secs(5), "made anew");
+        assert!(age_of(&lock) < Duration::from_secs(5), "made anew");
         drop(held);
         assert!(!lock.exists());
     }
@@ -175,7 +200,7 @@ mod tests {
         let held = directory(&file, &Tasks::default()).await.unwrap();
         set_age(&lock, Duration::from_secs(9));
         let touched = async {
-            while age(&lock).unwrap() > LOCK_HEARTBEAT {
+            while age_of(&lock) > LOCK_HEARTBEAT {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -187,10 +212,22 @@ mod tests {
     async fn a_lock_that_another_took_over_is_left_to_it() {
         let (_dir, file, lock) = place();
         let held = directory(&file, &Tasks::default()).await.unwrap();
-        // Kept, so that the new one cannot be given the old one's number.
-        std::fs::rename(&lock, lock.with_extension("old")).unwrap();
+        std::fs::remove_dir(&lock).unwrap();
         std::fs::create_dir(&lock).unwrap();
         drop(held);
         assert!(lock.exists());
+    }
+
+    #[test]
+    fn multiplexer_18_1_7_of_two_who_see_a_stale_lock_only_one_removes_it() {
+        let (_dir, _file, lock) = place();
+        std::fs::create_dir(&lock).unwrap();
+        let [first, second] = [(), ()].map(|()| File::open(&lock).unwrap());
+        assert!(claim(&lock, &first));
+        assert!(!claim(&lock, &second), "the first one is at it");
+        std::fs::remove_dir(&lock).unwrap();
+        std::fs::create_dir(&lock).unwrap();
+        drop(first);
+        assert!(!claim(&lock, &second), "what is there now is the first one's");
     }
 }
