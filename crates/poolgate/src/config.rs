@@ -149,11 +149,16 @@ pub struct Overrides {
 impl Config {
     /// Reads `file`, or the first that exists of `./poolgate.toml` and the user's configuration.
     pub fn load(file: Option<&Path>, overrides: Overrides) -> anyhow::Result<Self> {
-        let mut table = match file.map(Path::to_owned).or_else(find_file) {
+        let path = file.map(Path::to_owned).or_else(find_file);
+        let place = || match &path {
+            Some(path) => format!("in {}", path.display()),
+            None => "without a configuration file".to_owned(),
+        };
+        let mut table = match &path {
             Some(path) => {
-                let text = std::fs::read_to_string(&path)
+                let text = std::fs::read_to_string(path)
                     .with_context(|| format!("reading {}", path.display()))?;
-                parse(&text).with_context(|| format!("in {}", path.display()))?
+                parse(&text).with_context(place)?
             }
             None => toml::Table::new(),
         };
@@ -161,10 +166,10 @@ impl Config {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
         merge_environment(&mut table, variables);
-        let mut raw = RawConfig::deserialize(table).context("in the configuration")?;
+        let mut raw = RawConfig::deserialize(table).with_context(place)?;
         raw.listen = overrides.listen.or(raw.listen);
         raw.data_dir = overrides.data_dir.or(raw.data_dir);
-        Ok(Self::resolve(raw)?)
+        Self::resolve(raw).with_context(place)
     }
 
     pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {

@@ -156,7 +156,7 @@ fn choose_address(wanted: Option<&str>) -> (String, Option<String>) {
 }
 
 /// An address that listens everywhere is reached by the local one.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }

@@ -9,6 +9,8 @@ mod files;
 mod reach;
 mod stored;
 
+use std::net::SocketAddr;
+
 use poolgate_core::units::Timestamp;
 use serde::Serialize;
 
@@ -84,6 +86,8 @@ impl Report {
 /// A gateway that may be running on this data.
 pub enum Running {
     No,
+    /// Something else listens where this one would.
+    Elsewhere(SocketAddr),
     Yes(Box<Status>),
     /// Something answers, but not as this gateway would.
     Unclear(String),
@@ -137,6 +141,10 @@ fn configuration(config: &Config) -> Check {
 fn gateway(running: &Running) -> Check {
     match running {
         Running::No => Check::ok("gateway", "none is running on this data"),
+        Running::Elsewhere(address) => {
+            let found = "none is running on this data; something else listens on";
+            Check::ok("gateway", format!("{found} {address}, a demo or another gateway perhaps"))
+        }
         Running::Unclear(text) => Check::warning(
             "gateway",
             text,

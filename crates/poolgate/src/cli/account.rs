@@ -161,22 +161,23 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
 }
 
 async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
-    let secret = read_secret(&add)?;
     let raw = RawAccount {
-        auth_file: add.auth_file.map(std::path::absolute).transpose()?,
-        key_env: add.key_env,
-        key_file: add.key_file.map(std::path::absolute).transpose()?,
-        ..add.settings.raw(&add.name, add.kind)?
+        auth_file: add.auth_file.as_ref().map(std::path::absolute).transpose()?,
+        key_env: add.key_env.clone(),
+        key_file: add.key_file.as_ref().map(std::path::absolute).transpose()?,
+        ..add.settings.clone().raw(&add.name, add.kind.clone())?
     };
-    let resolved =
-        if secret.is_some() { raw.clone().resolve_stored() } else { raw.clone().resolve() };
+    let is_stored = add.import.is_some() || add.key_stdin;
+    let resolved = if is_stored { raw.clone().resolve_stored() } else { raw.clone().resolve() };
     let spec = resolved.map_err(|errors| anyhow!("{}", errors.join("; ")))?;
+    let secret = read_secret(&add)?;
     if let Some(secret) = &secret
         && spec.kind.is_subscription()
     {
         SignIn::parse(spec.kind, secret).map_err(|problem| anyhow!("the sign-in: {problem}"))?;
     }
     let (name, now) = (add.name, context.now());
+    let missing = raw.auth_file.clone().filter(|path| !path.exists());
     let data_key = vault::unlock(&context.config, &context.store).await?;
     let raw = vault::seal_one(raw, &data_key)?;
     let id = context.store.add_account(&raw, Origin::Cli, now).await?;
@@ -185,8 +186,10 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
         let sealed = data_key.seal(&place(id), &secret)?;
         context.store.put_credential(id, &sealed, now).await?;
     }
-    show(context.json, &json!({"added": name, "kind": spec.kind.name()}), || {
-        format!("added {name}; see whether it works: poolgate account test {name}")
+    let as_json = json!({"added": name, "kind": spec.kind.name(), "missing_file": missing});
+    show(context.json, &as_json, || match &missing {
+        Some(path) => format!("added {name}; it serves nobody before {} is there", path.display()),
+        None => format!("added {name}; see whether it works: poolgate account test {name}"),
     });
     Ok(())
 }

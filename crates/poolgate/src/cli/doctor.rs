@@ -1,6 +1,7 @@
 //! `poolgate doctor`: what is wrong with this installation, and what to do.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -9,6 +10,7 @@ use super::{Global, say};
 use crate::admin::{Status, TOKEN_FILE};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
+use crate::demo::reachable;
 use crate::doctor::{Check, Grade, Report, Running, examine};
 use crate::table::clean;
 
@@ -40,17 +42,31 @@ pub async fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode>
 
 async fn running(command: &Command, global: &Global, config: &Config) -> Running {
     if command.gateway.is_default() && !config.data_dir.join(TOKEN_FILE).exists() {
-        return Running::No;
+        return none_on_this_data(config).await;
     }
     match command.gateway.ask(global, "/api/admin/status").await {
         Ok(body) => match serde_json::from_slice::<Status>(&body) {
             Ok(status) => Running::Yes(Box::new(status)),
             Err(_) => Running::Unclear("a gateway of another version is running".into()),
         },
-        Err(error) if error.to_string().starts_with("no gateway answers") => Running::No,
+        Err(error) if error.to_string().starts_with("no gateway answers") => {
+            none_on_this_data(config).await
+        }
         Err(error) => Running::Unclear(format!("{error:#}")),
     }
 }
+
+/// Another one may be where this one would listen, like the demo.
+async fn none_on_this_data(config: &Config) -> Running {
+    let connects = tokio::net::TcpStream::connect(reachable(config.listen));
+    match tokio::time::timeout(LISTENS_WITHIN, connects).await {
+        Ok(Ok(_)) => Running::Elsewhere(config.listen),
+        _ => Running::No,
+    }
+}
+
+/// On this machine.
+const LISTENS_WITHIN: Duration = Duration::from_secs(1);
 
 fn render(report: &Report) -> String {
     let line = |check: &Check| {
@@ -60,7 +76,8 @@ fn render(report: &Report) -> String {
             Grade::Problem => "PROBLEM",
         };
         // Names and errors come from outside.
-        let found = format!("{mark}  {}: {}", clean(&check.about), clean(&check.found));
+        let lines: Vec<String> = check.found.lines().map(clean).collect();
+        let found = format!("{mark}  {}: {}", clean(&check.about), lines.join("\n           "));
         match &check.advice {
             Some(advice) => format!("{found}\n           → {}", clean(advice)),
             None => found,

@@ -27,6 +27,7 @@ pub struct Command {
     gateway: Gateway,
 }
 
+/// Fails if nobody would serve.
 pub async fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode> {
     let usual = if command.model.starts_with("claude") { "messages" } else { "responses" };
     let surface = command.surface.as_deref().unwrap_or(usual);
@@ -35,13 +36,13 @@ pub async fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode>
         query += &format!("&key={}", escape(key));
     }
     let body = command.gateway.ask(global, &format!("/api/admin/why?{query}")).await?;
+    let why: Why = serde_json::from_slice(&body).context("an answer of another version")?;
     if global.json {
         say(&String::from_utf8_lossy(&body));
-        return Ok(ExitCode::SUCCESS);
+    } else {
+        say(&render(&why));
     }
-    let why: Why = serde_json::from_slice(&body).context("an answer of another version")?;
-    say(&render(&why));
-    Ok(ExitCode::SUCCESS)
+    Ok(if why.chosen.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// For a query: everything but letters, digits and `-._~` as `%XX`.

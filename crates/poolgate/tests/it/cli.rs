@@ -56,6 +56,41 @@ async fn fails(data: &Path, args: &[&str], words: &str) {
     assert!(!output.status.success() && error.contains(words), "{args:?}: {error}");
 }
 
+#[tokio::test]
+async fn mistakes_are_said_where_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path();
+    let file = data.join("poolgate.toml");
+    let name = file.to_str().unwrap();
+    std::fs::write(&file, "listen = \"x\"\n[[pool]]\nname = \"p\"\nstrategy = \"y\"\n").unwrap();
+    fails(data, &["account", "list", "--config", name], name).await;
+    let doctor = run(data, &["doctor", "--config", name], "").await;
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains(name) && doctor.contains("3 mistake(s):\n  "), "{doctor}");
+    assert!(!doctor.contains("\\n"), "{doctor}");
+    std::fs::remove_file(&file).unwrap();
+    let add = ["account", "add", "x", "--kind", "codx", "--key-stdin"];
+    fails(data, &add, "kind \"codx\" is none of").await;
+    let add = ["account", "add", "x", "--kind", "codex", "--auth-file", "/nonexistent/auth.json"];
+    let added = run(data, &add, "").await;
+    let words = String::from_utf8_lossy(&added.stdout).into_owned();
+    assert!(added.status.success() && words.contains("before /nonexistent/auth.json"), "{words}");
+}
+
+#[tokio::test]
+async fn doctor_sees_that_another_gateway_has_the_address() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("poolgate.toml");
+    let address = h.url.trim_start_matches("http://");
+    std::fs::write(&file, format!("listen = \"{address}\"\n")).unwrap();
+    let ask = ["doctor", "--offline", "--config", file.to_str().unwrap()];
+    let doctor = run(dir.path(), &ask, "").await;
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains(&format!("something else listens on {address}")), "{doctor}");
+    h.finish().await;
+}
+
 /// spec §2: an operator may ask an issuer that refused to be asked.
 #[tokio::test]
 async fn an_operator_renews_a_sign_in_beside_a_running_gateway() {
@@ -190,7 +225,10 @@ async fn why_says_who_would_serve_and_why_not_the_others() {
     let text = run(&data, &ask, "").await;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(text.starts_with("bob would serve gpt-5.5"), "{text}");
-    let nobody = json(&data, &["why", "--model", "claude-opus-5", "--url", &h.url]).await;
+    let nobody = ["why", "--model", "claude-opus-5", "--url", &h.url, "--json"];
+    let nobody = run(&data, &nobody, "").await;
+    assert_eq!(nobody.status.code(), Some(1), "nobody would serve");
+    let nobody: Value = serde_json::from_slice(&nobody.stdout).unwrap();
     assert_eq!(nobody["because"], "no account of a fitting kind");
     fails(&data, &["why", "--model", "m", "--key", "nobody", "--url", &h.url], "no valid key")
         .await;

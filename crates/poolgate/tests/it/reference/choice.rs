@@ -61,6 +61,26 @@ async fn sub2api_s7_a_request_waits_for_the_only_slot() {
     h.finish().await;
 }
 
+/// codex-lb E12.
+#[tokio::test]
+async fn codex_lb_e12_the_only_account_rests_and_the_client_is_told_for_how_long() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    a.fault(Fault::server_error(500)).forever();
+    let body = responses("hi", true);
+    // A rest of over a minute, which nobody waits for.
+    while seconds_left(&h, "a").is_none_or(|left| left <= 60) {
+        let rest = seconds_left(&h, "a").unwrap_or(0);
+        h.clock.advance(Duration::from_secs(u64::try_from(rest).unwrap() + 1));
+        h.post(CODEX, &body).await;
+    }
+    let before = h.asked().len();
+    let got = h.post(CODEX, &body).await;
+    let seconds: i64 = got.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert_eq!((got.status.as_u16(), h.asked().len()), (503, before), "{}", got.text());
+    assert!((60..=300).contains(&seconds), "{seconds}");
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn spec_9_requests_that_wait_are_served_in_turn() {
     let (h, a) = Harness::start(|s: &mut Setup| {
