@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::account::{AccountId, Caps, Kind, Speaks, Surface, model_matches};
-use crate::gate::{Gate, REST_AFTER_QUOTA_ERROR};
+use crate::gate::Gate;
 use crate::health::{Block, Cause, Health, Stop};
 use crate::quota::{Quota, STALE_AFTER, Window};
 use crate::units::{Fraction, Timestamp};
@@ -188,17 +188,12 @@ fn trouble(account: &Account, gate: Option<&Gate>, now: Timestamp) -> Result<(),
     if !account.has_credential {
         return Err(Reason::Unavailable);
     }
-    if let Some(Block { cause, since, until }) = account.health.block
-        && now < until
-    {
-        // A gated request waits for the rest only, since what is spent is not its own.
-        let until = match (gate, cause) {
-            (Some(_), Cause::Quota) => until.min(since.plus(REST_AFTER_QUOTA_ERROR)),
-            _ => until,
-        };
-        if now < until {
-            return Err(Reason::Cooling { cause, until });
-        }
+    let blocked = match gate {
+        Some(_) => account.health.blocked_gated(now),
+        None => account.health.blocked(now),
+    };
+    if let Some(Block { cause, until, .. }) = blocked {
+        return Err(Reason::Cooling { cause, until });
     }
     match account.health.backoff_until() {
         Some(until) if now < until => Err(Reason::Backoff { until }),

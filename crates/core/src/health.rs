@@ -2,12 +2,15 @@
 //! person can end.
 //!
 //! A block starts at some time, and only evidence from a request sent *after* that may end it early:
-//! answers overtake each other. Blocks extend and never shorten otherwise. What the quota windows
+//! answers overtake each other. Blocks extend and never shorten otherwise. Those of different causes
+//! stand side by side, since each has an end of its own: a 403 beneath spent quota still cools, and
+//! a served request that spends another limit says nothing of this one. What the quota windows
 //! already say is not written down here a second time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::gate::REST_AFTER_QUOTA_ERROR;
 use crate::outcome::Outcome;
 use crate::units::Timestamp;
 
@@ -60,6 +63,11 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Strikes are of one kind, whichever it was.
+    fn is_like(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
+
     /// For people. `provider`: whose 403 a strike was.
     pub fn text(self, provider: &str) -> String {
         match self {
@@ -85,7 +93,8 @@ pub struct Block {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     pub stop: Option<Stop>,
-    pub block: Option<Block>,
+    /// At most one of each kind of cause. Those that are over may still be among them.
+    blocks: Vec<Block>,
     /// Consecutive errors that were the account's or its upstream's fault.
     pub errors: u32,
     pub last_error_at: Timestamp,
@@ -93,6 +102,15 @@ pub struct Health {
     last_strike_at: Timestamp,
     /// Models that this account cannot serve for a while.
     models: BTreeMap<String, ModelBlock>,
+}
+
+/// What a request has cost an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Charge {
+    /// Of its last attempt there.
+    pub outcome: Outcome,
+    /// Counted as errors, of all its attempts there.
+    pub errors: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,14 +129,43 @@ impl Health {
         Self { stop, ..Self::default() }
     }
 
-    /// Blocks the account until `until`; an older block that lasts longer stays.
+    /// Blocks the account until `until`; an older block of this kind that lasts longer stays.
     pub fn block(&mut self, cause: Cause, until: Timestamp, now: Timestamp) {
-        match &mut self.block {
-            Some(block) if block.until >= until => {}
-            block => {
-                *block = Some(Block { cause, since: now, until });
-            }
+        self.blocks.retain(|block| now < block.until);
+        let block = Block { cause, since: now, until };
+        match self.blocks.iter_mut().find(|block| block.cause.is_like(cause)) {
+            Some(known) if known.until >= until => {}
+            Some(known) => *known = block,
+            None => self.blocks.push(block),
         }
+    }
+
+    /// What blocks ordinary work now: of several blocks the one that ends last.
+    pub fn blocked(&self, now: Timestamp) -> Option<Block> {
+        self.last_of(|block| block, now)
+    }
+
+    /// The same for a gated request: of spent quota it waits for the rest only, since what is spent
+    /// is not its own.
+    pub fn blocked_gated(&self, now: Timestamp) -> Option<Block> {
+        let rested = |block: Block| match block.cause {
+            Cause::Quota => {
+                let rest = block.since.plus(REST_AFTER_QUOTA_ERROR);
+                Block { until: block.until.min(rest), ..block }
+            }
+            _ => block,
+        };
+        self.last_of(rested, now)
+    }
+
+    fn last_of(&self, view: impl Fn(Block) -> Block, now: Timestamp) -> Option<Block> {
+        let running = self.blocks.iter().map(|block| view(*block)).filter(|b| now < b.until);
+        running.max_by_key(|block| block.until)
+    }
+
+    /// Ends the blocks of which this is true.
+    fn end(&mut self, ends: impl Fn(&Block) -> bool) {
+        self.blocks.retain(|block| !ends(block));
     }
 
     /// A 403 that says neither what nor how long. Two cool, the third within three hours disables:
@@ -126,21 +173,21 @@ impl Health {
     ///
     /// A 403 to a request sent before the present cooldown began belongs to the same strike.
     pub fn strike(&mut self, sent_at: Timestamp, now: Timestamp) {
-        let same = matches!(self.block, Some(Block { cause: Cause::Strike(_), since, until })
-            if sent_at < since && now < until);
-        if !same {
-            let fresh = self.strikes > 0 && now <= self.last_strike_at.plus(STRIKES_WITHIN);
-            self.strikes = if fresh { self.strikes + 1 } else { 1 };
-            self.last_strike_at = now;
+        let until = now.plus(STRIKE_COOLDOWN);
+        let cooling = |b: &&mut Block| b.cause.is_like(Cause::Strike(0)) && now < b.until;
+        if let Some(block) = self.blocks.iter_mut().find(cooling)
+            && sent_at < block.since
+        {
+            block.until = block.until.max(until);
+            return;
         }
+        let fresh = self.strikes > 0 && now <= self.last_strike_at.plus(STRIKES_WITHIN);
+        self.strikes = if fresh { self.strikes + 1 } else { 1 };
+        self.last_strike_at = now;
         if self.strikes >= STRIKES_ALLOWED {
             self.stop = Some(Stop::Disabled);
         }
-        let until = now.plus(STRIKE_COOLDOWN);
-        match &mut self.block {
-            Some(block) if same => block.until = block.until.max(until),
-            _ => self.block(Cause::Strike(self.strikes), until, now),
-        }
+        self.block(Cause::Strike(self.strikes), until, now);
     }
 
     pub fn error(&mut self, now: Timestamp) {
@@ -148,20 +195,20 @@ impl Health {
         self.last_error_at = now;
     }
 
-    /// The same request failed the same way on others: it was at fault, and what it did here at or
-    /// after `since` is undone.
-    pub fn take_back(&mut self, outcome: Outcome, since: Timestamp) {
-        let ours = |block: &Block| block.since >= since;
-        match outcome {
-            Outcome::UpstreamError | Outcome::Lost => {
-                self.errors = self.errors.saturating_sub(1);
-            }
-            Outcome::Strike => {
+    /// The same request failed the same way on others: it was at fault, and what it cost this account
+    /// at or after `since` is undone.
+    pub fn take_back(&mut self, charge: Charge, since: Timestamp) {
+        self.errors = self.errors.saturating_sub(charge.errors);
+        match charge.outcome {
+            Outcome::Strike if since <= self.last_strike_at => {
+                if self.strikes >= STRIKES_ALLOWED && self.stop == Some(Stop::Disabled) {
+                    self.stop = None;
+                }
                 self.strikes = self.strikes.saturating_sub(1);
-                self.block = self.block.filter(|block| !ours(block));
+                self.end(|b| b.cause.is_like(Cause::Strike(0)) && since <= b.since);
             }
-            Outcome::QuotaSpent { .. } | Outcome::RateLimited { .. } => {
-                self.block = self.block.filter(|block| !ours(block));
+            Outcome::RateLimited { .. } => {
+                self.end(|b| b.cause == Cause::Rate && since <= b.since);
             }
             _ => {}
         }
@@ -185,12 +232,17 @@ impl Health {
     /// A request sent at `sent_at` came back well. What happened after it was sent stands: answers
     /// overtake each other.
     pub fn success(&mut self, sent_at: Timestamp) {
+        self.gated_success(sent_at);
+        self.quota_is_left(sent_at);
+    }
+
+    /// The same of a request that spends a limit of its own: the account is well, and its ordinary
+    /// quota may still be spent.
+    pub fn gated_success(&mut self, sent_at: Timestamp) {
         if self.last_error_at <= sent_at {
             self.errors = 0;
         }
-        if self.block.is_some_and(|block| block.since <= sent_at) {
-            self.block = None;
-        }
+        self.end(|block| block.cause != Cause::Quota && block.since <= sent_at);
         if self.last_strike_at <= sent_at {
             self.strikes = 0;
         }
@@ -199,9 +251,7 @@ impl Health {
     /// A usage poll asked at `asked_at` found every window below its cap: nobody waits for Thursday
     /// because of one stale number. It says nothing about rates, strikes or the credential.
     pub fn quota_is_left(&mut self, asked_at: Timestamp) {
-        if self.block.is_some_and(|b| b.cause == Cause::Quota && b.since <= asked_at) {
-            self.block = None;
-        }
+        self.end(|block| block.cause == Cause::Quota && block.since <= asked_at);
     }
 
     /// An operator vouches for the account.
@@ -214,10 +264,7 @@ impl Health {
         if self.stop == Some(Stop::NeedsLogin) {
             self.stop = None;
         }
-        let ended = |block: Block| matches!(block.cause, Cause::Credential | Cause::Renewal);
-        if self.block.is_some_and(ended) {
-            self.block = None;
-        }
+        self.end(|block| matches!(block.cause, Cause::Credential | Cause::Renewal));
     }
 
     /// The upstream says that this account has no such model.
@@ -265,159 +312,5 @@ impl ModelBlock {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Timestamp = Timestamp(1_000_000_000);
-
-    fn later(seconds: u64) -> Timestamp {
-        NOW.plus(Duration::from_secs(seconds))
-    }
-
-    /// sub2api F1, F2.
-    #[test]
-    fn three_strikes_disable() {
-        let mut health = Health::default();
-        health.strike(NOW, NOW);
-        assert_eq!(health.block.map(|b| b.cause), Some(Cause::Strike(1)));
-        let text = health.block.map(|b| b.cause.text("OpenAI"));
-        assert_eq!(text.as_deref(), Some("OpenAI 403 temporary cooldown (1/3)"));
-        health.strike(later(700), later(700));
-        assert_eq!((health.stop, health.block.map(|b| b.cause)), (None, Some(Cause::Strike(2))));
-        health.strike(later(1400), later(1400));
-        assert_eq!(health.stop, Some(Stop::Disabled));
-    }
-
-    #[test]
-    fn a_strike_cools_for_ten_minutes_and_a_late_one_extends_it() {
-        let mut health = Health::default();
-        health.strike(NOW, NOW);
-        let block = |health: &Health| health.block.map(|b| (b.cause, b.until));
-        assert_eq!(block(&health), Some((Cause::Strike(1), later(600))));
-        health.strike(NOW.minus(Duration::from_secs(9)), later(60));
-        assert_eq!(block(&health), Some((Cause::Strike(1), later(660))), "sent before it began");
-        health.strike(later(1), later(70));
-        assert_eq!(block(&health), Some((Cause::Strike(2), later(670))), "sent after: another one");
-    }
-
-    #[test]
-    fn requests_of_one_burst_are_one_strike() {
-        let mut health = Health::default();
-        for i in 0..5 {
-            health.strike(NOW.minus(Duration::from_secs(1)), later(i));
-        }
-        assert_eq!((health.stop, health.block.map(|b| b.cause)), (None, Some(Cause::Strike(1))));
-    }
-
-    #[test]
-    fn strikes_are_forgotten_after_three_hours_or_a_success() {
-        let mut health = Health::default();
-        health.strike(NOW, NOW);
-        health.strike(later(700), later(700));
-        health.strike(later(700 + 180 * 60 + 1), later(700 + 180 * 60 + 1));
-        assert_eq!(health.stop, None, "too long ago");
-        health.strike(later(12_300), later(12_300));
-        health.success(later(12_301));
-        health.strike(later(13_000), later(13_000));
-        assert_eq!(health.stop, None, "sub2api F14: a success in between");
-        assert_eq!(health.block.map(|b| b.cause), Some(Cause::Strike(1)));
-    }
-
-    /// sub2api R10: never shortened. R12: ended by a later success.
-    #[test]
-    fn only_later_evidence_ends_a_block() {
-        let mut health = Health::default();
-        health.block(Cause::Rate, later(60), NOW);
-        health.success(NOW.minus(Duration::from_secs(1)));
-        assert!(health.block.is_some(), "an older answer does not end it");
-        health.block(Cause::Rate, later(30), NOW);
-        assert_eq!(health.block.map(|b| b.until), Some(later(60)), "nor does a shorter one");
-        health.success(later(1));
-        assert_eq!(health.block, None);
-    }
-
-    #[test]
-    fn a_request_at_fault_leaves_no_trace() {
-        let mut health = Health::default();
-        health.error(NOW);
-        health.error(NOW);
-        health.take_back(Outcome::UpstreamError, NOW);
-        assert_eq!(health.errors, 1);
-        health.strike(later(5), later(5));
-        health.take_back(Outcome::Strike, later(5));
-        assert_eq!(health.block, None);
-        health.block(Cause::Rate, later(60), NOW);
-        health.take_back(Outcome::RateLimited { until: later(60) }, later(5));
-        assert!(health.block.is_some(), "an older block was not this request's");
-    }
-
-    #[test]
-    fn a_poll_ends_what_an_older_answer_said_of_the_quota_and_nothing_else() {
-        let blocked = |cause| {
-            let mut health = Health::default();
-            health.block(cause, later(600), NOW);
-            health
-        };
-        for (cause, ends) in [(Cause::Quota, true), (Cause::Rate, false), (Cause::Strike(1), false)]
-        {
-            let mut health = blocked(cause);
-            health.quota_is_left(later(5));
-            assert_eq!(health.block.is_none(), ends, "spec §4: {cause:?}");
-        }
-        let mut health = blocked(Cause::Quota);
-        health.quota_is_left(NOW.minus(Duration::from_secs(1)));
-        assert!(health.block.is_some(), "asked before the block began");
-    }
-
-    #[test]
-    fn an_older_answer_does_not_end_a_row_of_errors() {
-        let mut health = Health::default();
-        (0..3).for_each(|_| health.error(NOW));
-        health.success(NOW.minus(Duration::from_secs(1)));
-        assert_eq!(health.errors, 3);
-        health.success(later(1));
-        assert_eq!(health.errors, 0);
-    }
-
-    /// sub2api F15.
-    #[test]
-    fn what_cannot_be_reached_counts_as_an_error_and_rests_if_it_will_last() {
-        let mut health = Health::default();
-        health.unreachable(false, NOW);
-        assert_eq!((health.errors, health.block), (1, None));
-        health.unreachable(true, NOW);
-        let block = health.block.map(|b| (b.cause, b.until));
-        assert_eq!((health.errors, block), (2, Some((Cause::Unreachable, later(600)))));
-    }
-
-    #[test]
-    fn backoff_starts_at_the_third_error() {
-        let mut health = Health::default();
-        let want = [None, None, Some(30), Some(60), Some(120), Some(240), Some(300), Some(300)];
-        for want in want {
-            health.error(NOW);
-            assert_eq!(health.backoff_until(), want.map(later), "{} errors", health.errors);
-        }
-        health.success(NOW);
-        assert_eq!(health.backoff_until(), None);
-    }
-
-    #[test]
-    fn overload_cools_one_model_a_little_longer_each_time() {
-        let mut health = Health::default();
-        for want in [5, 10, 20, 40, 60, 60] {
-            health.overloaded("m", NOW);
-            assert_eq!(health.model_block("m", NOW).map(|b| b.until), Some(later(want)));
-        }
-        assert_eq!(health.model_block("other", NOW), None);
-        health.model_served("m", NOW.minus(Duration::from_secs(1)));
-        assert!(health.model_block("m", NOW).is_some(), "an older answer does not end it");
-        health.model_served("m", NOW);
-        assert_eq!(health.model_block("m", NOW), None);
-        health.block_model("m", later(10), NOW);
-        health.block_model("m", later(60), later(5));
-        health.model_served("m", later(4));
-        let until = health.model_block("m", later(5)).map(|b| b.until);
-        assert_eq!(until, Some(later(60)), "sent before it was extended");
-    }
-}
+#[path = "health_tests.rs"]
+mod tests;

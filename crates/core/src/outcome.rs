@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::account::{Family, Surface};
 use crate::availability::{Account, Ask};
-use crate::health::{Cause, Stop};
+use crate::health::{Cause, Charge, Stop};
 use crate::refresh::FAILURE_FOR;
 use crate::units::Timestamp;
 
@@ -291,7 +291,11 @@ impl Outcome {
             // Counting tokens works when nothing else does.
             Self::Served if at.ask.surface == Surface::CountTokens => {}
             Self::Served => {
-                health.success(at.sent_at);
+                if gated {
+                    health.gated_success(at.sent_at);
+                } else {
+                    health.success(at.sent_at);
+                }
                 health.model_served(model, at.sent_at);
             }
             Self::Stopped(stop) => health.stop = Some(stop),
@@ -419,6 +423,12 @@ pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
 }
 
 impl Progress {
+    /// What the request has cost the present account, whose last answer came to `outcome`.
+    pub fn charge(&self, outcome: Outcome) -> Charge {
+        let last = matches!(outcome, Outcome::UpstreamError);
+        Charge { outcome, errors: u32::from(self.retried) + u32::from(last) }
+    }
+
     /// The next attempt goes to another account.
     pub fn moved(&mut self) {
         self.refreshed = false;

@@ -172,7 +172,7 @@ fn effects() {
     for (name, outcome, refreshed, want) in cases {
         let health = applied(outcome, |at| at.refreshed = refreshed).health;
         let model = health.model_block("m", NOW).map(|block| block.until);
-        let block = health.block.map(|block| (block.cause, block.until));
+        let block = health.blocked(NOW).map(|block| (block.cause, block.until));
         assert_eq!((health.stop, block, health.errors, model), want, "{name}");
     }
 }
@@ -187,9 +187,9 @@ fn counting_tokens_proves_nothing() {
         Outcome::Served.apply(account, at);
     };
     served(Surface::CountTokens, &mut account);
-    assert!(account.health.block.is_some(), "spec §6: not count_tokens");
+    assert!(account.health.blocked(NOW).is_some(), "spec §6: not count_tokens");
     served(Surface::Messages, &mut account);
-    assert_eq!(account.health.block, None);
+    assert_eq!(account.health.blocked(NOW), None);
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn a_gated_models_spent_quota_is_the_models() {
         account.plan = Some(plan.into());
         let ask = Ask { surface: Surface::Responses, model: "spark", gate: Some(&gate) };
         spent.apply(&mut account, Attempt { ask, sent_at: NOW, now: NOW, refreshed: false });
-        (account.health.block.is_some(), account.health.model_block("spark", NOW).is_some())
+        (account.health.blocked(NOW).is_some(), account.health.model_block("spark", NOW).is_some())
     };
     assert_eq!(left("pro"), (false, true), "codex-lb Q12, F11: nothing ordinary is stored");
     assert_eq!(
@@ -209,4 +209,35 @@ fn a_gated_models_spent_quota_is_the_models() {
         (true, false),
         "codex-lb Q10: an exempt plan follows the ordinary rules"
     );
+}
+
+#[test]
+fn a_gated_request_that_is_served_leaves_the_ordinary_limit() {
+    let gate = spark();
+    let left = |plan: &str| {
+        let mut account = account(1);
+        account.plan = Some(plan.into());
+        account.health.block(Cause::Quota, later(9000), NOW);
+        account.health.strike(later(130), later(131));
+        account.health.error(later(131));
+        let ask = Ask { surface: Surface::Responses, model: "spark", gate: Some(&gate) };
+        let at = Attempt { ask, sent_at: later(800), now: later(801), refreshed: false };
+        Outcome::Served.apply(&mut account, at);
+        assert_eq!(account.health.blocked_gated(later(801)), None, "{plan}: no strike cools");
+        assert_eq!(account.health.errors, 0, "{plan}");
+        account.health.blocked(later(801)).map(|block| block.cause)
+    };
+    assert_eq!(left("pro"), Some(Cause::Quota), "codex-lb Q12: nothing ordinary is learnt");
+    assert_eq!(left("plus"), None, "codex-lb Q10: an exempt plan follows the ordinary rules");
+}
+
+#[test]
+fn a_request_is_charged_with_each_of_its_errors() {
+    let mut progress = Progress::default();
+    next(Outcome::UpstreamError, &mut progress);
+    next(Outcome::UpstreamError, &mut progress);
+    assert_eq!(progress.charge(Outcome::UpstreamError).errors, 2, "asked twice");
+    assert_eq!(progress.charge(Outcome::Strike).errors, 1, "an error, then a 403");
+    progress.moved();
+    assert_eq!(progress.charge(Outcome::Strike).errors, 0, "another account");
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use poolgate_core::account::AccountId;
+use poolgate_core::health::Charge;
 use poolgate_core::outcome::{Outcome, Progress};
 use poolgate_core::units::Timestamp;
 use tokio::time::timeout_at;
@@ -73,7 +74,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                     status = bad.status,
                     "left an account"
                 );
-                if same.third(id, &bad) {
+                if same.third(id, &bad, &progress) {
                     return same.relay(app, lease, bad, began);
                 }
                 if enough {
@@ -93,12 +94,12 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
 /// Structured evidence of spent quota is exempt, and so is anything that speaks of a usage limit:
 /// accounts that have run dry say the same, each about itself.
 #[derive(Default)]
-struct SameText(Vec<([u8; 32], AccountId)>);
+struct SameText(Vec<([u8; 32], AccountId, Charge)>);
 
 const SAME_TEXT_ACCOUNTS: usize = 3;
 
 impl SameText {
-    fn third(&mut self, id: AccountId, bad: &Bad) -> bool {
+    fn third(&mut self, id: AccountId, bad: &Bad, progress: &Progress) -> bool {
         let owned = matches!(
             bad.outcome,
             Outcome::Strike | Outcome::RateLimited { .. } | Outcome::UpstreamError
@@ -111,8 +112,8 @@ impl SameText {
             return false;
         }
         let digest = sha256(&reply.body);
-        self.0.retain(|(known, _)| *known == digest);
-        self.0.push((digest, id));
+        self.0.retain(|(known, ..)| *known == digest);
+        self.0.push((digest, id, progress.charge(bad.outcome)));
         self.0.len() >= SAME_TEXT_ACCOUNTS
     }
 
@@ -123,8 +124,8 @@ impl SameText {
         bad: Bad,
         began: Timestamp,
     ) -> Result<Dispatched, Error> {
-        let ids: Vec<AccountId> = self.0.into_iter().map(|(_, id)| id).collect();
-        app.pool.take_back(&ids, bad.outcome, began);
+        let charges = self.0.into_iter().map(|(_, id, charge)| (id, charge));
+        app.pool.take_back(&charges.collect::<Vec<_>>(), began);
         Ok(Dispatched::Whole(lease, bad.reply.ok_or(bad.error)?, None))
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use poolgate_core::account::AccountId;
 use poolgate_core::availability::{Ask, is_below_caps, state};
+use poolgate_core::health::Charge;
 use poolgate_core::network::Suspect;
 use poolgate_core::outcome::{Attempt, Outcome};
 use poolgate_core::quota::{Limit, Reading, Source, Window};
@@ -121,9 +122,13 @@ impl Pool {
     }
 
     /// The request turned out to be at fault: what it did to the accounts it went through is undone.
-    pub fn take_back(&self, ids: &[AccountId], outcome: Outcome, since: Timestamp) {
-        for id in ids {
-            self.with(*id, |live| live.facts.health.take_back(outcome, since));
+    pub fn take_back(&self, charges: &[(AccountId, Charge)], since: Timestamp) {
+        for (id, charge) in charges {
+            self.with(*id, |live| {
+                let stop = live.facts.health.stop;
+                live.facts.health.take_back(*charge, since);
+                live.unsaved_stop |= live.facts.health.stop != stop;
+            });
         }
         self.line.freed();
     }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use futures_util::future::join;
+use poolgate::clock::Clock;
 use poolgate_sim::{Fault, Phase};
 use serde_json::json;
 
@@ -118,6 +119,26 @@ async fn three_accounts_that_say_the_same_put_the_request_at_fault() {
     accounts[3].clear_faults();
     assert_eq!(h.post("/v1/messages", &messages("short", true)).await.status, 200);
     assert_eq!(h.asked()[3], "a", "and nobody was penalised");
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn a_request_at_fault_is_taken_back_with_all_its_retries() {
+    let (h, accounts) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        ["a", "b", "c"].map(|name| s.codex(name))
+    })
+    .await;
+    for account in &accounts {
+        account.fault(Fault::status(500, r#"{"error":{"message":"odd"}}"#)).forever();
+    }
+    for _ in 0..3 {
+        assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 500);
+    }
+    assert_eq!(h.asked().len(), 18, "each account twice for each request");
+    let accounts = h.app.pool.view(h.clock.now()).accounts;
+    let states: Vec<&str> = accounts.iter().map(|account| account.state.as_str()).collect();
+    assert_eq!(states, ["ready", "ready", "ready"]);
     h.finish().await;
 }
 

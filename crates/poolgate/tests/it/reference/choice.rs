@@ -282,6 +282,36 @@ async fn codex_lb_f1_a_gated_model_goes_on_where_the_week_is_spent() {
     h.finish().await;
 }
 
+/// Where the ordinary quota is spent, though no window says so: what gated requests meet there
+/// neither ends that nor is lost beneath it.
+#[tokio::test]
+async fn gated_answers_neither_end_an_ordinary_limit_nor_vanish_beneath_it() {
+    let mut setup = Setup::new().await;
+    setup.in_order();
+    let a = setup.sim.codex("a");
+    a.plan("pro").renew();
+    setup.add_codex(&a);
+    setup.codex("b");
+    let h = setup.start().await;
+    let mut gated = responses("hi", true);
+    gated["model"] = "gpt-5.3-codex-spark".into();
+    let spent = r#"{"error":{"type":"usage_limit_reached","resets_in_seconds":259200}}"#;
+    a.fault(Fault::status(429, spent)).times(1);
+    assert_eq!(who(&h).await, "b", "spent on a for three days");
+    h.clock.advance(Duration::from_secs(121));
+    assert_eq!(h.post(CODEX, &gated).await.status, 200);
+    assert_eq!(h.asked().pop().unwrap(), "a", "codex-lb F1");
+    assert_eq!(who(&h).await, "b", "codex-lb F2: still spent");
+    a.fault(Fault::forbidden_error()).forever();
+    let before = h.asked().len();
+    for _ in 0..3 {
+        assert_eq!(h.post(CODEX, &gated).await.status, 200);
+    }
+    assert_eq!(h.asked()[before..], ["a", "b", "b", "b"], "the first 403 cools it");
+    assert_eq!(view(&h, "a").state, "limited", "three requests are not three strikes");
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn a_gated_models_spent_limit_leaves_the_ordinary_work_alone() {
     let mut setup = Setup::new().await;

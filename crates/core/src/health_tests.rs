@@ -1,0 +1,230 @@
+use super::*;
+
+const NOW: Timestamp = Timestamp(1_000_000_000);
+
+fn later(seconds: u64) -> Timestamp {
+    NOW.plus(Duration::from_secs(seconds))
+}
+
+/// What blocks it at the last moment of which a test speaks, or for long after.
+fn blocked(health: &Health) -> Option<Block> {
+    health.blocked(NOW)
+}
+
+/// sub2api F1, F2.
+#[test]
+fn three_strikes_disable() {
+    let mut health = Health::default();
+    health.strike(NOW, NOW);
+    assert_eq!(blocked(&health).map(|b| b.cause), Some(Cause::Strike(1)));
+    let text = blocked(&health).map(|b| b.cause.text("OpenAI"));
+    assert_eq!(text.as_deref(), Some("OpenAI 403 temporary cooldown (1/3)"));
+    health.strike(later(700), later(700));
+    assert_eq!((health.stop, blocked(&health).map(|b| b.cause)), (None, Some(Cause::Strike(2))));
+    health.strike(later(1400), later(1400));
+    assert_eq!(health.stop, Some(Stop::Disabled));
+}
+
+#[test]
+fn a_strike_cools_for_ten_minutes_and_a_late_one_extends_it() {
+    let mut health = Health::default();
+    health.strike(NOW, NOW);
+    let block = |health: &Health| blocked(health).map(|b| (b.cause, b.until));
+    assert_eq!(block(&health), Some((Cause::Strike(1), later(600))));
+    health.strike(NOW.minus(Duration::from_secs(9)), later(60));
+    assert_eq!(block(&health), Some((Cause::Strike(1), later(660))), "sent before it began");
+    health.strike(later(1), later(70));
+    assert_eq!(block(&health), Some((Cause::Strike(2), later(670))), "sent after: another one");
+}
+
+#[test]
+fn requests_of_one_burst_are_one_strike() {
+    let mut health = Health::default();
+    for i in 0..5 {
+        health.strike(NOW.minus(Duration::from_secs(1)), later(i));
+    }
+    assert_eq!((health.stop, blocked(&health).map(|b| b.cause)), (None, Some(Cause::Strike(1))));
+}
+
+#[test]
+fn strikes_are_forgotten_after_three_hours_or_a_success() {
+    let mut health = Health::default();
+    health.strike(NOW, NOW);
+    health.strike(later(700), later(700));
+    health.strike(later(700 + 180 * 60 + 1), later(700 + 180 * 60 + 1));
+    assert_eq!(health.stop, None, "too long ago");
+    health.strike(later(12_300), later(12_300));
+    health.success(later(12_301));
+    health.strike(later(13_000), later(13_000));
+    assert_eq!(health.stop, None, "sub2api F14: a success in between");
+    assert_eq!(blocked(&health).map(|b| b.cause), Some(Cause::Strike(1)));
+}
+
+/// sub2api R10: never shortened. R12: ended by a later success.
+#[test]
+fn only_later_evidence_ends_a_block() {
+    let mut health = Health::default();
+    health.block(Cause::Rate, later(60), NOW);
+    health.success(NOW.minus(Duration::from_secs(1)));
+    assert!(blocked(&health).is_some(), "an older answer does not end it");
+    health.block(Cause::Rate, later(30), NOW);
+    assert_eq!(blocked(&health).map(|b| b.until), Some(later(60)), "nor does a shorter one");
+    health.success(later(1));
+    assert_eq!(blocked(&health), None);
+}
+
+#[test]
+fn blocks_of_different_causes_stand_side_by_side() {
+    let mut health = Health::default();
+    health.block(Cause::Quota, later(9000), NOW);
+    health.block(Cause::Rate, later(200), later(130));
+    let causes = |health: &Health, at| {
+        let cause = |block: Option<Block>| block.map(|b| (b.cause, b.until));
+        (cause(health.blocked(later(at))), cause(health.blocked_gated(later(at))))
+    };
+    let (quota, rate) = ((Cause::Quota, later(9000)), (Cause::Rate, later(200)));
+    assert_eq!(causes(&health, 131), (Some(quota), Some(rate)), "Q11: the rate counts for both");
+    assert_eq!(causes(&health, 200), (Some(quota), None));
+    health.gated_success(later(201));
+    assert_eq!(causes(&health, 202), (Some(quota), None), "served by another limit");
+    health.block(Cause::Credential, later(900), later(300));
+    health.logged_in();
+    assert_eq!(causes(&health, 301), (Some(quota), None), "only what a sign-in ends");
+    health.success(later(302));
+    assert_eq!(causes(&health, 303), (None, None));
+}
+
+#[test]
+fn strikes_cool_and_count_the_same_beneath_any_other_block() {
+    for beneath in [None, Some(Cause::Rate), Some(Cause::Quota), Some(Cause::Unreachable)] {
+        let mut health = Health::default();
+        if let Some(cause) = beneath {
+            health.block(cause, later(5 * 3600), later(1));
+        }
+        // Sent together; their answers come one after the other.
+        (2..5).for_each(|second| health.strike(NOW, later(second)));
+        assert_eq!((health.strikes, health.stop), (1, None), "{beneath:?}: one burst");
+        let until = |health: &Health| {
+            let strike = health.blocks.iter().find(|b| matches!(b.cause, Cause::Strike(_)));
+            strike.map(|block| block.until)
+        };
+        assert_eq!(until(&health), Some(later(604)), "{beneath:?}");
+        health.strike(later(605), later(606));
+        assert_eq!((health.strikes, until(&health)), (2, Some(later(1206))), "{beneath:?}");
+    }
+    let mut health = Health::default();
+    health.block(Cause::Quota, later(9000), NOW);
+    health.strike(later(130), later(131));
+    let cooling = health.blocked_gated(later(140)).map(|block| (block.cause, block.until));
+    assert_eq!(cooling, Some((Cause::Strike(1), later(731))), "gated requests wait for it");
+}
+
+#[test]
+fn a_request_at_fault_leaves_no_trace() {
+    let charge = |outcome, errors| Charge { outcome, errors };
+    let mut health = Health::default();
+    (0..3).for_each(|_| health.error(NOW));
+    health.take_back(charge(Outcome::UpstreamError, 2), NOW);
+    assert_eq!(health.errors, 1, "what others cost stays");
+    health.strike(later(5), later(5));
+    health.take_back(charge(Outcome::Strike, 1), later(5));
+    assert_eq!((blocked(&health), health.errors, health.strikes), (None, 0, 0));
+    health.strike(later(6), later(6));
+    health.take_back(charge(Outcome::Strike, 0), later(7));
+    assert!(blocked(&health).is_some() && health.strikes == 1, "an older strike was another's");
+    let rate = charge(Outcome::RateLimited { until: later(900) }, 0);
+    health.block(Cause::Rate, later(900), later(7));
+    health.take_back(rate, later(8));
+    assert_eq!(blocked(&health).map(|b| b.cause), Some(Cause::Rate), "nor was this block its own");
+    health.take_back(rate, later(7));
+    assert_eq!(blocked(&health).map(|b| b.cause), Some(Cause::Strike(1)));
+}
+
+#[test]
+fn a_third_strike_that_was_the_requests_fault_disables_nobody() {
+    let third = || {
+        let mut health = Health::default();
+        [0, 700, 1400].into_iter().for_each(|at| health.strike(later(at), later(at)));
+        assert_eq!(health.stop, Some(Stop::Disabled));
+        health
+    };
+    let strike = Charge { outcome: Outcome::Strike, errors: 0 };
+    let mut health = third();
+    health.take_back(strike, later(1400));
+    assert_eq!((health.stop, health.blocked(later(1400))), (None, None));
+    health.strike(later(2000), later(2000));
+    assert_eq!(health.stop, Some(Stop::Disabled), "the first two still count");
+    let mut health = third();
+    health.stop = Some(Stop::NeedsLogin);
+    health.take_back(strike, later(1400));
+    assert_eq!(health.stop, Some(Stop::NeedsLogin), "another stop is not its doing");
+}
+
+#[test]
+fn a_poll_ends_what_an_older_answer_said_of_the_quota_and_nothing_else() {
+    let cooling = |cause| {
+        let mut health = Health::default();
+        health.block(cause, later(600), NOW);
+        health
+    };
+    for (cause, ends) in [(Cause::Quota, true), (Cause::Rate, false), (Cause::Strike(1), false)] {
+        let mut health = cooling(cause);
+        health.quota_is_left(later(5));
+        assert_eq!(blocked(&health).is_none(), ends, "spec §4: {cause:?}");
+    }
+    let mut health = cooling(Cause::Quota);
+    health.quota_is_left(NOW.minus(Duration::from_secs(1)));
+    assert!(blocked(&health).is_some(), "asked before the block began");
+}
+
+#[test]
+fn an_older_answer_does_not_end_a_row_of_errors() {
+    let mut health = Health::default();
+    (0..3).for_each(|_| health.error(NOW));
+    health.success(NOW.minus(Duration::from_secs(1)));
+    assert_eq!(health.errors, 3);
+    health.success(later(1));
+    assert_eq!(health.errors, 0);
+}
+
+/// sub2api F15.
+#[test]
+fn what_cannot_be_reached_counts_as_an_error_and_rests_if_it_will_last() {
+    let mut health = Health::default();
+    health.unreachable(false, NOW);
+    assert_eq!((health.errors, blocked(&health)), (1, None));
+    health.unreachable(true, NOW);
+    let block = blocked(&health).map(|b| (b.cause, b.until));
+    assert_eq!((health.errors, block), (2, Some((Cause::Unreachable, later(600)))));
+}
+
+#[test]
+fn backoff_starts_at_the_third_error() {
+    let mut health = Health::default();
+    let want = [None, None, Some(30), Some(60), Some(120), Some(240), Some(300), Some(300)];
+    for want in want {
+        health.error(NOW);
+        assert_eq!(health.backoff_until(), want.map(later), "{} errors", health.errors);
+    }
+    health.success(NOW);
+    assert_eq!(health.backoff_until(), None);
+}
+
+#[test]
+fn overload_cools_one_model_a_little_longer_each_time() {
+    let mut health = Health::default();
+    for want in [5, 10, 20, 40, 60, 60] {
+        health.overloaded("m", NOW);
+        assert_eq!(health.model_block("m", NOW).map(|b| b.until), Some(later(want)));
+    }
+    assert_eq!(health.model_block("other", NOW), None);
+    health.model_served("m", NOW.minus(Duration::from_secs(1)));
+    assert!(health.model_block("m", NOW).is_some(), "an older answer does not end it");
+    health.model_served("m", NOW);
+    assert_eq!(health.model_block("m", NOW), None);
+    health.block_model("m", later(10), NOW);
+    health.block_model("m", later(60), later(5));
+    health.model_served("m", later(4));
+    let until = health.model_block("m", later(5)).map(|b| b.until);
+    assert_eq!(until, Some(later(60)), "sent before it was extended");
+}
