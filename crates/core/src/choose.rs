@@ -210,9 +210,11 @@ fn choose_owner(
         return Err(Refusal::Owner { reason: None });
     };
     match fits[at] {
-        Ok(_) if choice.tried.contains(&owner) => Err(Refusal::AllTried),
+        Ok(_) | Err(Reason::Busy | Reason::Probing { .. }) if choice.tried.contains(&owner) => {
+            Err(Refusal::AllTried)
+        }
         Ok(fit) => Ok(Chosen { id: owner, because: Because::Owner, probes: fit == Fit::Probe }),
-        Err(Reason::Busy) => Err(Refusal::Busy),
+        Err(Reason::Busy | Reason::Probing { .. }) => Err(Refusal::Busy),
         Err(reason) => Err(Refusal::Owner { reason: Some(reason) }),
     }
 }
@@ -230,6 +232,10 @@ fn refusal(accounts: &[&Account], fits: &[Result<Fit, Reason>], choice: &Choice<
         match *fit_or_reason {
             Err(Reason::Unfit) => continue,
             Err(Reason::NotAllowed) => not_allowed += 1,
+            // What frees it would not help a request that has failed on it.
+            Err(Reason::Busy | Reason::Probing { .. }) if choice.tried.contains(&account.id) => {
+                tried = true;
+            }
             // Whoever probes will be back in a moment, one way or the other.
             Err(Reason::Busy | Reason::Probing { .. }) => busy = true,
             Err(Reason::Paused | Reason::Stopped(_) | Reason::Unavailable) => {}

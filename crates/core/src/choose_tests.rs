@@ -4,7 +4,7 @@ use super::*;
 use crate::account::{Kind, Surface};
 use crate::availability::tests::{NOW, account, later, used};
 use crate::health::{Cause, Stop};
-use crate::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
+use crate::quota::{FIVE_HOURS, Limit, Quota, Reading, Source, WEEK, Window};
 use crate::units::Fraction;
 
 fn choice(strategy: Strategy) -> Choice<'static> {
@@ -88,6 +88,39 @@ fn refuses() {
     let owner = Choice { owner: Some(AccountId(6)), ..choice(Strategy::Headroom) };
     let reason = Some(Reason::Exhausted { until: Some(later(3600)) });
     assert_eq!(pick(&[account(1), used(6, 100.0, 10.0)], &owner), Err(Refusal::Owner { reason }));
+}
+
+/// A slot that is freed, or a probe that comes back, helps only who has not failed there.
+#[test]
+fn waits_for_nobody_it_has_failed_on() {
+    let full = |id| with(account(id), |a| (a.max_in_flight, a.in_flight) = (1, 1));
+    let probing = |id| {
+        let hours_ago = NOW.minus(Duration::from_hours(3));
+        with(account(id), |a| {
+            let windows = used(id, 10.0, 100.0).quota;
+            let old = windows.windows().iter().cloned();
+            let old = old.map(|window| Window { observed_at: hours_ago, ..window });
+            a.quota = Quota::new(old.collect());
+            a.probing_until = Some(later(60));
+        })
+    };
+    let one = [AccountId(1)];
+    let anyone = |tried| Choice { tried, ..choice(Strategy::Headroom) };
+    let owned = |tried| Choice { owner: Some(AccountId(1)), ..anyone(tried) };
+    let cases = [
+        ("busy", full(1), anyone(&[]), Refusal::Busy),
+        ("busy, and failed there", full(1), anyone(&one), Refusal::AllTried),
+        ("probing", probing(1), anyone(&[]), Refusal::Busy),
+        ("probing, and failed there", probing(1), anyone(&one), Refusal::AllTried),
+        ("a busy owner", full(1), owned(&[]), Refusal::Busy),
+        ("a busy owner, and failed there", full(1), owned(&one), Refusal::AllTried),
+        ("a probing owner", probing(1), owned(&[]), Refusal::Busy),
+        ("a probing owner, and failed there", probing(1), owned(&one), Refusal::AllTried),
+    ];
+    for (name, account, choice, want) in cases {
+        assert_eq!(pick(&[account], &choice), Err(want), "{name}");
+    }
+    assert_eq!(pick(&[full(1), full(2)], &anyone(&one)), Err(Refusal::Busy), "another is busy");
 }
 
 /// multiplexer 18.3 #36.

@@ -144,7 +144,9 @@ fn a_request_at_fault_leaves_no_trace() {
 fn a_third_strike_that_was_the_requests_fault_disables_nobody() {
     let third = || {
         let mut health = Health::default();
-        [0, 700, 1400].into_iter().for_each(|at| health.strike(later(at), later(at)));
+        for at in [0, 700, 1400] {
+            health.strike(later(at), later(at));
+        }
         assert_eq!(health.stop, Some(Stop::Disabled));
         health
     };
