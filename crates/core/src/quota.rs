@@ -8,7 +8,7 @@
 //! answers that may be older than what is known: they move a reset only forward, and lower `used`
 //! only when the reset moved. A usage poll asks for the truth, and may set both either way, unless
 //! something newer is known already. A part that is missing leaves the stored part alone. Past its
-//! reset a window counts as empty until new data come.
+//! reset a window counts as empty until new data come; if those name no reset, it is unknown.
 
 use std::time::Duration;
 
@@ -191,6 +191,9 @@ impl Quota {
         }
         if moved {
             window.resets_at = reading.resets_at;
+        } else if reading.used.is_some() && reading.resets_at.is_none() && window.has_reset(now) {
+            // It would empty the share that has been consumed since.
+            window.resets_at = None;
         }
         merged.changed |= before != (window.used, window.resets_at);
         merged.note(before, window);

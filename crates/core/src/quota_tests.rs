@@ -67,6 +67,22 @@ fn a_passed_reset_empties_the_window_and_lets_it_fall() {
 }
 
 #[test]
+fn what_is_consumed_after_a_reset_counts_though_no_new_one_is_named() {
+    for source in [Source::Answer, Source::Poll] {
+        let mut quota = quota(99.0, at(-1));
+        quota.merge(&[reading(None, None)], source, NOW);
+        assert_eq!(quota.five_hour().map(|w| w.used_at(NOW)), Some(Fraction::ZERO), "nothing new");
+        quota.merge(&[reading(Some(3.0), None)], source, NOW);
+        let seen = |quota: &Quota| {
+            quota.five_hour().map(|w| (w.used_at(NOW).percent(), w.resets_at)).unwrap()
+        };
+        assert_eq!(seen(&quota), (3.0, None), "{source:?}");
+        quota.merge(&[reading(Some(4.0), at(299))], source, NOW);
+        assert_eq!(seen(&quota), (4.0, at(299)), "{source:?}: the next one that is named");
+    }
+}
+
+#[test]
 fn a_stale_snapshot_gives_way_to_a_header() {
     let resets_at = at(600);
     let mut poisoned = quota_seen(99.0, resets_at, NOW.minus(Duration::from_hours(2)));
