@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use http::{HeaderMap, Response, StatusCode};
-use poolgate_core::account::Surface;
+use poolgate_core::account::{Surface, model_matches};
 use poolgate_core::availability::Ask;
 use serde::{Deserialize, Serialize};
 
@@ -65,16 +65,14 @@ pub fn why(
     let surface = field("surface").unwrap_or_else(|| "responses".into());
     let surface = Surface::ALL.into_iter().find(|known| known.name() == surface);
     let surface = surface.ok_or(Error::BadQuestion("there is no such surface"))?;
-    let pools = match field("key") {
-        None => Vec::new(),
-        Some(name) => {
-            let key = app.keys.named(&name, app.clock.now());
-            key.ok_or(Error::BadQuestion("there is no valid key of that name"))?.pools.clone()
-        }
-    };
+    let key = field("key").map(|name| {
+        let key = app.keys.named(&name, app.clock.now());
+        key.ok_or(Error::BadQuestion("there is no valid key of that name"))
+    });
+    let key = key.transpose()?;
     let ask = Ask { surface, model: &model, gate: app.gates.of(&model).map(Arc::as_ref) };
     let wish = Wish {
-        pools: &pools,
+        pools: key.as_ref().map_or(&[], |key| &key.pools),
         ask,
         session: None,
         owner: None,
@@ -83,7 +81,15 @@ pub fn why(
         tried: &[],
         seed: rand::random(),
     };
-    answer(&app.pool.why(&wish, app.clock.now()))
+    let mut why = app.pool.why(&wish, app.clock.now());
+    let may_use = |models: &[String]| {
+        models.is_empty() || models.iter().any(|pattern| model_matches(pattern, &model))
+    };
+    if key.is_some_and(|key| !may_use(&key.models)) {
+        // A request would not come as far as a choice.
+        (why.chosen, why.because) = (None, Error::ModelForbidden(model).to_string());
+    }
+    answer(&why)
 }
 
 /// The request `id`.

@@ -232,6 +232,16 @@ async fn why_says_who_would_serve_and_why_not_the_others() {
     assert_eq!(nobody["because"], "no account of a fitting kind");
     fails(&data, &["why", "--model", "m", "--key", "nobody", "--url", &h.url], "no valid key")
         .await;
+    json(&data, &["key", "create", "few", "--model", "gpt-5.5*"]).await;
+    h.app.reload().await.unwrap();
+    for (model, chosen, because) in [
+        ("gpt-5.5", "bob".into(), "strategy"),
+        ("gpt-6", Value::Null, "this key may not use the model \"gpt-6\""),
+    ] {
+        let why = json(&data, &["why", "--model", model, "--key", "few", "--url", &h.url]).await;
+        assert_eq!((&why["chosen"], &why["because"]), (&chosen, &because.into()), "{why}");
+        assert_eq!(why["accounts"][1]["verdict"], "ready", "they are shown all the same");
+    }
     h.finish().await;
 }
 
