@@ -177,6 +177,10 @@ impl Pool {
             let known = old.remove(&one.facts.id);
             state.live.push(Live::of(one, known));
         }
+        // Of those that have left, requests that wait for a head go elsewhere, as after a pause.
+        for live in old.values() {
+            live.interrupt.cancel();
+        }
         let everyone: Vec<AccountId> = state.live.iter().map(|live| live.facts.id).collect();
         let by_name: HashMap<&str, AccountId> =
             state.live.iter().map(|live| (live.account.name.as_str(), live.facts.id)).collect();

@@ -1,3 +1,4 @@
+use futures_util::FutureExt;
 use poolgate_core::account::{Caps, Surface};
 use poolgate_core::availability::Ask;
 use poolgate_core::choose::Refusal;
@@ -122,6 +123,19 @@ fn a_reload_keeps_what_was_learnt() {
     assert_eq!(states, ["ready", "needs_login", "ready"], "an unsaved stop stays");
     drop(lease);
     assert_eq!(pool.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn an_account_that_leaves_lets_go_of_who_waits_for_it() {
+    let pool = pool(vec![loaded(1, 0), loaded(2, 0)]);
+    let on = |id: i64| {
+        let others = [AccountId(3 - id)];
+        pool.lease(&Wish { tried: &others, ..wish(None, 1) }, NOW).unwrap()
+    };
+    let (leaves, stays) = (on(1), on(2));
+    pool.replace(vec![loaded(2, 0)], &[]);
+    assert!(leaves.interrupted().now_or_never().is_some());
+    assert!(stays.interrupted().now_or_never().is_none());
 }
 
 #[test]
