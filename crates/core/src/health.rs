@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::gate::REST_AFTER_QUOTA_ERROR;
 use crate::outcome::Outcome;
+use crate::refresh::Fault;
 use crate::units::Timestamp;
 
 /// Strikes older than this are forgotten.
@@ -259,9 +260,14 @@ impl Health {
         *self = Self::default();
     }
 
-    /// A fresh credential ends what the old one caused.
-    pub fn logged_in(&mut self) {
-        if self.stop == Some(Stop::NeedsLogin) {
+    /// A fresh credential ends what the old one caused. `refused`: what its issuer had said of that.
+    pub fn logged_in(&mut self, refused: Option<Fault>) {
+        let ends = match self.stop {
+            Some(Stop::NeedsLogin) => true,
+            Some(Stop::Deactivated) => refused == Some(Fault::Deactivated),
+            Some(Stop::Disabled) | None => false,
+        };
+        if ends {
             self.stop = None;
         }
         self.end(|block| matches!(block.cause, Cause::Credential | Cause::Renewal));

@@ -88,10 +88,27 @@ fn blocks_of_different_causes_stand_side_by_side() {
     health.gated_success(later(201));
     assert_eq!(causes(&health, 202), (Some(quota), None), "served by another limit");
     health.block(Cause::Credential, later(900), later(300));
-    health.logged_in();
+    health.logged_in(None);
     assert_eq!(causes(&health, 301), (Some(quota), None), "only what a sign-in ends");
     health.success(later(302));
     assert_eq!(causes(&health, 303), (None, None));
+}
+
+#[test]
+fn a_new_sign_in_ends_what_the_old_one_was_stopped_for() {
+    let cases = [
+        (Stop::NeedsLogin, None, None),
+        (Stop::NeedsLogin, Some(Fault::Reused), None),
+        (Stop::Deactivated, Some(Fault::Deactivated), None),
+        (Stop::Deactivated, Some(Fault::Reused), Some(Stop::Deactivated)),
+        (Stop::Deactivated, None, Some(Stop::Deactivated)),
+        (Stop::Disabled, Some(Fault::Deactivated), Some(Stop::Disabled)),
+    ];
+    for (stop, refused, want) in cases {
+        let mut health = Health::stored(Some(stop));
+        health.logged_in(refused);
+        assert_eq!(health.stop, want, "{stop:?}, and its issuer had said {refused:?}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod issuer;
 mod lock;
 mod refresh;
 mod source;
+mod whose;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,9 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use poolgate_core::account::Kind;
-use poolgate_core::refresh::{Need, Past, Standing, Verdict, idle_due_at, may_ask, standing};
+use poolgate_core::refresh::{
+    Fault, Need, Past, Standing, Verdict, idle_due_at, may_ask, standing,
+};
 use poolgate_core::units::Timestamp;
 
 use books::Unsaved;
@@ -32,6 +35,8 @@ pub use issuer::{CLAUDE_CLIENT, CLAUDE_SCOPES, CODEX_CLIENT, Issuers};
 pub use refresh::RefreshContext;
 use source::Seen;
 pub use source::{Source, Stored, place};
+pub use whose::Owner;
+use whose::Whose;
 
 use crate::store::RefreshMark;
 
@@ -111,6 +116,7 @@ pub struct Credential {
     /// The tokens whose access token an upstream has refused.
     refused: Mutex<Option<[u8; 32]>>,
     flight: Mutex<Option<refresh::Flight>>,
+    whose: Mutex<Whose>,
     /// What the provider says is the account's uuid.
     learnt_uuid: ArcSwapOption<String>,
 }
@@ -132,6 +138,7 @@ impl Credential {
             unsaved: Mutex::new(None),
             refused: Mutex::new(None),
             flight: Mutex::new(None),
+            whose: Mutex::default(),
             learnt_uuid: ArcSwapOption::empty(),
         }
     }
@@ -165,6 +172,12 @@ impl Credential {
         match read.map(|loaded| self.newest(loaded)) {
             Ok(loaded) => {
                 *self.problem.lock() = None;
+                if let Some(sign_in) = &loaded.sign_in
+                    && self.whose.lock().read(loaded.content, sign_in) != Likeness::Same
+                {
+                    // Before its tokens are used: no request names somebody else.
+                    self.learnt_uuid.store(None);
+                }
                 let changed = before.is_none_or(|before| before.bearer != loaded.bearer);
                 self.loaded.store(Some(Arc::new(loaded)));
                 changed
@@ -235,6 +248,33 @@ impl Credential {
         })
     }
 
+    /// Why the issuer would never again renew the tokens that were here before.
+    pub fn refused_before(&self) -> Option<Fault> {
+        let mark = self.past.lock();
+        match (mark.as_ref()?, self.loaded.load().as_ref()?) {
+            (RefreshMark { past: Past::Refused(fault), content, .. }, loaded)
+                if *content != loaded.content =>
+            {
+                Some(*fault)
+            }
+            _ => None,
+        }
+    }
+
+    /// Told apart from what it was before by [`Owner::since`].
+    pub fn owner(&self) -> Owner {
+        self.whose.lock().owner
+    }
+
+    /// Whether both are the same person's, as far as their documents say.
+    pub fn compare(&self, other: &Self) -> Likeness {
+        let identity = |credential: &Self| {
+            let loaded = credential.loaded.load_full();
+            loaded.and_then(|loaded| Some(loaded.sign_in.as_ref()?.identity())).unwrap_or_default()
+        };
+        identity(self).compare(&identity(other))
+    }
+
     /// The present token has expired, or an upstream has refused it.
     fn is_spent(&self, loaded: &Loaded, now: Timestamp) -> bool {
         loaded.sign_in.as_ref().is_some_and(|sign_in| sign_in.is_expired(now))
@@ -261,9 +301,9 @@ impl Credential {
         written.or_else(|| Some(self.learnt_uuid.load_full()?.as_ref().clone()))
     }
 
-    /// `None`: whose the sign-in is has to be learnt anew.
-    pub fn learn_uuid(&self, uuid: Option<String>) {
-        self.learnt_uuid.store(uuid.map(Arc::new));
+    /// Forgotten when the sign-in becomes one that may be somebody else's.
+    pub fn learn_uuid(&self, uuid: String) {
+        self.learnt_uuid.store(Some(Arc::new(uuid)));
     }
 
     /// What names or authenticates the account, and must not be shown to clients.

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use poolgate_core::account::{AccountId, Kind, Speaks};
 use poolgate_core::affinity::{Affinity, SOFT_FOR, Scope};
 use poolgate_core::availability::Account as Facts;
-use poolgate_core::health::Stop;
+use poolgate_core::health::{Health, Stop};
 use poolgate_core::network::Network;
 use poolgate_core::poll::Polls;
 use poolgate_core::quota::Quota;
@@ -35,7 +35,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
-use crate::credentials::Credential;
+use crate::credentials::{Credential, Likeness, Owner};
 
 use line::Line;
 
@@ -103,6 +103,8 @@ struct Live {
     resumed_at: Option<Timestamp>,
     /// By an operator; `None`: by plan.
     plan_weight: Option<f64>,
+    /// Whose the credential was when that was last looked at.
+    owner: Owner,
     /// As the provider told it, which is newer than what the credential says.
     learnt_plan: Option<String>,
     /// When its upstream last answered anything.
@@ -300,6 +302,7 @@ impl Live {
         let windows = facts.quota.windows().iter();
         let fresh = Self {
             heard_at: windows.map(|window| window.observed_at).max(),
+            owner: account.credential.owner(),
             account: Arc::new(account),
             facts,
             counters: Counters::default(),
@@ -329,12 +332,14 @@ impl Live {
                 facts.health.stop = stored;
             }
         }
-        let same = Arc::ptr_eq(&known.account.credential, &self.account.credential);
-        if same && !vouched {
+        let (old, new) = (&known.account.credential, &self.account.credential);
+        let same = Arc::ptr_eq(old, new);
+        let likeness = if same { self.owner.since(known.owner) } else { old.compare(new) };
+        if same && likeness == Likeness::Same && !vouched {
             (self.polls, self.polled) = (known.polls, known.polled);
             self.poll_probes_until = known.poll_probes_until;
         }
-        self.learnt_plan = known.learnt_plan.filter(|_| same);
+        self.learnt_plan = known.learnt_plan.filter(|_| same && likeness == Likeness::Same);
         if let Some(plan) = &self.learnt_plan {
             facts.plan = Some(plan.clone());
             let by_plan = plan_weight(facts.kind, facts.plan.as_deref());
@@ -350,7 +355,19 @@ impl Live {
         } else {
             self.interrupt = known.interrupt;
         }
+        if likeness == Likeness::Other {
+            self.forget();
+        }
         self
+    }
+
+    /// The credential has become somebody else's, whose quota and troubles are not known.
+    fn forget(&mut self) {
+        let facts = &mut self.facts;
+        facts.quota = Quota::default();
+        facts.health = Health::stored(facts.health.stop);
+        // The store may have got the old ones back meanwhile.
+        self.unsaved = true;
     }
 }
 

@@ -269,6 +269,7 @@ impl Credential {
     fn put(&self, loaded: Loaded) {
         *self.problem.lock() = None;
         *self.past.lock() = None;
+        self.whose.lock().renewed(loaded.content);
         self.loaded.store(Some(Arc::new(loaded)));
     }
 

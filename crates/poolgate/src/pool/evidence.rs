@@ -16,7 +16,8 @@ use poolgate_core::resets::{Resets, resets};
 use poolgate_core::units::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::{Live, Pool, SessionKey, State};
+use super::{Live, Pool, SessionKey, State, plan_weight};
+use crate::credentials::Likeness;
 use crate::providers::Usage;
 
 impl Live {
@@ -28,6 +29,22 @@ impl Live {
             std::mem::replace(&mut self.interrupt, CancellationToken::new()).cancel();
         }
         result
+    }
+
+    /// What was learnt about whoever the credential was before is not about who it may be now.
+    fn follow_owner(&mut self) {
+        let owner = self.account.credential.owner();
+        let likeness = owner.since(std::mem::replace(&mut self.owner, owner));
+        if likeness != Likeness::Same {
+            self.learnt_plan = None;
+            self.facts.plan = self.account.credential.plan();
+            let by_plan = plan_weight(self.facts.kind, self.facts.plan.as_deref());
+            self.facts.weight = self.plan_weight.unwrap_or(by_plan);
+            self.poll_anew();
+        }
+        if likeness == Likeness::Other {
+            self.forget();
+        }
     }
 
     /// Returns the windows that now look different.
@@ -139,7 +156,10 @@ impl Pool {
 
     /// Somebody else has put another credential in its place: maybe of another account.
     pub fn credential_exchanged(&self, id: AccountId) {
-        self.with(id, Live::poll_anew);
+        self.with(id, |live| {
+            live.poll_anew();
+            live.follow_owner();
+        });
         self.polls.notify_one();
     }
 
@@ -154,13 +174,17 @@ impl Pool {
     ) {
         self.with(id, |live| {
             let stop = live.facts.health.stop;
+            live.follow_owner();
             live.learn(now, |live| {
                 live.facts.has_credential = standing != Standing::Unavailable;
                 match standing {
                     Standing::Stopped(stop) => {
                         live.facts.health.stop.get_or_insert(stop);
                     }
-                    Standing::Usable if is_new => live.facts.health.logged_in(),
+                    Standing::Usable if is_new => {
+                        let refused = live.account.credential.refused_before();
+                        live.facts.health.logged_in(refused);
+                    }
                     Standing::Usable | Standing::Unavailable => {}
                 }
             });

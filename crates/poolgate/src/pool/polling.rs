@@ -168,8 +168,11 @@ impl Polling {
             if let Some(plan) = &profile.plan {
                 live.learn_plan(plan);
             }
-            if profile.account_uuid.is_some() {
-                live.account.credential.learn_uuid(profile.account_uuid);
+            let credential = &live.account.credential;
+            // Whose it is now may not have been asked.
+            let is_same = credential.owner() == live.owner;
+            if let Some(uuid) = profile.account_uuid.filter(|_| is_same) {
+                credential.learn_uuid(uuid);
             }
         });
     }

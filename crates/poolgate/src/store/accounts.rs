@@ -329,6 +329,11 @@ impl Store {
     pub async fn save_quotas(&self, quotas: &[(AccountId, Quota)]) -> sqlx::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         for (id, quota) in quotas {
+            // Windows that it has no more go too.
+            sqlx::query("DELETE FROM quota_windows WHERE account_id = $1")
+                .bind(id.0)
+                .execute(&mut *tx)
+                .await?;
             for window in quota.windows() {
                 let limit = match &window.limit {
                     Limit::Ordinary => "",
@@ -462,5 +467,7 @@ mod tests {
         let quota = Quota::new(vec![window(Limit::Ordinary), window(Limit::Named("x".into()))]);
         store.save_quotas(&[(id, quota.clone())]).await.unwrap();
         assert_eq!(store.quotas().await.unwrap(), [(id, quota)]);
+        store.save_quotas(&[(id, Quota::default())]).await.unwrap();
+        assert!(store.quotas().await.unwrap().is_empty(), "what is known no more is not kept");
     }
 }

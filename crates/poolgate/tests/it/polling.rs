@@ -460,6 +460,25 @@ async fn the_uuid_that_the_profile_tells_goes_out_with_requests() {
     h.finish().await;
 }
 
+#[tokio::test]
+async fn the_uuid_of_before_goes_out_with_nobody_elses_tokens() {
+    let (h, (_, d)) = polling(|s| (s.claude("c"), s.sim.claude("d"))).await;
+    let account = h.app.pool.accounts().remove(0);
+    until("the uuid is known", || account.credential.claude_account_uuid().is_some()).await;
+    d.fault(Fault::server_error(503)).on("/api/oauth/profile").forever();
+    std::fs::write(h.dir.path().join("c.json"), d.credentials_json()).unwrap();
+    let token = account.credential.ready(h.clock.now()).unwrap();
+    until("it is d's", || account.credential.ready(h.clock.now()).unwrap() != token).await;
+    assert_eq!(account.credential.claude_account_uuid(), None, "whose it is has to be learnt");
+    d.clear_faults();
+    h.app.pool.credential_exchanged(account.id);
+    until("d's is known", || {
+        account.credential.claude_account_uuid().as_deref() == Some(&*d.account_id())
+    })
+    .await;
+    h.finish().await;
+}
+
 /// codex-lb G12, spec §3.4: pauses too.
 #[tokio::test]
 async fn who_is_paused_is_left_alone_until_resumed() {

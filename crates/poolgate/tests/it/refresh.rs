@@ -340,6 +340,25 @@ async fn what_ended_a_sign_in_is_told_apart() {
     }
 }
 
+/// The issuer has said it of those tokens; these are others.
+#[tokio::test]
+async fn a_new_sign_in_in_the_file_ends_what_the_issuer_said_of_the_old_one() {
+    for code in ["refresh_token_reused", "account_deactivated"] {
+        let (h, a, _b) = pair().await;
+        a.expire_access_token();
+        a.fault(Fault::status(401, &format!(r#"{{"error":{{"code":"{code}"}}}}"#))).on(TOKEN);
+        assert_eq!(post(&h).await, 200);
+        assert_ne!(view(&h, "a").state, "ready", "{code}");
+        a.clear_faults();
+        a.renew();
+        others_write(&h, &a);
+        until(code, async || view(&h, "a").state == "ready").await;
+        assert_eq!(post(&h).await, 200);
+        assert_eq!(h.asked().pop().unwrap(), "a", "{code}");
+        h.finish().await;
+    }
+}
+
 /// Whatever the token endpoint does: who has a good token serves, who has none is left.
 #[tokio::test]
 async fn trouble_at_the_token_endpoint_touches_nobody_with_a_good_token() {

@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 
 use http::Method;
 use poolgate::clock::Clock;
-use poolgate_sim::{Account, DevicePoll, Kind};
+use poolgate_sim::{Account, DevicePoll, Fault, Kind};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -412,6 +412,33 @@ async fn codex_lb_k14_another_identity_is_refused_unless_it_is_meant() {
     b.signs_in();
     let (ok, said) = sign_in(&h, &["codex", "--name", "old"]).await;
     assert!(!ok && said.contains(r#"the account "mine" already"#), "nor an old one: {said}");
+    h.finish().await;
+}
+
+/// What was known of the one before says nothing of who is there now: neither the quota, nor what
+/// went wrong.
+#[tokio::test]
+async fn another_person_begins_with_nothing_known() {
+    let (h, (a, b)) = Harness::start(|s: &mut Setup| (s.codex("a"), s.sim.codex("b"))).await;
+    let file = h.dir.path().join("a.json");
+    let windows = || h.app.pool.view(h.clock.now()).accounts.remove(0).windows.len();
+    let spend = async |account: &Account| {
+        account.fault(Fault::usage_limit_reached()).times(1);
+        assert!(!served(&h, Kind::Codex).await);
+        assert_eq!((state(&h, "a").as_str(), windows()), ("limited", 2));
+    };
+    spend(&a).await;
+    std::fs::write(&file, b.auth_json()).unwrap();
+    until("b serves", async || state(&h, "a") == "ready").await;
+    assert_eq!(windows(), 0, "by the file");
+    assert!(served(&h, Kind::Codex).await);
+    assert_eq!(h.asked().last().map(String::as_str), Some("b"));
+    spend(&b).await;
+    a.signs_in();
+    let (ok, said) = sign_in(&h, &["codex", "--name", "a", "--replace"]).await;
+    assert!(ok, "{said}");
+    until("a serves", async || state(&h, "a") == "ready").await;
+    assert_eq!(windows(), 0, "by the command");
     h.finish().await;
 }
 
