@@ -238,7 +238,10 @@ async fn why_says_who_would_serve_and_why_not_the_others() {
         ("gpt-5.5", "bob".into(), "strategy"),
         ("gpt-6", Value::Null, "this key may not use the model \"gpt-6\""),
     ] {
-        let why = json(&data, &["why", "--model", model, "--key", "few", "--url", &h.url]).await;
+        let ask = ["why", "--model", model, "--key", "few", "--url", &h.url, "--json"];
+        let told = run(&data, &ask, "").await;
+        assert_eq!(told.status.success(), chosen != Value::Null);
+        let why: Value = serde_json::from_slice(&told.stdout).unwrap();
         assert_eq!((&why["chosen"], &why["because"]), (&chosen, &because.into()), "{why}");
         assert_eq!(why["accounts"][1]["verdict"], "ready", "they are shown all the same");
     }
