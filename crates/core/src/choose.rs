@@ -57,21 +57,49 @@ pub const BUSY_WAIT: Duration = Duration::from_secs(10);
 /// Waiting for a short cooldown to end.
 pub const COOLDOWN_WAIT: Duration = Duration::from_mins(1);
 
-impl Refusal {
-    /// Until when a request that has waited since `since` should go on waiting, if nobody becomes
-    /// able before; `None`: the client is told now.
-    pub fn wait_until(self, since: Timestamp, now: Timestamp) -> Option<Timestamp> {
-        match self {
-            Self::Busy => Some(since.plus(BUSY_WAIT)).filter(|until| now < *until),
-            Self::Later(Later { untried_until: Some(at), .. }) => {
-                // A moment past the reason's end, when it surely no longer holds.
-                let end = at.max(now).plus(Duration::from_millis(1));
-                (end <= since.plus(COOLDOWN_WAIT)).then_some(end)
+/// How long a request goes on waiting: ten seconds for a slot, counted from when nothing but slots
+/// was missing; a minute in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long it had waited when a slot was all it wanted; `None`: it wants something else.
+    busy_from: Option<Duration>,
+}
+
+impl Default for Patience {
+    /// A request that has just come.
+    fn default() -> Self {
+        Self { busy_from: Some(Duration::ZERO) }
+    }
+}
+
+impl Patience {
+    /// Until when a request that has waited for `waited` should go on, if nobody becomes able
+    /// before; `None`: the client is told now.
+    pub fn until(
+        &mut self,
+        refusal: Refusal,
+        waited: Duration,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let left = now.plus(COOLDOWN_WAIT.saturating_sub(waited));
+        let until = match refusal {
+            Refusal::Busy => {
+                let from = *self.busy_from.get_or_insert(waited);
+                let slot = BUSY_WAIT.saturating_sub(waited.saturating_sub(from));
+                return Some(now.plus(slot).min(left)).filter(|until| now < *until);
+            }
+            // A moment past the reason's end, when it surely no longer holds.
+            Refusal::Later(Later { untried_until: Some(at), .. }) => {
+                Some(at.max(now).plus(Duration::from_millis(1)))
             }
             _ => None,
-        }
+        };
+        self.busy_from = None;
+        until.filter(|end| *end <= left)
     }
+}
 
+impl Refusal {
     /// Stable words for people and tests.
     pub const fn name(self) -> &'static str {
         match self {

@@ -296,6 +296,17 @@ fn waits_while_someone_is_expected_soon() {
         ("no hope", Refusal::Operator, 0, None),
     ];
     for (name, refusal, waited, want) in cases {
-        assert_eq!(refusal.wait_until(NOW, later(waited)), want, "{name}");
+        let waited_for = Duration::from_secs(waited);
+        let until = Patience::default().until(refusal, waited_for, later(waited));
+        assert_eq!(until, want, "{name}");
     }
+    let mut patience = Patience::default();
+    let mut look =
+        |refusal, waited| patience.until(refusal, Duration::from_secs(waited), later(waited));
+    assert_eq!(look(cooling(30), 0), after(30));
+    assert_eq!(look(Refusal::Busy, 30), Some(later(40)), "ten seconds from when it was busy");
+    assert_eq!(look(Refusal::Busy, 40), None);
+    assert_eq!(look(cooling(55), 41), after(55));
+    assert_eq!(look(Refusal::Busy, 55), Some(later(60)), "a minute in all");
+    assert_eq!(look(Refusal::Busy, 60), None);
 }

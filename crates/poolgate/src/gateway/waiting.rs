@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poolgate_core::account::AccountId;
-use poolgate_core::choose::{BUSY_WAIT, COOLDOWN_WAIT, Later, Refusal};
+use poolgate_core::choose::{BUSY_WAIT, COOLDOWN_WAIT, Later, Patience, Refusal};
 use poolgate_core::line::Turn;
 use tokio::time::Instant;
 
@@ -46,6 +46,7 @@ pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<L
         };
     }
     let mut until = started + BUSY_WAIT;
+    let mut patience = Patience::default();
     loop {
         let turn = match &waiter {
             Some(waiter) => waiter.called(until).await,
@@ -66,9 +67,8 @@ pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<L
             Err(refused) => refused,
         };
         // By the steady clock: the wall clock may be set meanwhile.
-        let since = now.minus(started.elapsed());
-        let wait_until = refused.refusal.wait_until(since, now).filter(|_| turn != Turn::Out);
-        let Some(at) = wait_until else {
+        let at = patience.until(refused.refusal, started.elapsed(), now);
+        let Some(at) = at.filter(|_| turn != Turn::Out) else {
             return Err(refused);
         };
         until = Instant::now() + now.until(at);

@@ -9,7 +9,9 @@ use std::time::Duration;
 use poolgate_core::account::{AccountId, Family};
 use poolgate_core::affinity::{Affinity, SOFT_FOR};
 use poolgate_core::availability::{Account as Facts, Ask, PROBE_FOR};
-use poolgate_core::choose::{Because, COOLDOWN_WAIT, Choice, Chosen, Later, Refusal, choose};
+use poolgate_core::choose::{
+    Because, COOLDOWN_WAIT, Choice, Chosen, Later, Patience, Refusal, choose,
+};
 use poolgate_core::outcome::{Attempt, Evidence, Next, Outcome, Progress, classify, next};
 use poolgate_core::poll;
 use poolgate_core::quota::{Reading, Source};
@@ -44,6 +46,7 @@ pub struct Request {
     pub since: Timestamp,
     tried: Vec<AccountId>,
     progress: Progress,
+    patience: Patience,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +61,8 @@ pub enum Step {
 
 impl Request {
     pub fn new(session: usize, model: usize, since: Timestamp) -> Self {
-        Self { session, model, since, tried: Vec::new(), progress: Progress::default() }
+        let (tried, progress) = (Vec::new(), Progress::default());
+        Self { session, model, since, tried, progress, patience: Patience::default() }
     }
 }
 
@@ -81,13 +85,14 @@ impl<'a> Gateway<'a> {
     }
 
     /// Chooses an account and counts the attempt in.
-    pub fn lease(&mut self, request: &Request, now: Timestamp) -> Step {
+    pub fn lease(&mut self, request: &mut Request, now: Timestamp) -> Step {
         self.turn = self.turn.wrapping_add(1);
         let home = self.homes.home(&request.session, now);
         let chosen = match self.choose(request, home, now) {
             Ok(chosen) => chosen,
             Err(refusal) => {
-                let wait = refusal.wait_until(request.since, now);
+                let waited = request.since.until(now);
+                let wait = request.patience.until(refusal, waited, now);
                 return wait.map_or(Step::Refuse(told(refusal, now)), |until| {
                     // A slot may come free at any moment; a second is soon enough to look again.
                     let soon = now.plus(Duration::from_secs(1));

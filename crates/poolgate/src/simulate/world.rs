@@ -157,7 +157,7 @@ impl<'a> World<'a> {
         let mut request = waiting.unwrap_or_else(|| Request::new(session, model, now));
         let turn = self.turn(session);
         loop {
-            let account = match self.gateway.lease(&request, now) {
+            let account = match self.gateway.lease(&mut request, now) {
                 Step::Try(account) => account,
                 Step::Wait(until) => {
                     self.states[session].request = Some(request);
