@@ -433,6 +433,26 @@ async fn codex_lb_h5_an_idle_socket_is_given_up_and_one_with_a_turn_is_not() {
     h.finish().await;
 }
 
+#[tokio::test]
+async fn a_revoked_key_ends_its_sockets() {
+    let (h, a, _) = pair().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    h.app.store.revoke_client_key("test", poolgate_core::units::Timestamp(1)).await.unwrap();
+    h.app.reload().await.unwrap();
+    client.send(&create("hi")).await;
+    let code = loop {
+        match client.next().await.unwrap() {
+            Ok(event) => assert_eq!(event["status"], 401, "{event}"),
+            Err(code) => break code,
+        }
+    };
+    assert_eq!((code, turns(&h).len()), (1008, 1));
+    until("the upstream's is closed", || a.open_sockets() == 0).await;
+    h.finish().await;
+}
+
 /// codex-lb I13; multiplexer 18.4 #42.
 #[tokio::test]
 async fn codex_lb_i13_a_drain_ends_idle_sockets_and_waits_for_turns() {

@@ -39,6 +39,7 @@ const STUCK: Duration = Duration::from_mins(1);
 
 const GOING_AWAY: u16 = 1001;
 const UNSUPPORTED: u16 = 1003;
+const POLICY: u16 = 1008;
 const RESTART: u16 = 1012;
 
 pub struct Session {
@@ -115,6 +116,9 @@ impl Session {
                 // A close is remembered by the empty slot.
                 said = self.slot.idle() => self.learn(&said.unwrap_or_default()),
                 _ = looks.tick() => {
+                    if !self.key_is_good() {
+                        return Ok((POLICY, "The key is no longer valid"));
+                    }
                     self.leave_unable();
                     self.tell_limits(client).await?;
                 }
@@ -131,6 +135,11 @@ impl Session {
         if let Some(id) = self.slot.account() {
             self.app.pool.observe(id, &codex_windows(text, now), Source::Answer, now);
         }
+    }
+
+    /// A socket may outlive its key by days.
+    fn key_is_good(&self) -> bool {
+        self.app.keys.is_known(&self.caller.key, self.app.clock.now())
     }
 
     /// The next turn goes elsewhere anyway: the account's socket is closed, the client's stays.
@@ -190,6 +199,12 @@ impl Session {
         let document = Document::parse(text.clone())?;
         if event_kind(&text) != b"response.create" {
             return Err(Error::BadQuestion("only messages of type response.create are understood"));
+        }
+        if !self.key_is_good() {
+            return Err(Error::Unauthorized);
+        }
+        if !self.app.spool.has_room() {
+            return Err(Error::CannotRecord);
         }
         let key = &self.caller.key;
         let mut head = peek(Surface::Responses, &self.headers, &document, key.id)?;
