@@ -100,6 +100,11 @@ impl Turn {
             };
             text
         };
+        if event_kind(&text).is_empty() {
+            // No event of this protocol: who sends junk is as good as gone.
+            self.leg = None;
+            return Poll::Ready(Some(Err(BodyError::Socket)));
+        }
         match end_of_turn(&text) {
             Some(End::Leg) => self.leg = None,
             Some(End::Turn) => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, Method};
-use poolgate_sim::{Account, Fault, Phase};
+use poolgate_sim::{Account, Fault, Garbage, Phase};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -261,6 +261,7 @@ async fn codex_lb_i6_a_turn_that_fails_before_output_is_replayed_elsewhere() {
         Fault::close_frame(Phase::Head, 1011),
         Fault::close_frame(Phase::Body, 1012),
         Fault::cut_before_output(),
+        Fault::garbage(Garbage::Events),
     ] {
         let (h, a, _) = pair().await;
         let mut client = Client::open(&h).await;
