@@ -24,6 +24,8 @@ use crate::providers::{ErrorFields, Tap, openai, readings, retry_after};
 
 /// Most of an error body that is read, and relayed.
 const ERROR_MAX: usize = 1 << 20;
+/// Most of it that is logged, already scrubbed: of the whole, so that no piece of a token is left.
+const LOGGED_MAX: usize = 4 << 10;
 const ERROR_FOR: Duration = Duration::from_secs(10);
 
 /// An answer that goes to the client.
@@ -145,7 +147,9 @@ async fn judge_failure(
     } else {
         scrub_text(&fields.message, account)
     };
-    let reply = Some(Reply { body: scrub(&body, account), head });
+    let body = scrub(&body, account);
+    tracing::info!(account = account.name, status, body = ?excerpt(&body), "an upstream refused");
+    let reply = Some(Reply { head, body });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text) }
 }
 
@@ -235,9 +239,27 @@ fn scrub(body: &Bytes, account: &Account) -> Bytes {
     Bytes::from(secrets.iter().fold(text, |text, secret| text.replace(secret, "[removed]")))
 }
 
+/// Of a scrubbed body, for the log.
+fn excerpt(body: &[u8]) -> String {
+    let cut = &body[..body.len().min(LOGGED_MAX)];
+    String::from_utf8_lossy(cut).into_owned()
+}
+
 /// The same for a message, shortened to what fits into ours.
 fn scrub_text(message: &str, account: &Account) -> String {
     // Cut afterwards: a piece of a token would not be found.
     let clean = scrub(&Bytes::copy_from_slice(message.as_bytes()), account);
     String::from_utf8_lossy(&clean).chars().take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multiplexer_18_4_47_what_is_logged_of_a_refusal_is_bounded() {
+        assert_eq!(excerpt(b"{\"error\":\"no\"}"), "{\"error\":\"no\"}");
+        let long = "\u{e4}".repeat(LOGGED_MAX);
+        assert_eq!(excerpt(long.as_bytes()).chars().count(), LOGGED_MAX / 2);
+    }
 }

@@ -1,29 +1,20 @@
 //! Signing in by the command line: the real binary, a browser made of plain requests, and a gateway
 //! that runs on the same data.
 
+mod login;
+
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
 
 use http::Method;
 use poolgate::clock::Clock;
 use poolgate_sim::{Account, DevicePoll, Fault, Kind};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::Command;
 
 use crate::cli::run;
 use crate::harness::{Answer, Harness, PATIENCE, Setup, collect};
 use crate::requests::{CODEX, messages, responses};
-
-/// A `poolgate account login` that waits for its person.
-struct Login {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: Lines<BufReader<ChildStdout>>,
-    seen: String,
-    /// What it says to open.
-    url: String,
-}
+use login::Login;
 
 fn data(h: &Harness) -> PathBuf {
     h.dir.path().join("data")
@@ -37,73 +28,6 @@ fn places(account: &Account) -> [String; 4] {
         _ => ("/v1/oauth/token", ""),
     };
     ["--token-url".into(), url.clone() + token, "--base-url".into(), url + base]
-}
-
-impl Login {
-    fn start_silently(data: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
-            .args(["account", "login"])
-            .args(args)
-            .args(["--no-browser", "--data"])
-            .arg(data)
-            .env_remove("POOLGATE_CONFIG")
-            .env("HOME", data)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .current_dir(data)
-            .spawn()
-            .unwrap();
-        let input = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, input, output, seen: String::new(), url: String::new() }
-    }
-
-    async fn start(data: &Path, args: &[&str]) -> Self {
-        let mut login = Self::start_silently(data, args);
-        let url = |line: &str| line.trim().starts_with("http");
-        login.line(url).await.trim().clone_into(&mut login.url);
-        login
-    }
-
-    /// At a free port: the vendor's own is one for all tests.
-    async fn with_browser(data: &Path, args: &[&str]) -> Self {
-        Self::start(data, &[args, &["--callback-port", "0"]].concat()).await
-    }
-
-    /// The next line like this.
-    async fn line(&mut self, is_it: impl Fn(&str) -> bool) -> String {
-        let found = async {
-            while let Some(line) = self.output.next_line().await.unwrap() {
-                self.seen += &(line.clone() + "\n");
-                if is_it(&line) {
-                    return line;
-                }
-            }
-            let mut error = String::new();
-            self.child.stderr.take().unwrap().read_to_string(&mut error).await.unwrap();
-            panic!("it ended: {}{error}", self.seen);
-        };
-        tokio::time::timeout(PATIENCE, found).await.expect("it says where to go")
-    }
-
-    async fn paste(&mut self, line: &str) {
-        let line = line.to_owned() + "\n";
-        self.input.as_mut().unwrap().write_all(line.as_bytes()).await.unwrap();
-    }
-
-    /// All it said, and how it ended.
-    async fn end(mut self) -> (bool, String) {
-        let rest = async {
-            while let Some(line) = self.output.next_line().await.unwrap() {
-                self.seen += &(line + "\n");
-            }
-            let Output { status, stderr, .. } = self.child.wait_with_output().await.unwrap();
-            (status.success(), self.seen + &String::from_utf8_lossy(&stderr))
-        };
-        tokio::time::timeout(PATIENCE, rest).await.expect("it ends")
-    }
 }
 
 async fn get(h: &Harness, url: &str) -> Answer {
