@@ -81,7 +81,8 @@ async fn an_idle_socket_costs_little_and_leaves_nothing() {
     closed().await;
     let again = open(count).await;
     let grown = resident(pid).saturating_sub(full) / u64::try_from(count).unwrap();
-    assert!(grown <= 4, "{grown} KiB more for each, the second time");
+    // Were anything kept, it would be as much again; the rest is what the process keeps once.
+    assert!(grown < each / 2, "{grown} KiB more for each, the second time, of {each}");
     drop(again);
     closed().await;
     gateway.child.start_kill().unwrap();
