@@ -188,9 +188,8 @@ async fn serve(
     if !allowed.is_empty() && !allowed.iter().any(|pattern| model_matches(pattern, &peeked.model)) {
         return Err(Error::ModelForbidden(peeked.model));
     }
-    let turn = head.headers.get("x-codex-turn-state").and_then(|value| value.to_str().ok());
     let call = Call {
-        turn: turn.map(|turn| scoped(caller.key.id, turn)),
+        turn: read::turn_of(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
         gate: app.gates.of(&peeked.model).cloned(),
         headers: head.headers,
@@ -269,8 +268,8 @@ fn client_status(upstream: StatusCode) -> StatusCode {
 }
 
 fn remember_turn(app: &App, caller: &Caller, lease: &crate::pool::Lease, headers: &HeaderMap) {
-    if let Some(turn) = headers.get("x-codex-turn-state").and_then(|value| value.to_str().ok()) {
-        app.pool.own(scoped(caller.key.id, turn), lease.account.id, app.clock.now());
+    if let Some(turn) = read::turn_of(headers, caller.key.id) {
+        app.pool.own(turn, lease.account.id, app.clock.now());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Web sockets, whichever library speaks them: messages of text in and out, pings answered, close codes.
 //! Compression is declined.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -71,6 +72,19 @@ impl Socket {
     pub async fn say(&mut self, text: Bytes) -> bool {
         let Ok(text) = Utf8Bytes::try_from(text) else { return false };
         self.0.send(Message::Text(text)).await.is_ok()
+    }
+
+    /// Sends what is queued, as far as the other end takes it now; it is asked again with what is
+    /// read next. A broken socket is noticed there.
+    pub fn poll_say(&mut self, cx: &mut Context<'_>, queue: &mut VecDeque<Bytes>) {
+        while !queue.is_empty() {
+            let Poll::Ready(Ok(())) = self.0.poll_ready_unpin(cx) else { return };
+            let text = queue.pop_front().and_then(|text| Utf8Bytes::try_from(text).ok());
+            if text.is_some_and(|text| self.0.start_send_unpin(Message::Text(text)).is_err()) {
+                return;
+            }
+        }
+        let _ = self.0.poll_flush_unpin(cx);
     }
 
     pub async fn close(mut self, code: u16, reason: &'static str) {

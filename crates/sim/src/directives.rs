@@ -10,6 +10,7 @@
 //! | `[[first_ms=100]]` | delay before the response head |
 //! | `[[say=some words]]` | answer exactly these words (then at most one delta per character) |
 //! | `[[reason]]` | a reasoning item with `encrypted_content` first (Responses API only) |
+//! | `[[steps=3]]` | so many calls of Codex's shell tool that print the words, one after the other; then says what the last one printed (Responses API only) |
 //! | `[[input_tokens=5]]` `[[output_tokens=5]]` `[[cached_tokens=5]]` | the usage to report |
 //!
 //! Usage: input tokens are 8 plus a quarter of the bytes of the last user text, output tokens are
@@ -34,10 +35,39 @@ pub struct Shape {
     pub gap: Duration,
     pub first: Duration,
     pub reason: bool,
+    /// Stands in place of the text.
+    pub call: Option<Call>,
     pub input_tokens: u64,
     pub output_tokens: u64,
     pub cached_tokens: u64,
 }
+
+/// One of several tool calls in a row. Its id says which, so that whoever goes on from it, on
+/// whatever account, needs to remember nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub number: usize,
+    pub of: usize,
+}
+
+impl Call {
+    pub fn id(self) -> String {
+        format!("call_{}_of_{}", self.number, self.of)
+    }
+
+    fn read(id: &str) -> Option<Self> {
+        let (number, of) = id.strip_prefix("call_")?.split_once("_of_")?;
+        Some(Self { number: number.parse().ok()?, of: of.parse().ok()? })
+    }
+
+    fn next(self) -> Option<Self> {
+        (self.number < self.of).then_some(Self { number: self.number + 1, ..self })
+    }
+}
+
+/// In front of what a command printed, in the output of Codex's shell tool (fixture
+/// `codex-chatgpt-tool-turn-ws`).
+const PRINTED: &str = "Output:\n";
 
 #[derive(Default)]
 struct Wishes<'a> {
@@ -47,6 +77,7 @@ struct Wishes<'a> {
     first_ms: u64,
     say: Option<&'a str>,
     reason: bool,
+    steps: usize,
     input_tokens: Option<u64>,
     output_tokens: Option<u64>,
     cached_tokens: u64,
@@ -77,6 +108,7 @@ impl<'a> Wishes<'a> {
             "first_ms" => self.first_ms = value.parse().unwrap_or(0),
             "say" => self.say = Some(value),
             "reason" => self.reason = true,
+            "steps" => self.steps = value.parse().unwrap_or(0),
             "input_tokens" => self.input_tokens = value.parse().ok(),
             "output_tokens" => self.output_tokens = value.parse().ok(),
             "cached_tokens" => self.cached_tokens = value.parse().unwrap_or(0),
@@ -108,11 +140,20 @@ impl Shape {
             gap: Duration::from_millis(wishes.gap_ms),
             first: Duration::from_millis(wishes.first_ms),
             reason: wishes.reason,
+            call: (wishes.steps > 0).then_some(Call { number: 1, of: wishes.steps }),
             input_tokens: wishes.input_tokens.unwrap_or(8 + user_text.len() as u64 / 4),
             output_tokens: wishes.output_tokens.unwrap_or(1 + text.len() as u64 / 4),
             cached_tokens: wishes.cached_tokens,
             text,
         }
+    }
+
+    /// After the output of a tool call; `None`: it is not one of ours.
+    pub fn after(call: &str, output: &str) -> Option<Self> {
+        let call = Call::read(call)?;
+        let printed = output.rsplit(PRINTED).next().unwrap_or_default().trim();
+        let words = format!("[[say={printed}]]");
+        Some(Self { call: call.next(), ..Self::of(&words) })
     }
 
     /// The text in about equal parts, none of them empty.
@@ -172,5 +213,20 @@ mod tests {
         assert_eq!((shape.input_tokens, shape.output_tokens, shape.cached_tokens), (9, 4, 0));
         let shape = Shape::of("[[input_tokens=7]][[output_tokens=9]][[cached_tokens=3]]");
         assert_eq!((shape.input_tokens, shape.output_tokens, shape.cached_tokens), (7, 9, 3));
+    }
+
+    #[test]
+    fn tool_calls_follow_one_another() {
+        let first = Shape::of("do it [[steps=2]][[say=some words]]");
+        assert_eq!(first.call.unwrap().id(), "call_1_of_2");
+        let output = "Chunk ID: 1\nProcess exited with code 0\nOutput:\nsome words\n";
+        let second = Shape::after("call_1_of_2", output).unwrap();
+        assert_eq!(
+            (second.call.unwrap().id(), &*second.text),
+            ("call_2_of_2".into(), "some words")
+        );
+        let last = Shape::after("call_2_of_2", "some words\n").unwrap();
+        assert_eq!((last.call, &*last.text), (None, "some words"));
+        assert_eq!(Shape::after("call_1", "x"), None);
     }
 }

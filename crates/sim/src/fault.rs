@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-pub use queue::{Call, Faults, Script, TURNS, WARM_UPS};
+pub use queue::{Call, Faults, HANDSHAKES, Script, TURNS, WARM_UPS};
 
 /// One way to misbehave. The constructors say it in the dialect of the account.
 #[derive(Clone, Debug, Deserialize)]

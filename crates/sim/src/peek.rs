@@ -31,6 +31,9 @@ pub struct Peek<'a> {
     pub generate: Option<bool>,
     #[serde(borrow)]
     pub previous_response_id: Option<Text<'a>>,
+    /// In a frame about an answer that is being given.
+    #[serde(borrow)]
+    pub response_id: Option<Text<'a>>,
     /// Responses API.
     #[serde(borrow)]
     input: Items<'a>,
@@ -65,6 +68,10 @@ pub struct Item<'a> {
     pub content: Content<'a>,
     #[serde(borrow)]
     pub encrypted_content: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub call_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub output: Content<'a>,
 }
 
 impl<'a> Peek<'a> {
@@ -89,6 +96,11 @@ impl<'a> Peek<'a> {
     pub fn user_text(&self) -> &str {
         let text = self.input.user_text.as_ref().or(self.messages.user_text.as_ref());
         text.map_or("", |text| &text.0)
+    }
+
+    /// The call that was answered since the user spoke last, and its output.
+    pub fn tool_output(&self) -> Option<(&str, &str)> {
+        self.input.tool_output.as_ref().map(|(call, output)| (&*call.0, &*output.0))
     }
 
     /// Whether the last input item is a `compaction_trigger`.
@@ -138,6 +150,22 @@ mod tests {
         ];
         for (body, want) in cases {
             assert_eq!(Peek::read(body.as_bytes()).unwrap().user_text(), want, "{body}");
+        }
+    }
+
+    #[test]
+    fn finds_the_last_tool_output_since_the_user_spoke() {
+        let called = r#"{"type":"function_call_output","call_id":"c","output":"x"}"#;
+        let parts = r#"{"type":"function_call_output","call_id":"d","output":[{"type":"input_text","text":"y"}]}"#;
+        let user = r#"{"role":"user","content":"q"}"#;
+        let cases = [
+            (format!("[{user},{called}]"), Some(("c", "x"))),
+            (format!("[{called},{parts}]"), Some(("d", "y"))),
+            (format!("[{called},{user}]"), None),
+        ];
+        for (input, want) in cases {
+            let body = format!("{{\"input\":{input}}}");
+            assert_eq!(Peek::read(body.as_bytes()).unwrap().tool_output(), want, "{input}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! A turn is told as a stream of server-sent events, one for each message, so that what reads and
 //! relays answers over HTTP does so here too.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -23,30 +24,58 @@ pub struct Leg {
     pub socket: Socket,
 }
 
-/// Where a leg waits for the next turn.
+/// What a client's socket has on the other side.
 #[derive(Clone, Debug, Default)]
-pub struct Slot(Arc<Mutex<Option<Leg>>>);
+pub struct Slot(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    /// It waits here for the next turn.
+    leg: Option<Leg>,
+    /// What the client says to the turn under way; `None`: none is, on a socket.
+    said: Option<VecDeque<Bytes>>,
+    /// It speaks HTTP only.
+    without: Option<AccountId>,
+}
 
 impl Slot {
     pub fn put(&self, leg: Leg) {
-        *self.0.lock() = Some(leg);
+        self.0.lock().leg = Some(leg);
     }
 
     pub fn take(&self) -> Option<Leg> {
-        self.0.lock().take()
+        self.0.lock().leg.take()
     }
 
     /// Whose leg it is.
     pub fn account(&self) -> Option<AccountId> {
-        self.0.lock().as_ref().map(|leg| leg.account)
+        self.0.lock().leg.as_ref().map(|leg| leg.account)
+    }
+
+    /// This account has no sockets: what this client asks of it goes over HTTP.
+    pub fn bridge(&self, account: AccountId) {
+        self.0.lock().without = Some(account);
+    }
+
+    pub fn is_bridged(&self, account: AccountId) -> bool {
+        self.0.lock().without == Some(account)
+    }
+
+    /// Hands a message to the turn under way, which sends it when it is polled next. False: no turn
+    /// is under way on a socket.
+    pub fn interject(&self, text: Bytes) -> bool {
+        let mut held = self.0.lock();
+        let Some(said) = &mut held.said else { return false };
+        said.push_back(text);
+        true
     }
 
     /// What the upstream says between turns; `None`: it has closed, and the slot is empty now. Never
     /// resolves while there is no leg.
     pub async fn idle(&self) -> Option<Bytes> {
         std::future::poll_fn(|cx| {
-            let mut slot = self.0.lock();
-            let Some(leg) = slot.as_mut() else { return Poll::Pending };
+            let slot = &mut self.0.lock().leg;
+            let Some(leg) = slot else { return Poll::Pending };
             let said = std::task::ready!(leg.socket.poll_said(cx));
             if let Some(Said::Text(text)) = said {
                 return Poll::Ready(Some(text));
@@ -81,6 +110,7 @@ impl Turn {
         }
         let said = timeout(wait, leg.socket.said()).await.map_err(|_| SendError::Timeout)?;
         let Some(Said::Text(first)) = said else { return Err(broke()) };
+        slot.0.lock().said = Some(VecDeque::new());
         Ok(Self { leg: Some(leg), slot, first: Some(first) })
     }
 
@@ -93,6 +123,9 @@ impl Turn {
             first
         } else {
             let Some(leg) = &mut self.leg else { return Poll::Ready(None) };
+            if let Some(queue) = &mut self.slot.0.lock().said {
+                leg.socket.poll_say(cx, queue);
+            }
             let said = std::task::ready!(leg.socket.poll_said(cx));
             let Some(Said::Text(text)) = said else {
                 self.leg = None;
@@ -115,6 +148,12 @@ impl Turn {
             None => {}
         }
         Poll::Ready(Some(Ok(event(&text))))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.slot.0.lock().said = None;
     }
 }
 

@@ -1,14 +1,14 @@
 //! One request to one account: the token, the headers, the call. What came of it is judged
 //! elsewhere.
 
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use poolgate_core::account::{Kind, Surface};
 
 use super::Call;
 use super::headers::{self, add_beta};
-use super::prepare::{self, Prepared};
-use super::read::Payload;
+use super::prepare::{self, Prepared, Wanted};
+use super::read::{Payload, TURN_STATE};
 use super::socket;
 use crate::app::App;
 use crate::credentials::{Bearer, CredentialError, RefreshContext};
@@ -23,10 +23,12 @@ const OAUTH_BETA: &str = "oauth-2025-04-20";
 const ANTHROPIC_VERSION: &str = "2023-06-01";
 
 /// Where one attempt goes, and with what.
+#[derive(Clone, Copy)]
 pub struct Target<'a> {
     pub account: &'a Account,
     pub bearer: &'a Bearer,
     pub payload: &'a Payload,
+    /// Another account issued the turn state that the request carries.
     pub moved: bool,
 }
 
@@ -84,7 +86,17 @@ pub async fn send(
     if let Some(over) = &call.over {
         return Ok((socket::send(app, call, target, over).await?, true));
     }
-    let prepared = prepare::prepare(target.account, call.surface, target.payload, call.head.stream);
+    send_over_http(app, call, target).await
+}
+
+/// Also says whether the answer is a stream.
+pub async fn send_over_http(
+    app: &App,
+    call: &Call,
+    target: &Target<'_>,
+) -> Result<(Response<Received>, bool), AttemptError> {
+    let wanted = Wanted { surface: call.surface, stream: call.head.stream, moved: target.moved };
+    let prepared = prepare::prepare(target.account, target.payload, wanted);
     let streams = prepared.streams;
     let timeout = if streams {
         app.config.limits.stream_head_timeout
@@ -114,7 +126,12 @@ fn build(
     }
     if target.moved {
         // Turn state is bound to the account that issued it.
-        headers.remove("x-codex-turn-state");
+        headers.remove(TURN_STATE);
+    }
+    if call.over.is_some() {
+        // What its client said of sockets is not true here.
+        headers.remove(socket::BETA.0);
+        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
     }
     authorize(headers, account.kind, call.surface, target.bearer);
     Ok(request)

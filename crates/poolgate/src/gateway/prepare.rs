@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use poolgate_core::account::{Kind, Surface};
 
-use super::read::{Encoding, Payload};
+use super::read::{Encoding, Payload, TURN_STATE};
 use crate::json::{Document, Patch, Text, quote};
 use crate::pool::Account;
 
@@ -32,6 +32,15 @@ pub struct Prepared {
     pub streams: bool,
 }
 
+/// What is asked of an account.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub surface: Surface,
+    pub stream: bool,
+    /// Another account issued the turn state that the request carries.
+    pub moved: bool,
+}
+
 /// Path and query of an upstream call. The query is passed on for the path that has one.
 pub fn path(account: &Account, surface: Surface, query: Option<&str>) -> String {
     // Anthropic's base URLs stop before the version, OpenAI's behind it.
@@ -51,7 +60,8 @@ pub fn path(account: &Account, surface: Surface, query: Option<&str>) -> String 
     }
 }
 
-pub fn prepare(account: &Account, surface: Surface, payload: &Payload, stream: bool) -> Prepared {
+pub fn prepare(account: &Account, payload: &Payload, wanted: Wanted) -> Prepared {
+    let Wanted { surface, stream, moved } = wanted;
     let document = &payload.document;
     let mut patch = Patch::default();
     let mut streams = stream;
@@ -59,6 +69,9 @@ pub fn prepare(account: &Account, surface: Surface, payload: &Payload, stream: b
         (Kind::Codex, Surface::Responses) => {
             streams = true;
             patch_for_codex(&mut patch, document);
+            if moved {
+                patch_turn_state(&mut patch, document);
+            }
         }
         (Kind::Claude | Kind::Anthropic, _) => patch_user_id(&mut patch, document, account),
         _ => {}
@@ -87,6 +100,22 @@ fn patch_for_codex(patch: &mut Patch, document: &Document) {
     }
 }
 
+/// Turn state is bound to the account that issued it; on a socket it comes in the message.
+fn patch_turn_state(patch: &mut Patch, document: &Document) {
+    let Some(metadata) = document.object("client_metadata") else {
+        return;
+    };
+    if metadata.raw(TURN_STATE).is_some() {
+        let mut inner = Patch::default();
+        inner.remove(&metadata, TURN_STATE);
+        patch.set(document, "client_metadata", &text_of(&inner, &metadata));
+    }
+}
+
+fn text_of(patch: &Patch, document: &Document) -> String {
+    String::from_utf8_lossy(&patch.apply(document).to_bytes()).into_owned()
+}
+
 /// The client's own account uuid does not fit the account that serves: it is replaced by that
 /// account's, or blanked. Device and session stay.
 fn patch_user_id(patch: &mut Patch, document: &Document, account: &Account) {
@@ -102,8 +131,7 @@ fn patch_user_id(patch: &mut Patch, document: &Document, account: &Account) {
     };
     let mut inner = Patch::default();
     inner.set(&metadata, "user_id", &quote(&replaced));
-    let text = inner.apply(&metadata).to_bytes();
-    patch.set(document, "metadata", std::str::from_utf8(&text).expect("spliced from text"));
+    patch.set(document, "metadata", &text_of(&inner, &metadata));
 }
 
 /// `None`: it names no account, or the right one.
@@ -162,7 +190,8 @@ mod tests {
     }
 
     fn prepared(kind: Kind, surface: Surface, text: &str) -> String {
-        let prepared = prepare(&account(kind, ""), surface, &payload(text), false);
+        let wanted = Wanted { surface, stream: false, moved: true };
+        let prepared = prepare(&account(kind, ""), &payload(text), wanted);
         String::from_utf8(prepared.body.to_bytes().to_vec()).unwrap()
     }
 
@@ -176,6 +205,9 @@ mod tests {
             ("codex as Codex sends it",    Codex,  Responses, r#"{"model":"m","stream":true,"store":false,"input":[]}"#, r#"{"model":"m","stream":true,"store":false,"input":[]}"#),
             ("codex for an SDK",           Codex,  Responses, r#"{"model":"m","input":"hi","top_p":1,"user":"u"}"#,
              r#"{"stream":true,"store":false,"model":"m","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"hi"}]}]}"#),
+            ("another's turn state is cut out", Codex, Responses,
+             r#"{"stream":true,"store":false,"client_metadata":{"turn_id":"t","x-codex-turn-state":"s","a":"b"},"input":[]}"#,
+             r#"{"stream":true,"store":false,"client_metadata":{"turn_id":"t","a":"b"},"input":[]}"#),
             ("another's account is blanked", Claude, Messages, r#"{"metadata": {"user_id":"{\"account_uuid\":\"u-1\",\"session_id\":\"s\"}"},"model":"m"}"#,
              r#"{"metadata": {"user_id":"{\"account_uuid\":\"\",\"session_id\":\"s\"}"},"model":"m"}"#),
             ("in the older form too",      Claude, Messages, r#"{"metadata":{"user_id":"user_a_account_b_session_c"}}"#, r#"{"metadata":{"user_id":"user_a_account__session_c"}}"#),
@@ -193,9 +225,10 @@ mod tests {
         let whole = payload(r#"{"model":"m","stream":true,"store":false,"input":[]}"#);
         let payload =
             Payload { wire: wire.clone().into(), encoding: Some(Encoding::Zstd), ..whole };
-        let codex = prepare(&account(Kind::Codex, ""), Surface::Responses, &payload, true);
+        let wanted = Wanted { surface: Surface::Responses, stream: true, moved: false };
+        let codex = prepare(&account(Kind::Codex, ""), &payload, wanted);
         assert_eq!((codex.body.to_bytes(), codex.encoding), (wire, Some(Encoding::Zstd)));
-        let key = prepare(&account(Kind::OpenAi, ""), Surface::Responses, &payload, true);
+        let key = prepare(&account(Kind::OpenAi, ""), &payload, wanted);
         assert_eq!(key.body.to_bytes(), payload.document.text().to_bytes());
         assert_eq!(key.encoding, None);
     }

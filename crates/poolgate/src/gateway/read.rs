@@ -221,6 +221,21 @@ pub fn peek(
     })
 }
 
+/// As a header, and in the `client_metadata` of a body or message.
+pub const TURN_STATE: &str = "x-codex-turn-state";
+
+/// The turn that an earlier answer named.
+pub fn turn_of(headers: &HeaderMap, key_id: i64) -> Option<SessionKey> {
+    headers.get(TURN_STATE)?.to_str().ok().map(|turn| scoped(key_id, turn))
+}
+
+/// The same in a socket's message, which outlives the headers of its handshake.
+pub fn turn_in(document: &Document, key_id: i64) -> Option<SessionKey> {
+    let metadata = document.object("client_metadata")?;
+    let turn = metadata.string(TURN_STATE).ok()??;
+    Some(scoped(key_id, &turn))
+}
+
 /// A session's or response's name as a map key, of a fixed size and never shared between callers.
 pub fn scoped(key_id: i64, name: &str) -> SessionKey {
     let digest = sha256(&[&key_id.to_be_bytes(), name.as_bytes()].concat());

@@ -82,6 +82,7 @@ pub fn route(
         {
             Ok(Endpoint::Socket(contract))
         }
+        Endpoint::Proxy { .. } if upgrade => Err(Error::NoWebSocket),
         Endpoint::Proxy { .. } if method == Method::POST => Ok(endpoint),
         Endpoint::Proxy { .. } => Err(Error::WrongMethod("POST")),
         _ if method == Method::GET => Ok(endpoint),

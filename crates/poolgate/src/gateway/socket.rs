@@ -8,6 +8,7 @@
 //! The client is upgraded only after an account has been chosen and has opened its own socket, so
 //! that a refusal is a plain HTTP answer with its true status.
 
+mod bridge;
 mod session;
 
 use std::sync::Arc;
@@ -25,11 +26,12 @@ use tokio::time::Instant;
 
 use super::attempt::{AttemptError, Target, authorize};
 use super::dispatch::{Dispatched, dispatch};
-use super::read::{Head, Payload, scoped, session_of};
+use super::prepare::Wanted;
+use super::read::{Head, Payload, TURN_STATE, session_of, turn_of};
 use super::relay::Outgoing;
 use super::route::Contract;
 use super::settle::Record;
-use super::{Call, authenticate, client_status, headers, limits, prepare};
+use super::{Call, authenticate, client_status, headers, limits, prepare, remember_turn};
 use crate::app::App;
 use crate::egress::{Leg, Received, Slot, Turn, Upgrade};
 use crate::error::Error;
@@ -38,7 +40,9 @@ use crate::ws::derive_accept_key;
 use session::Session;
 
 /// What clients of this protocol ask for, and upstreams require.
-const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06");
+pub const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Codex itself waits 15 s for all of ours.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -85,11 +89,7 @@ pub async fn open(
     let own: [u8; 16] = rand::random();
     let slot = Slot::default();
     let call = Call {
-        turn: head
-            .headers
-            .get("x-codex-turn-state")
-            .and_then(|value| value.to_str().ok())
-            .map(|turn| scoped(caller.key.id, turn)),
+        turn: turn_of(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
         gate: None,
         surface: Surface::Responses,
@@ -107,10 +107,12 @@ pub async fn open(
         over: Some(OverSocket { slot: slot.clone(), wants: Wants::Socket }),
     };
     let mut record = Record::unrecorded(Arc::clone(&app));
-    let answer = match dispatch(&app, &call, &mut record).await? {
-        Dispatched::Stream(_, answer) => answer,
-        Dispatched::Whole(_, reply, _) => return refused(&reply.head, reply.body),
+    let (lease, answer) = match dispatch(&app, &call, &mut record).await? {
+        Dispatched::Stream(lease, answer) => (lease, answer),
+        Dispatched::Whole(_, reply, _) => return Ok(refused(&reply.head, reply.body)),
     };
+    remember_turn(&app, &call.caller, &lease, &answer.head.headers);
+    drop(lease);
     let mut response = Response::new(Outgoing::Whole(Full::default()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = headers::to_client(&answer.head.headers);
@@ -131,15 +133,11 @@ pub async fn open(
     Ok(response)
 }
 
-/// An upstream that has no sockets makes a client go on over HTTP.
-fn refused(head: &http::response::Parts, body: Bytes) -> Result<Response<Outgoing>, Error> {
-    if matches!(head.status.as_u16(), 404 | 405 | 426 | 501) {
-        return Err(Error::NoWebSocket);
-    }
+fn refused(head: &http::response::Parts, body: Bytes) -> Response<Outgoing> {
     let mut response = Response::new(Outgoing::Whole(Full::new(body)));
     *response.status_mut() = client_status(head.status);
     *response.headers_mut() = headers::to_client(&head.headers);
-    Ok(response)
+    response
 }
 
 fn nothing() -> Payload {
@@ -158,25 +156,33 @@ pub async fn send(
     let account = target.account;
     let kept = over.slot.take().filter(|leg| leg.account == account.id);
     let is_chained = over.wants == Wants::Turn { chained: true };
-    let mut response = Response::new(Received::Whole(Full::from(&b"{}"[..])));
+    let mut response = opened();
     let leg = match kept {
         Some(leg) => leg,
         None if is_chained => return Err(AttemptError::ChainLost),
+        None if over.slot.is_bridged(account.id) => {
+            return send_without_socket(app, call, target, over).await;
+        }
         None => match connect(app, call, target).await? {
             Upgrade::Open(head, socket) => {
                 *response.headers_mut() = head;
                 Leg { account: account.id, socket }
             }
+            Upgrade::Refused(response) if bridge::lacks_sockets(response.status()) => {
+                over.slot.bridge(account.id);
+                return send_without_socket(app, call, target, over).await;
+            }
             Upgrade::Refused(response) => return Ok(response),
         },
     };
     if over.wants == Wants::Socket {
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CONTENT_TYPE, JSON);
         over.slot.put(leg);
         return Ok(response);
     }
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    let prepared = prepare::prepare(account, call.surface, target.payload, true);
+    let wanted = Wanted { surface: call.surface, stream: true, moved: target.moved };
+    let prepared = prepare::prepare(account, target.payload, wanted);
     let wait = app.config.limits.stream_head_timeout;
     let turn = Turn::begin(leg, over.slot.clone(), prepared.body.to_bytes(), wait).await;
     match turn {
@@ -185,6 +191,25 @@ pub async fn send(
         Err(error) => return Err(error.into()),
     }
     Ok(response)
+}
+
+/// A yes without a body, in a shape that is judged like any other answer.
+fn opened() -> Response<Received> {
+    let mut response = Response::new(Received::Whole(Full::from(&b"{}"[..])));
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+async fn send_without_socket(
+    app: &App,
+    call: &Call,
+    target: &Target<'_>,
+    over: &OverSocket,
+) -> Result<Response<Received>, AttemptError> {
+    match over.wants {
+        Wants::Socket => Ok(opened()),
+        Wants::Turn { .. } => bridge::send(app, call, target).await,
+    }
 }
 
 async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade, AttemptError> {
@@ -197,7 +222,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
     let told = request.headers_mut();
     *told = headers::to_upstream(&call.headers);
     if target.moved {
-        told.remove("x-codex-turn-state");
+        told.remove(TURN_STATE);
     }
     told.remove(CONTENT_TYPE);
     if !told.contains_key(BETA.0) {

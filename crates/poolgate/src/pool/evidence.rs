@@ -199,6 +199,11 @@ impl Pool {
         self.state.lock().owners.settle(response, account, 0, at);
     }
 
+    /// Who holds what an earlier response left behind.
+    pub fn owner(&self, response: SessionKey, now: Timestamp) -> Option<AccountId> {
+        self.state.lock().owners.home(&response, now)
+    }
+
     /// The resets that bear on a refusal of `ask`, which names the limit `active` as spent.
     pub fn resets(
         &self,

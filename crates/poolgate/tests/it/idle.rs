@@ -11,7 +11,7 @@ use poolgate::store::Store;
 
 use crate::harness::{PATIENCE, Setup};
 use crate::kill::start;
-use crate::sockets::{Client, create, said};
+use crate::socket_client::{Client, create, said};
 
 /// Both legs together, in KiB: the promise, and some for an unoptimised build.
 const MOST: u64 = 40;

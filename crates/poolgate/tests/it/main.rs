@@ -34,6 +34,8 @@ mod sealing;
 mod shared_files;
 mod signin;
 mod simulate;
+mod socket_client;
+mod socket_turns;
 mod sockets;
 mod storm;
 mod surfaces;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use crate::harness::{Harness, Setup};
-use crate::sockets::{Client, chained, create, id, said};
+use crate::socket_client::{Client, chained, create, id, said};
 
 const CLIENTS: usize = 16;
 /// With accounts resting, a request may wait a minute. These clients leave before, at any moment.

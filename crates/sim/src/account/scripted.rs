@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Inner;
-use crate::fault::{Fault, Script, TURNS, WARM_UPS};
+use crate::fault::{Fault, HANDSHAKES, Script, TURNS, WARM_UPS};
 
 /// A fault about to be scripted: it takes effect when this value is dropped, which is at the end
 /// of the statement `account.fault(…).times(2).on("/v1/messages");`.
@@ -46,6 +46,11 @@ impl ScriptedFault {
     pub fn after(mut self, passes: u32) -> Self {
         self.script().after = passes;
         self
+    }
+
+    /// Hits handshakes of sockets.
+    pub fn on_handshakes(self) -> Self {
+        self.on(HANDSHAKES)
     }
 
     /// Hits turns of sockets, warm-ups not included.

@@ -100,7 +100,15 @@ fn compose<'a>(question: &Question<'a>) -> (String, Vec<Item<'a>>) {
         if shape.reason {
             items.push(Item::Reasoning { id: format!("rs_{key}"), sealed: sealed() });
         }
-        items.push(Item::Message { id: format!("msg_{key}"), text: &shape.text });
+        items.push(match shape.call {
+            // Nothing a shell would read as more than words.
+            Some(call) => Item::Call {
+                id: format!("fc_{key}"),
+                call: call.id(),
+                command: format!("echo '{}'", shape.text.replace('\'', "")),
+            },
+            None => Item::Message { id: format!("msg_{key}"), text: &shape.text },
+        });
     }
     (format!("resp_{key}"), items)
 }

@@ -14,11 +14,13 @@ pub struct Script {
     /// How many that it could hit pass first.
     #[serde(default)]
     pub after: u32,
-    /// Path prefix, [`TURNS`] or [`WARM_UPS`]; `None`: model calls.
+    /// Path prefix, [`HANDSHAKES`], [`TURNS`] or [`WARM_UPS`]; `None`: model calls.
     #[serde(default)]
     pub on: Option<String>,
 }
 
+/// The handshakes of sockets.
+pub const HANDSHAKES: &str = "handshakes";
 /// The turns of sockets, without warm-ups.
 pub const TURNS: &str = "turns";
 /// The warm-ups of sockets.
@@ -39,6 +41,7 @@ impl Call<'_> {
     fn fits(self, script: &Script) -> bool {
         let Script { fault, on, .. } = script;
         match (on.as_deref(), self) {
+            (Some(HANDSHAKES), Self::Handshake(_)) => true,
             (Some(on), Self::Other(path) | Self::Model(path) | Self::Handshake(path)) => {
                 path.starts_with(on)
             }

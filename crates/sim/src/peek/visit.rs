@@ -22,6 +22,7 @@ pub struct Items<'a> {
     pub user_text: Option<Text<'a>>,
     pub ends_in_trigger: bool,
     pub sealed: Vec<Text<'a>>,
+    pub tool_output: Option<(Text<'a>, Text<'a>)>,
 }
 
 #[derive(serde::Deserialize)]
@@ -140,8 +141,14 @@ impl<'a> Items<'a> {
         {
             self.sealed.push(content);
         }
+        if let ("function_call_output", Some(call), Some(output)) =
+            (kind, item.call_id, item.output.0)
+        {
+            self.tool_output = Some((call, output));
+        }
         if item.role.is_some_and(|role| role.0 == "user") && item.content.0.is_some() {
             self.user_text = item.content.0;
+            self.tool_output = None;
         }
     }
 }

@@ -83,7 +83,7 @@ fn model_call(exchange: &Exchange<'_>, account: &Inner, charges: bool) -> Reply 
         Ok(readings) => readings,
         Err(spent) => return usage_limit(exchange, account, &plan, &spent),
     };
-    let shape = Shape::of(peek.user_text());
+    let shape = shape_of(&peek);
     let content = answer(exchange, account, &peek, &shape);
     let pace = Pace { first: shape.first, gap: shape.gap };
     let mut reply = success(content, pace);
@@ -94,11 +94,20 @@ fn model_call(exchange: &Exchange<'_>, account: &Inner, charges: bool) -> Reply 
     reply
 }
 
+/// What the user's last words ask for, or what follows from a tool's.
+pub fn shape_of(peek: &Peek<'_>) -> Shape {
+    let after = peek.tool_output().and_then(|(call, output)| Shape::after(call, output));
+    after.unwrap_or_else(|| Shape::of(peek.user_text()))
+}
+
 pub fn answer(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>, shape: &Shape) -> Content {
     let route = exchange.route;
     let compose = || compose(route, account, peek, shape);
     if shape.reason || peek.wants_compaction() || matches!(route, Route::Compact(_)) {
         return compose(); // Names the account.
+    }
+    if peek.tool_output().is_some() {
+        return compose(); // Does not follow from the user's words.
     }
     // What kind of answer, in few bytes; the two dialects of the Responses API answer alike.
     let kind = match route {

@@ -166,6 +166,15 @@ impl Session {
             route: Route::Responses(self.dialect),
             id: self.world.next_request_id(),
         };
+        if let Some(frame) = turn::interrupt(&body, self.play.response()) {
+            if let Some(record) = &mut record {
+                record.status(200);
+                record.ends(End::Complete);
+            }
+            self.play.finish();
+            self.play = Play::default();
+            return ws.send(frame).await;
+        }
         if self.play.is_running() {
             let (status, frame) = turn::busy(&exchange, &self.account);
             if let Some(record) = &mut record {

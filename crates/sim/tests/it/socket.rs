@@ -140,7 +140,8 @@ impl Socket {
                 Some(Ok(Message::Text(text))) => {
                     let event: Value =
                         serde_json::from_str(&text).unwrap_or_else(|_| json!(text.as_str()));
-                    let ends = ["response.completed", "response.failed", "error"];
+                    let ends =
+                        ["response.completed", "response.failed", "response.incomplete", "error"];
                     let is_last = event["type"].as_str().is_none_or(|kind| ends.contains(&kind));
                     events.push(event);
                     if !is_last {

@@ -205,6 +205,45 @@ async fn one_answer_at_a_time() {
 }
 
 #[tokio::test]
+async fn an_answer_may_be_interrupted() {
+    let sim = sim().await;
+    let mut socket = Socket::open(&sim.codex("alice")).await;
+    socket.send(&create("[[gap_ms=60000]]")).await;
+    socket.event().await.unwrap();
+    let id = socket.event().await.unwrap()["response"]["id"].as_str().unwrap().to_owned();
+    let other = json!({"type": "response.interrupt", "response_id": "resp_other"});
+    socket.send(&other).await;
+    assert_eq!(socket.event().await.unwrap()["error"]["code"], "response_in_progress");
+    let mode = "discard_partial_items";
+    socket.send(&json!({"type": "response.interrupt", "response_id": id, "mode": mode})).await;
+    let end = socket.listen().await;
+    assert_eq!(end.last()["type"], "response.incomplete");
+    assert_eq!(end.last()["response"]["incomplete_details"]["reason"], "interrupted");
+    assert_eq!(socket.say("hi").await.last()["type"], "response.completed", "it stays open");
+}
+
+/// As in fixture `codex-chatgpt-tool-turn-ws`.
+#[tokio::test]
+async fn tools_are_called_one_after_the_other() {
+    let sim = sim().await;
+    let mut socket = Socket::open(&sim.codex("alice")).await;
+    let mut heard = socket.say("[[steps=2]][[say=some words]]").await;
+    for number in 1..=2 {
+        let end = heard.last();
+        let call = end["response"]["output"][0].clone();
+        assert_eq!(call["call_id"], format!("call_{number}_of_2"));
+        assert_eq!(call["arguments"], r#"{"cmd":"echo 'some words'"}"#);
+        let output = "Process exited with code 0\nOutput:\nsome words\n";
+        let mut frame = chained("", end["response"]["id"].as_str().unwrap());
+        frame["input"] = json!([{"type": "function_call_output", "call_id": call["call_id"],
+            "output": output}]);
+        heard = socket.ask(&frame).await;
+    }
+    let said = &heard.last()["response"]["output"][0]["content"][0]["text"];
+    assert_eq!(said, "some words");
+}
+
+#[tokio::test]
 async fn what_is_no_turn_is_refused_or_answered_in_kind() {
     let sim = sim().await;
     let alice = sim.codex("alice");

@@ -20,7 +20,7 @@ use crate::error::{Dialect, Error};
 use crate::gateway::admit::Permit;
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
-use crate::gateway::read::{Payload, peek};
+use crate::gateway::read::{Head, Payload, peek, turn_in};
 use crate::gateway::relay::{Outgoing, Relay};
 use crate::gateway::route::Contract;
 use crate::gateway::settle::Record;
@@ -36,6 +36,8 @@ use crate::ws::{Said, Socket};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A client that takes nothing for so long is given up.
 const STUCK: Duration = Duration::from_mins(1);
+
+const CREATE: &[u8] = b"response.create";
 
 const GOING_AWAY: u16 = 1001;
 const UNSUPPORTED: u16 = 1003;
@@ -175,7 +177,7 @@ impl Session {
         let app = Arc::clone(&self.app);
         let dispatched = tokio::select! {
             dispatched = dispatch(&app, &call, &mut record) => dispatched,
-            gone = keep_waiting(client) => return Err(gone),
+            gone = keep_waiting(client, &self.slot) => return Err(gone),
         };
         let served = dispatched.map(|dispatched| {
             answer(app, call, dispatched, self.contract, Permit::default(), &mut record)
@@ -184,21 +186,43 @@ impl Session {
             Ok(Served::Relay(_, parts)) => {
                 let (app, lease, permit, opening, of) = *parts;
                 let relay = Relay::new(app, lease, record, permit, opening, of);
-                relay_events(client, Outgoing::Relay(Box::new(relay))).await
+                relay_events(client, &self.slot, Outgoing::Relay(Box::new(relay))).await
             }
             Ok(Served::Whole(response)) => say_refusal(client, response).await,
             Err(error) => {
+                // On a socket the remedy for all of these is one: the whole of it.
+                let error = match error {
+                    Error::OwnerUnavailable => Error::ChainLost,
+                    error => error,
+                };
                 record.fail(&error);
                 say_error(client, &error).await
             }
         }
     }
 
+    /// Whether the turn goes on from one that only the leg in the slot knows. What an upstream has
+    /// stored is known by its account, wherever that is asked.
+    fn is_chained(&self, head: &mut Head) -> Result<bool, Error> {
+        let Some(previous) = head.owner else { return Ok(false) };
+        let stored = self.app.pool.owner(previous, self.app.clock.now());
+        let leg = self.slot.account();
+        let chained = leg.is_some() && (stored.is_none() || stored == leg);
+        if !chained && stored.is_none() {
+            return Err(Error::ChainLost);
+        }
+        if chained {
+            head.owner = None;
+        }
+        Ok(chained)
+    }
+
     /// A message as a request.
     fn understand(&self, text: Bytes) -> Result<(Call, Record), Error> {
         let document = Document::parse(text.clone())?;
-        if event_kind(&text) != b"response.create" {
-            return Err(Error::BadQuestion("only messages of type response.create are understood"));
+        if event_kind(&text) != CREATE {
+            let why = "no turn is under way: only messages of type response.create begin one";
+            return Err(Error::BadQuestion(why));
         }
         if !self.key_is_good() {
             return Err(Error::Unauthorized);
@@ -212,10 +236,7 @@ impl Session {
         if !key.models.is_empty() && !key.models.iter().any(fits) {
             return Err(Error::ModelForbidden(head.model));
         }
-        let chained = head.owner.take().is_some();
-        if chained && self.slot.account().is_none() {
-            return Err(Error::ChainLost);
-        }
+        let chained = self.is_chained(&mut head)?;
         // A warm-up is nobody's request yet: it has no row.
         let mut record = if document.boolean("generate")?.unwrap_or(true) {
             let id = uuid::Uuid::now_v7().simple().to_string();
@@ -227,7 +248,7 @@ impl Session {
         head.session = Some(head.session.unwrap_or(self.home));
         record.read(&head);
         let call = Call {
-            turn: self.turn_state,
+            turn: turn_in(&document, key.id).or(self.turn_state),
             query: self.query.clone(),
             gate: self.app.gates.of(&head.model).cloned(),
             headers: self.headers.clone(),
@@ -249,12 +270,12 @@ fn alone(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// Each event as a message. A cut ends the turn, not the socket: the last event has said so.
-async fn relay_events(client: &mut Socket, mut body: Outgoing) -> Result<(), Gone> {
+async fn relay_events(client: &mut Socket, slot: &Slot, mut body: Outgoing) -> Result<(), Gone> {
     let mut scanner = Scanner::default();
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
-            gone = keep_waiting(client) => return Err(gone),
+            gone = keep_waiting(client, slot) => return Err(gone),
         };
         let Some(Ok(frame)) = frame else { return Ok(()) };
         let Ok(data) = frame.into_data() else { continue };
@@ -266,17 +287,24 @@ async fn relay_events(client: &mut Socket, mut body: Outgoing) -> Result<(), Gon
     }
 }
 
-/// One turn at a time: whatever the client says meanwhile is refused. Resolves when it has left.
-async fn keep_waiting(client: &mut Socket) -> Gone {
+/// One turn at a time: another is refused meanwhile. What else the client says is about the turn
+/// under way (`response.interrupt`, `response.steer`), and its upstream's to understand; over HTTP
+/// nobody can be told. Resolves when the client has left.
+async fn keep_waiting(client: &mut Socket, slot: &Slot) -> Gone {
     loop {
-        match client.said().await {
+        let text = match client.said().await {
             None | Some(Said::Binary) => return Gone,
-            Some(Said::Text(_)) => {
-                let error = Error::BadQuestion("a turn is under way on this socket");
-                if let Err(gone) = say_error(client, &error).await {
-                    return gone;
-                }
+            Some(Said::Text(text)) => text,
+        };
+        let kind = event_kind(&text);
+        if kind.is_empty() || kind == CREATE {
+            let error = Error::BadQuestion("a turn is under way on this socket");
+            if let Err(gone) = say_error(client, &error).await {
+                return gone;
             }
+        } else if slot.interject(text) {
+            // The turn is polled beside this, and may have been already.
+            tokio::task::yield_now().await;
         }
     }
 }

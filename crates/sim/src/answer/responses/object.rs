@@ -7,9 +7,24 @@ use crate::directives::Shape;
 
 /// An output item.
 pub enum Item<'a> {
-    Message { id: String, text: &'a str },
-    Reasoning { id: String, sealed: String },
-    Compaction { id: String, sealed: String },
+    Message {
+        id: String,
+        text: &'a str,
+    },
+    Reasoning {
+        id: String,
+        sealed: String,
+    },
+    Compaction {
+        id: String,
+        sealed: String,
+    },
+    /// Of Codex's shell tool.
+    Call {
+        id: String,
+        call: String,
+        command: String,
+    },
 }
 
 /// The response object, in one of its states.
@@ -51,6 +66,14 @@ impl Display for Item<'_> {
             Self::Compaction { id, sealed } => {
                 let sealed = Quoted(sealed);
                 write!(f, r#"{{"type":"compaction","id":"{id}","encrypted_content":{sealed}}}"#)
+            }
+            Self::Call { id, call, command } => {
+                let arguments = format!(r#"{{"cmd":{}}}"#, Quoted(command));
+                let arguments = Quoted(&arguments);
+                write!(
+                    f,
+                    r#"{{"type":"function_call","id":"{id}","call_id":"{call}","name":"exec_command","arguments":{arguments},"status":"completed"}}"#
+                )
             }
         }
     }

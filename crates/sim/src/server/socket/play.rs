@@ -85,6 +85,11 @@ impl Play {
         }
     }
 
+    /// Id of the response that is being given.
+    pub fn response(&self) -> Option<&str> {
+        self.response.as_deref()
+    }
+
     /// The answer is complete: the response that is known from now on.
     pub fn finish(&mut self) -> Option<String> {
         if let Some(mut record) = self.record.take() {

@@ -44,6 +44,20 @@ pub fn busy(exchange: &Exchange<'_>, account: &Inner) -> (u16, Message) {
     (reply.status.as_u16(), frames::error(&reply))
 }
 
+/// Ends the answer of this id early. `None`: the frame asks for something else.
+///
+/// The frame's fields and what follows are as public clients and gateways expect them (2026-11);
+/// neither was captured.
+pub fn interrupt(body: &[u8], response: Option<&str>) -> Option<Message> {
+    let peek = Peek::read(body).ok()?;
+    let asks = peek.kind.is_some_and(|kind| kind.0 == "response.interrupt");
+    let named = peek.response_id.as_ref().map(|id| &*id.0);
+    let id = response.filter(|id| asks && named.is_none_or(|named| named == *id))?;
+    let response = json!({"id": id, "object": "response", "status": "incomplete", "output": [],
+        "incomplete_details": {"reason": "interrupted"}, "error": null, "usage": null});
+    Some(Message::text(json!({"type": "response.incomplete", "response": response}).to_string()))
+}
+
 /// `known`: the ids of the responses this WebSocket gave.
 pub fn compose(exchange: &Exchange<'_>, account: &Inner, known: &HashSet<String>) -> Turn {
     let refuse = |reply| refused(&with_limits(exchange, account, reply));
@@ -81,7 +95,7 @@ pub fn compose(exchange: &Exchange<'_>, account: &Inner, known: &HashSet<String>
         Err(spent) => return refused(&respond::usage_limit(exchange, account, &plan, &spent)),
     };
     let response = format!("resp_{}", exchange.id.trim_start_matches("req_"));
-    let shape = Shape::of(peek.user_text());
+    let shape = respond::shape_of(&peek);
     let content = if is_warm_up {
         responses::warm_up(&question(account, &peek, &shape))
     } else {

@@ -1,0 +1,211 @@
+//! WebSocket turns over upstreams that have no sockets, that stall, that are interrupted.
+
+
+use poolgate_sim::{Account, Fault, Phase};
+use serde_json::{Value, json};
+
+use crate::harness::{Harness, Setup};
+use crate::socket_client::{
+    BETA, Client, chained, connect, create, id, kinds, pair, said, turns, until,
+};
+
+/// Names of the accounts asked for an answer over HTTP, in order.
+fn posts(h: &Harness) -> Vec<String> {
+    let journal = h.sim.journal();
+    let posts = journal.iter().filter(|entry| entry.method == "POST");
+    posts.filter_map(|entry| entry.account.clone()).collect()
+}
+
+fn without_sockets(account: &Account) {
+    account.fault(Fault::status(404, "{}")).on_handshakes().forever();
+}
+
+fn warm_up() -> Value {
+    let mut frame = create("");
+    frame["generate"] = json!(false);
+    frame["input"] = json!([]);
+    frame
+}
+
+/// As Codex does it: a warm-up, a turn that goes on from it, and all of it when that is not known.
+#[tokio::test]
+async fn an_upstream_without_sockets_is_asked_over_http() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    without_sockets(&a);
+    let mut client = Client::open(&h).await;
+    let warm = client.turn(&warm_up()).await;
+    assert_eq!(kinds(&warm), ["response.created", "response.completed"]);
+    assert!(posts(&h).is_empty(), "nothing there could be warmed up");
+    for text in ["hi", "more"] {
+        let lost = client.turn(&chained(text, &id(&warm))).await;
+        assert_eq!(said(&lost), "previous_response_not_found");
+        let events = client.turn(&create(text)).await;
+        assert_eq!(said(&events), "completed");
+        assert!(kinds(&events).contains(&"response.output_text.delta"), "{events:?}");
+    }
+    let told = client.next().await.unwrap().unwrap();
+    assert_eq!(told["type"], "codex.rate_limits", "of the answers' heads");
+    let journal = h.sim.journal();
+    let handshakes = journal.iter().filter(|entry| entry.method == "GET").count();
+    assert_eq!((handshakes, posts(&h).len()), (1, 2), "one handshake, and HTTP from then on");
+    let post = journal.iter().find(|entry| entry.method == "POST").unwrap();
+    assert_eq!(post.header("openai-beta"), None);
+    assert_eq!(post.header("accept"), Some("text/event-stream"));
+    assert!(post.header("upgrade").is_none() && post.header("sec-websocket-key").is_none());
+    let body: Value = serde_json::from_slice(&post.body).unwrap();
+    assert!(body.get("type").is_none() && body["stream"] == true, "{body}");
+    assert_eq!(h.outcomes().await, [("complete".to_owned(), 2)]);
+    drop(client);
+    until("everything is given back", || h.app.sockets.is_empty()).await;
+    h.finish().await;
+}
+
+/// Where the upstream keeps responses, what they are goes on from is known there.
+#[tokio::test]
+async fn a_stored_response_is_gone_on_from_over_http_and_on_another_socket() {
+    for bridged in [true, false] {
+        let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+        if bridged {
+            without_sockets(&a);
+        }
+        let frame = json!({"type": "response.create", "model": "gpt-5.5", "input": "hi"});
+        let mut client = connect(&h, &[]).await.unwrap();
+        let first = client.turn(&frame).await;
+        assert_eq!(said(&first), "completed");
+        a.close_sockets(1000);
+        until("it is closed", || a.open_sockets() == 0).await;
+        let mut next = frame.clone();
+        next["previous_response_id"] = json!(id(&first));
+        let events = client.turn(&next).await;
+        let asked = h.sim.journal();
+        let asked = asked.last().unwrap();
+        let body: Value = serde_json::from_slice(&asked.body).unwrap();
+        assert_eq!(body["previous_response_id"], next["previous_response_id"], "{bridged}");
+        assert_eq!((asked.method == "POST", asked.is_turn()), (bridged, !bridged));
+        if bridged {
+            assert_eq!(said(&events), "completed");
+        }
+        next["previous_response_id"] = json!("resp_nobody");
+        assert_eq!(said(&client.turn(&next).await), "previous_response_not_found");
+        drop(client);
+        h.finish().await;
+    }
+}
+
+/// A socket's account runs dry, and the next one has no sockets: the client stays where it is.
+#[tokio::test]
+async fn a_turn_moves_from_a_socket_to_http() {
+    let (h, a, b) = pair().await;
+    without_sockets(&b);
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    a.fault(Fault::usage_limit_reached()).turns().forever();
+    for _ in 0..2 {
+        assert_eq!(said(&client.turn(&create("hi, and more")).await), "completed");
+    }
+    assert_eq!((turns(&h), posts(&h)), (vec!["a".to_owned(); 2], vec!["b".to_owned(); 2]));
+    drop(client);
+    h.finish().await;
+}
+
+/// Before output it is another account's turn, behind output the client is told.
+#[tokio::test]
+async fn a_bridged_turn_fails_over_and_breaks_like_any_other() {
+    for (fault, want) in [
+        (Fault::cut_before_output(), "completed"),
+        (Fault::usage_limit_reached(), "completed"),
+        (Fault::cut_after_output(2), "upstream_broke"),
+    ] {
+        let (h, a, b) = pair().await;
+        for account in [&a, &b] {
+            without_sockets(account);
+        }
+        let mut client = Client::open(&h).await;
+        let name = format!("{fault:?}");
+        a.fault(fault).times(1);
+        assert_eq!(said(&client.turn(&create("hi [[events=9]]")).await), want, "{name}");
+        assert_eq!(said(&client.turn(&create("again")).await), "completed", "{name}");
+        drop(client);
+        h.finish().await;
+    }
+}
+
+/// codex-lb I5: the client is told of an upstream that says nothing more, and its socket stays.
+#[tokio::test]
+async fn codex_lb_i5_a_stalled_turn_is_told_and_the_socket_is_usable() {
+    for phase in [Phase::Body, Phase::Output(2)] {
+        let mut setup = Setup::new().await;
+        let a = setup.codex("a");
+        setup.raw.limits.stream_idle_timeout_s = Some(1);
+        let h = setup.start().await;
+        let mut client = Client::open(&h).await;
+        client.next().await.unwrap().unwrap();
+        a.fault(Fault::stall(phase)).turns().times(1);
+        let events = client.turn(&create("hi [[events=9]]")).await;
+        assert_eq!(events.last().unwrap()["type"], "response.failed", "{phase:?}");
+        until("the stalled socket is closed", || a.open_sockets() == 0).await;
+        assert_eq!(said(&client.turn(&create("again")).await), "completed", "{phase:?}");
+        drop(client);
+        h.finish().await;
+    }
+}
+
+/// What a client says of the turn under way is its upstream's to understand, byte for byte.
+#[tokio::test]
+async fn a_turn_may_be_interrupted() {
+    let (h, _, _) = pair().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    client.send(&create("hi [[events=60]][[gap_ms=200]]")).await;
+    let id = loop {
+        let event = client.next().await.unwrap().unwrap();
+        if event["type"] == "response.created" {
+            break event["response"]["id"].clone();
+        }
+    };
+    let interrupt = json!({"type": "response.interrupt", "response_id": id, "later": [1, 2]});
+    client.send(&interrupt).await;
+    let end = client.rest_of_turn().await;
+    assert_eq!(end.last().unwrap()["response"]["incomplete_details"]["reason"], "interrupted");
+    let journal = h.sim.journal();
+    let heard = journal.last().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&heard.body).unwrap(), interrupt);
+    assert_eq!(said(&client.turn(&create("again")).await), "completed", "the socket stays");
+    drop(client);
+    h.finish().await;
+}
+
+/// Codex takes turn state from the answer's head or an event, and says it in its messages.
+#[tokio::test]
+async fn turn_state_leads_back_to_its_account_and_to_no_other() {
+    let (h, a, b) = pair().await;
+    let mut client = Client::open(&h).await;
+    let state = client.head["x-codex-turn-state"].to_str().unwrap().to_owned();
+    client.next().await.unwrap().unwrap();
+    let mut frame = create("hi");
+    frame["client_metadata"] = json!({"turn_id": "t", "x-codex-turn-state": state});
+    assert_eq!(said(&client.turn(&frame).await), "completed");
+    a.fault(Fault::usage_limit_reached()).turns().times(1);
+    assert_eq!(said(&client.turn(&frame).await), "completed");
+    let journal = h.sim.journal();
+    let metadata = |name: &str| {
+        let turn = journal.iter().rfind(|e| e.is_turn() && e.account.as_deref() == Some(name));
+        let body: Value = serde_json::from_slice(&turn.unwrap().body).unwrap();
+        body["client_metadata"].clone()
+    };
+    assert_eq!(metadata("a"), json!({"turn_id": "t", "x-codex-turn-state": state}));
+    assert_eq!(metadata("b"), json!({"turn_id": "t"}), "not its own");
+    drop(client);
+    // codex-lb I2: another socket of the same turn goes where the state was issued.
+    let mut other = connect(&h, &[BETA]).await.unwrap();
+    other.next().await.unwrap().unwrap();
+    let mut theirs = create("go on");
+    let state = other.head["x-codex-turn-state"].to_str().unwrap();
+    assert_eq!(b.open_sockets(), 1, "a is spent");
+    theirs["client_metadata"] = json!({"x-codex-turn-state": state});
+    assert_eq!(said(&other.turn(&theirs).await), "completed");
+    assert_eq!(turns(&h).last().unwrap(), "b");
+    drop(other);
+    h.finish().await;
+}
