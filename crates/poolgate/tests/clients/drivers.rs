@@ -165,39 +165,32 @@ const CLAUDE_STAYS_HOME: [&str; 4] = [
     "DISABLE_ERROR_REPORTING",
 ];
 
-fn codex_key_variable(how: Codex) -> &'static str {
+pub fn codex_key_variable(how: Codex) -> &'static str {
     match how {
         Codex::CustomProvider | Codex::Sockets => "POOLGATE_KEY",
         Codex::BuiltIn => "CODEX_API_KEY", // OPENAI_API_KEY is not read
     }
 }
 
-fn codex_config(base_url: &str, how: Codex) -> String {
+pub fn codex_config(base_url: &str, how: Codex) -> String {
+    let how_it_asks = match how {
+        Codex::Sockets => "supports_websockets = true",
+        Codex::CustomProvider => "request_max_retries = 0\nstream_max_retries = 0",
+        Codex::BuiltIn => "",
+    };
     let provider = match how {
-        Codex::Sockets => format!(
-            r#"
-            model_provider = "poolgate"
-            [model_providers.poolgate]
-            name = "poolgate"
-            base_url = "{base_url}"
-            env_key = "POOLGATE_KEY"
-            wire_api = "responses"
-            supports_websockets = true
-            "#
-        ),
-        Codex::CustomProvider => format!(
-            r#"
-            model_provider = "poolgate"
-            [model_providers.poolgate]
-            name = "poolgate"
-            base_url = "{base_url}"
-            env_key = "POOLGATE_KEY"
-            wire_api = "responses"
-            request_max_retries = 0
-            stream_max_retries = 0
-            "#
-        ),
         Codex::BuiltIn => format!(r#"openai_base_url = "{base_url}""#),
+        Codex::Sockets | Codex::CustomProvider => format!(
+            r#"
+            model_provider = "poolgate"
+            [model_providers.poolgate]
+            name = "poolgate"
+            base_url = "{base_url}"
+            env_key = "POOLGATE_KEY"
+            wire_api = "responses"
+            {how_it_asks}
+            "#
+        ),
     };
     // `provider` may end in a table, so what belongs to the top comes before it.
     format!(
@@ -213,7 +206,7 @@ fn codex_config(base_url: &str, how: Codex) -> String {
 }
 
 /// Where `make setup` put it.
-fn installed(name: &str) -> PathBuf {
+pub fn installed(name: &str) -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = set("POOLGATE_CACHE")
         .or_else(|| Some(set("HOME")?.join(".cache/poolgate")))
@@ -224,20 +217,20 @@ fn installed(name: &str) -> PathBuf {
 }
 
 /// The only folder a client may know of, removed on drop.
-struct Sandbox(TempDir);
+pub struct Sandbox(TempDir);
 
 impl Sandbox {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(TempDir::new().expect("a temporary folder can be made"))
     }
 
-    fn folder(&self, name: &str) -> PathBuf {
+    pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.0.path().join(name);
         fs::create_dir_all(&path).expect("the folder is ours");
         path
     }
 
-    fn command(&self, program: &Path) -> Command {
+    pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command
             .env_clear()

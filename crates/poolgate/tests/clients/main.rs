@@ -5,6 +5,7 @@
 //! Each asks once with all accounts well, and again while the first chosen account fails in every
 //! listed way. Its own retries are off where they can be, so it cannot notice and recover by itself.
 
+mod app_server;
 #[path = "../shared/canary.rs"]
 #[expect(dead_code, reason = "the other test binary uses more of it")]
 mod canary;
@@ -12,6 +13,7 @@ mod drivers;
 #[path = "../shared/harness.rs"]
 #[expect(dead_code, reason = "the other test binary uses more of it")]
 mod harness;
+mod long;
 
 use drivers::{Codex, Output, Retries, Sdk, claude_print, codex_exec, codex_signed_in, python_sdk};
 use harness::{Harness, Setup};

@@ -1,6 +1,5 @@
 //! WebSocket turns over upstreams that have no sockets, that stall, that are interrupted.
 
-
 use poolgate_sim::{Account, Fault, Phase};
 use serde_json::{Value, json};
 
@@ -27,7 +26,7 @@ fn warm_up() -> Value {
     frame
 }
 
-/// As Codex does it: a warm-up, a turn that goes on from it, and all of it when that is not known.
+/// codex-lb I12, as Codex does it: a warm-up, a turn that goes on from it, and all of it when that is not known.
 #[tokio::test]
 async fn an_upstream_without_sockets_is_asked_over_http() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
@@ -60,7 +59,7 @@ async fn an_upstream_without_sockets_is_asked_over_http() {
     h.finish().await;
 }
 
-/// Where the upstream keeps responses, what they are goes on from is known there.
+/// codex-lb I9: where the upstream keeps responses, it can go on from them.
 #[tokio::test]
 async fn a_stored_response_is_gone_on_from_over_http_and_on_another_socket() {
     for bridged in [true, false] {
@@ -151,7 +150,7 @@ async fn codex_lb_i5_a_stalled_turn_is_told_and_the_socket_is_usable() {
     }
 }
 
-/// What a client says of the turn under way is its upstream's to understand, byte for byte.
+/// codex-lb 1.7: what a client says of the turn under way is its upstream's to understand, byte for byte.
 #[tokio::test]
 async fn a_turn_may_be_interrupted() {
     let (h, _, _) = pair().await;

@@ -178,15 +178,7 @@ impl Setup {
         let mut config = Config::resolve(self.raw).unwrap();
         config.polls = self.polls;
         let clock = Arc::new(ShiftedClock::default());
-        let app = App::start(config, clock.clone()).await.unwrap();
-        let server = Server::bind(Arc::clone(&app)).await.unwrap();
-        let url = format!("http://{}", server.address);
-        let stop = CancellationToken::new();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the service under test is awaited by finish"
-        )]
-        let server = tokio::spawn(server.run(stop.clone()));
+        let Served { app, url, stop, server } = serve(config, clock.clone()).await;
         let client = Client::builder(TokioExecutor::new()).build_http();
         let mut harness = Harness {
             sim: self.sim,
@@ -204,7 +196,37 @@ impl Setup {
     }
 }
 
+struct Served {
+    app: Arc<App>,
+    url: String,
+    stop: CancellationToken,
+    server: tokio::task::JoinHandle<bool>,
+}
+
+async fn serve(config: Config, clock: Arc<ShiftedClock>) -> Served {
+    let app = App::start(config, clock).await.unwrap();
+    let server = Server::bind(Arc::clone(&app)).await.unwrap();
+    let url = format!("http://{}", server.address);
+    let stop = CancellationToken::new();
+    #[expect(clippy::disallowed_methods, reason = "the service under test is awaited by finish")]
+    let server = tokio::spawn(server.run(stop.clone()));
+    Served { app, url, stop, server }
+}
+
 impl Harness {
+    /// Drains, and starts again on the same port with the same data.
+    pub async fn restart(self) -> Self {
+        let Self { sim, app, clock, url, key, dir, stop, server, client } = self;
+        stop.cancel();
+        assert!(server.await.unwrap(), "it drains");
+        app.store.close().await;
+        let mut config = app.config.clone();
+        config.listen = url.strip_prefix("http://").unwrap().parse().unwrap();
+        drop(app);
+        let Served { app, url, stop, server } = serve(config, clock.clone()).await;
+        Self { sim, app, clock, url, key, dir, stop, server, client }
+    }
+
     /// A gateway with the accounts that `add` adds.
     pub async fn start<T>(add: impl FnOnce(&mut Setup) -> T) -> (Self, T) {
         let mut setup = Setup::new().await;
