@@ -125,7 +125,7 @@ impl<'a> Wishes<'a> {
             resize(&mut text, bytes.min(TEXT_MAX_BYTES));
         } else if let (None, Some(events)) = (self.say, self.events) {
             let missing = events.min(TEXT_MAX_BYTES).saturating_sub(text.chars().count());
-            text.extend(std::iter::repeat_n('.', missing));
+            fill(&mut text, missing);
         }
         text
     }
@@ -176,7 +176,18 @@ fn resize(text: &mut String, bytes: usize) {
         text.truncate(text.floor_char_boundary(bytes));
     }
     let missing = bytes - text.len();
-    text.extend(std::iter::repeat_n('.', missing));
+    fill(text, missing);
+}
+
+/// Piece by piece: dot by dot was a twelfth of all work for a small request.
+fn fill(text: &mut String, mut missing: usize) {
+    const DOTS: &str = "................................................................";
+    text.reserve(missing);
+    while missing > 0 {
+        let piece = missing.min(DOTS.len());
+        text.push_str(&DOTS[..piece]);
+        missing -= piece;
+    }
 }
 
 #[cfg(test)]

@@ -76,7 +76,11 @@ pub struct Item<'a> {
 
 impl<'a> Peek<'a> {
     pub fn read(body: &'a [u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(body)
+        // Once for all of it, and not for each string.
+        match str::from_utf8(body) {
+            Ok(body) => serde_json::from_str(body),
+            Err(_) => serde_json::from_slice(body),
+        }
     }
 
     pub fn model(&self) -> &str {
