@@ -64,6 +64,12 @@ async fn a_response_id_leads_to_the_account_that_made_it_even_after_a_restart() 
     let rows =
         h.rows("SELECT a.name FROM response_owners o JOIN accounts a ON a.id = o.account_id").await;
     assert_eq!(rows[0], std::slice::from_ref(&owner));
+    let h = h.restart().await;
+    h.sim.clear_journal();
+    for _ in 0..4 {
+        assert_eq!(h.post("/v1/responses", &body).await.status, 200);
+    }
+    assert_eq!(h.asked(), vec![owner.clone(); 4], "the store remembers");
     let id = h.app.pool.accounts().iter().find(|a| a.name == owner).unwrap().id;
     h.app.store.pause(id).await.unwrap();
     h.app.reload().await.unwrap();

@@ -13,6 +13,7 @@ mod bad_input;
 mod canaries;
 mod cli;
 mod credentials;
+mod cuts;
 mod decisions;
 mod disconnect;
 mod doctor;
