@@ -5,6 +5,7 @@
 //! `poolgate.example.toml` is the reference, and a test loads it.
 
 mod account;
+mod address;
 mod proxy;
 
 use std::collections::HashSet;
@@ -17,6 +18,7 @@ use poolgate_core::strategy::Strategy;
 use serde::Deserialize;
 
 pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
+pub use address::is_forbidden;
 pub use proxy::{Login, Protocol, Proxy, ProxyUrl};
 
 #[derive(Debug, Default, Deserialize)]

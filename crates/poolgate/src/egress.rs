@@ -6,6 +6,7 @@
 mod connections;
 mod dial;
 mod received;
+mod resolve;
 mod sockets;
 mod unreachable;
 

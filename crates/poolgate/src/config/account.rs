@@ -8,6 +8,7 @@ use poolgate_core::account::{Caps, Kind, Speaks};
 use poolgate_core::units::Fraction;
 use serde::{Deserialize, Serialize};
 
+use super::address::{is_forbidden, is_private};
 use super::{Proxy, ProxyUrl};
 
 /// As written in `[[account]]`, given to `poolgate account add`, and kept in the store.
@@ -244,6 +245,13 @@ impl RawAccount {
         let host = authority.host().trim_matches(['[', ']']);
         let local = host == "localhost"
             || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        match host.parse::<std::net::IpAddr>() {
+            Ok(address) if is_forbidden(address) => return refuse("no upstream may be there"),
+            Ok(address) if is_private(address) && !self.private_upstream => {
+                return refuse("a private address needs private_upstream = true");
+            }
+            _ => {}
+        }
         match scheme {
             "https" => Some(uri),
             "http" if local || self.private_upstream => Some(uri),
@@ -333,13 +341,16 @@ mod tests {
     #[rustfmt::skip]
     fn refuses() {
         type Edit = fn(&mut RawAccount);
-        let cases: [(&str, &str, Edit, &str); 12] = [
+        let cases: [(&str, &str, Edit, &str); 15] = [
             ("no name",         "codex",      |a| a.name.clear(),                               "name"),
             ("a key for a sign-in", "codex",  |a| { a.auth_file = None; a.key_env = Some("K".into()); }, "not a key"),
             ("a file for a key", "openai",    |a| { a.key_env = None; a.auth_file = Some("f".into()); }, "for sign-ins"),
             ("two sources",     "openai",     |a| a.key_file = Some("f".into()),                "only one"),
             ("no base",         "compatible", |a| a.base_url = None,                            "base_url is missing"),
             ("plain http",      "compatible", |a| a.base_url = Some("http://10.0.0.1/v1".into()), "private_upstream"),
+            ("a private address", "compatible", |a| a.base_url = Some("https://192.168.0.1/v1".into()), "private_upstream"),
+            ("a cloud's secrets", "compatible", |a| { a.base_url = Some("http://169.254.169.254/v1".into()); a.private_upstream = true; }, "no upstream may be there"),
+            ("a port of the link", "compatible", |a| a.base_url = Some("https://[fe80::1]/v1".into()), "no upstream may be there"),
             ("a user in it",    "compatible", |a| a.base_url = Some("https://u:p@x/v1".into()), "must not carry"),
             ("a proxy of TLS",  "codex",      |a| a.proxy = Some(ProxyUrl::new("https://p:1")), "not supported"),
             ("two caps",        "codex",      |a| { a.reserve_5h = Some(5); a.limit_5h = Some(90); }, "exclude each other"),

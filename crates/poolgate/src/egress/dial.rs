@@ -24,10 +24,18 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower_service::Service;
 
+use super::resolve::{self, Resolver};
 use super::{USER_AGENT, Unreachable, cause};
 use crate::config::{Login, Protocol, Proxy};
 
+/// A peer that is silent is asked after so long whether it is still there, ...
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// ... and so often again before it is given up.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_RETRIES: u32 = 3;
+/// What was sent must have been acknowledged by then.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_mins(1);
 /// All of it together (proxy, TLS), in units of the time-out for TCP.
 const WHOLE_FACTOR: u32 = 2;
 
@@ -36,18 +44,22 @@ pub type Stream = MaybeHttpsStream<Tcp>;
 
 #[derive(Clone, Debug)]
 pub struct Dialer {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Resolver>,
     tls: Arc<rustls::ClientConfig>,
-    direct: HttpsConnector<HttpConnector>,
+    direct: HttpsConnector<HttpConnector<Resolver>>,
     connect_timeout: Duration,
 }
 
 impl Dialer {
     pub fn new(tls: rustls::ClientConfig, connect_timeout: Duration) -> Self {
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(KEEP_ALIVE));
+        tcp.set_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
+        tcp.set_keepalive_retries(Some(KEEP_ALIVE_RETRIES));
+        #[cfg(target_os = "linux")]
+        tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
         tcp.set_connect_timeout(Some(connect_timeout));
         let direct = HttpsConnectorBuilder::new()
             .with_tls_config(tls.clone())
@@ -98,6 +110,7 @@ impl Dialer {
             Protocol::Socks5 => {
                 let name = host.trim_matches(['[', ']']);
                 let found = tokio::net::lookup_host((name, port)).await;
+                let found = found.and_then(resolve::allowed);
                 let found = found.map_err(|error| Unreachable::of(&error))?.next();
                 let found =
                     found.ok_or_else(|| Unreachable::new("the name has no address", true))?;
