@@ -30,6 +30,7 @@ pub mod signin;
 pub mod simulate;
 pub mod sse;
 pub mod store;
+pub mod strict;
 pub mod table;
 pub mod tasks;
 pub mod telemetry;
