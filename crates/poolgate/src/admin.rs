@@ -16,6 +16,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::gateway::{Outgoing, presented_key, whole};
 use crate::pool::{PoolView, Wish};
+use crate::reconfigure;
 use crate::secret::{random_token, sha256};
 
 pub use explain::Explained;
@@ -29,6 +30,9 @@ pub struct Status {
     pub pool: PoolView,
     /// Attempts running now.
     pub in_flight: u32,
+    /// What came of reading the configuration file last.
+    #[serde(default)]
+    pub configuration: reconfigure::Outcome,
     /// Records waiting for the database, in bytes.
     pub spool_waiting_bytes: u64,
     /// Milliseconds since the Unix epoch.
@@ -42,6 +46,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pool: app.pool.view(now),
             in_flight: app.pool.in_flight(),
+            configuration: app.configured.outcome(),
             spool_waiting_bytes: app.spool.waiting(),
             now: now.0,
         }

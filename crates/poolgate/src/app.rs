@@ -1,11 +1,13 @@
 //! The handles that serving a request may use; built once, from the configuration.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::credentials::Issuers;
 use crate::egress::Egress;
 use crate::gates::Gates;
@@ -13,7 +15,9 @@ use crate::gateway::{Catalogue, Lanes, scoped};
 use crate::keys::Keys;
 use crate::ledger::{self, Spool};
 use crate::pool::{self, OWNED_FOR, Pool};
+use crate::reconfigure::{Last, Live};
 use crate::sealing::DataKey;
+use crate::serve::memory::Memory;
 use crate::store::Store;
 use crate::tasks::{Sockets, Tasks};
 use crate::vault;
@@ -22,11 +26,19 @@ const OWNERS_LOADED: i64 = 100_000;
 
 #[derive(Debug)]
 pub struct App {
+    /// As the process was started; what may have changed since is asked of `limits`.
     pub config: Config,
     pub clock: Arc<dyn Clock>,
     pub tasks: Tasks,
+    /// Cancelled when nobody should come here any more; whoever comes is still served.
+    pub leaving: CancellationToken,
     /// Cancelled when no new request is to be taken on; the running ones go on.
     pub draining: CancellationToken,
+    /// Answers that still run are to end now.
+    pub cutting: AtomicBool,
+    pub memory: Memory,
+    live: ArcSwap<Live>,
+    pub configured: Last,
     pub store: Store,
     pub spool: Arc<Spool>,
     pub data_key: Arc<DataKey>,
@@ -79,6 +91,7 @@ impl App {
         data_key: Arc<DataKey>,
         (tasks, spool): (Tasks, Arc<Spool>),
     ) -> anyhow::Result<Arc<Self>> {
+        let live = ArcSwap::from_pointee(Live::of(&config));
         let app = Arc::new(Self {
             egress: Egress::new(config.limits.connect_timeout, config.workers)?,
             lanes: Lanes::new(&config.limits),
@@ -91,7 +104,12 @@ impl App {
             gates: Gates::builtin(),
             config,
             clock,
+            leaving: CancellationToken::new(),
             draining: CancellationToken::new(),
+            cutting: AtomicBool::new(false),
+            memory: Memory::default(),
+            live,
+            configured: Last::default(),
             tasks,
             store,
             spool,
@@ -101,6 +119,19 @@ impl App {
         Ok(app)
     }
 
+    /// As the configuration is now.
+    pub fn limits(&self) -> Limits {
+        self.live.load().limits
+    }
+
+    /// Takes over what may change without a restart.
+    pub async fn reconfigure(&self, config: &Config) -> anyhow::Result<()> {
+        let configured = vault::seal_settings(&config.accounts, &self.data_key)?;
+        self.store.sync_config_accounts(&configured, self.clock.now()).await?;
+        self.live.store(Arc::new(Live::of(config)));
+        self.reload().await
+    }
+
     /// Takes over accounts and keys as the store has them now.
     pub async fn reload(&self) -> anyhow::Result<()> {
         self.keys.replace(self.store.client_keys().await?);
@@ -108,7 +139,7 @@ impl App {
         let dir = self.config.data_dir.join("credentials");
         let loaded =
             pool::load(&self.store, &self.data_key, &dir, &known, self.clock.now()).await?;
-        self.pool.replace(loaded, &self.config.pools);
+        self.pool.replace(loaded, &self.live.load().pools);
         Ok(())
     }
 

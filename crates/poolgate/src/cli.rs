@@ -23,7 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::app::App;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Overrides};
-use crate::serve::{Server, stop_signal};
+use crate::serve::{Bound, Server, stop_signal};
 use crate::store::Store;
 use crate::{demo, telemetry};
 
@@ -57,6 +57,9 @@ enum Command {
         /// Address to listen on, whatever the configuration says
         #[arg(long)]
         listen: Option<String>,
+        /// Wait for another gateway on the same data to end, and take on its connections then
+        #[arg(long)]
+        take_over: bool,
     },
     /// Show everything at work: gateway, simulated providers and traffic; needs no account
     Demo {
@@ -120,7 +123,7 @@ impl Global {
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     match command {
-        Command::Serve { listen } => serve(&global, listen).await,
+        Command::Serve { listen, take_over } => serve(&global, listen, take_over).await,
         Command::Demo { listen, seconds } => {
             let stop = stop_signal()?;
             let duration = seconds.map(Duration::from_secs);
@@ -147,24 +150,40 @@ const ADDRESS_FILE: &str = "address";
 /// Exit status of a second gateway on the same data.
 const IN_USE: u8 = 75;
 
-async fn serve(global: &Global, listen: Option<String>) -> anyhow::Result<ExitCode> {
+async fn serve(
+    global: &Global,
+    listen: Option<String>,
+    take_over: bool,
+) -> anyhow::Result<ExitCode> {
     telemetry::init(global.json);
     let stop = stop_signal()?;
     let config = global.load(listen)?;
     crate::files::create_private_dir(&config.data_dir)?;
     let lock = std::fs::File::create(config.data_dir.join("lock"))?;
+    let mut bound = None;
     if lock.try_lock().is_err() {
-        eprintln!("poolgate: another gateway is using {}", config.data_dir.display());
-        return Ok(ExitCode::from(IN_USE));
+        if !take_over {
+            eprintln!("poolgate: another gateway is using {}", config.data_dir.display());
+            return Ok(ExitCode::from(IN_USE));
+        }
+        // From here on clients wait in our queue for what the other does not accept any more.
+        bound = Some(Bound::new(&config)?);
+        tracing::info!("waiting for the gateway that uses the data to end");
+        if stop.run_until_cancelled(until_locked(&lock)).await.is_none() {
+            return Ok(ExitCode::SUCCESS);
+        }
     }
     let app = App::start(config, Arc::new(SystemClock)).await?;
-    let server = Server::bind(Arc::clone(&app)).await?;
+    let server = match bound {
+        Some(bound) => Server::on(bound, Arc::clone(&app))?,
+        None => Server::bind(Arc::clone(&app))?,
+    };
     let address = server.address;
     if let Err(error) = std::fs::write(app.config.data_dir.join(ADDRESS_FILE), address.to_string())
     {
         tracing::warn!(%error, "poolgate status will need --url");
     }
-    if !address.ip().is_loopback() {
+    if !address.ip().is_loopback() && !server.is_encrypted() {
         tracing::warn!(%address, "listening beyond this machine without TLS: put a TLS proxy in front");
     }
     let accounts = app.pool.accounts().len();
@@ -189,6 +208,14 @@ async fn serve(global: &Global, listen: Option<String>) -> anyhow::Result<ExitCo
     app.store.close().await;
     tracing::info!(clean, "stopped");
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const LOCK_EVERY: Duration = Duration::from_millis(20);
+
+async fn until_locked(lock: &std::fs::File) {
+    while lock.try_lock().is_err() {
+        tokio::time::sleep(LOCK_EVERY).await;
+    }
 }
 
 /// Prints to standard output; a closed pipe is no reason to panic.

@@ -6,6 +6,7 @@
 
 mod account;
 mod address;
+mod listener;
 mod proxy;
 
 use std::collections::HashSet;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
 pub use address::is_forbidden;
+pub use listener::{Listener, RawListener, RawTls, Tls};
 pub use proxy::{Login, Protocol, Proxy, ProxyUrl};
 
 #[derive(Debug, Default, Deserialize)]
@@ -28,6 +30,8 @@ pub struct RawConfig {
     pub data_dir: Option<PathBuf>,
     pub master_key_file: Option<PathBuf>,
     pub workers: Option<usize>,
+    pub listener: RawListener,
+    pub tls: Option<RawTls>,
     pub limits: RawLimits,
     pub account: Vec<RawAccount>,
     pub pool: Vec<RawPool>,
@@ -39,6 +43,8 @@ pub struct RawLimits {
     pub proxy_http: Option<usize>,
     pub proxy_websocket: Option<usize>,
     pub proxy_compact: Option<usize>,
+    pub body_idle_timeout_s: Option<u64>,
+    pub body_timeout_s: Option<u64>,
     pub body_max_bytes: Option<usize>,
     pub decoded_max_bytes: Option<usize>,
     pub spool_max_bytes: Option<u64>,
@@ -68,20 +74,27 @@ pub struct Config {
     pub master_key_file: PathBuf,
     /// Threads that serve connections; 0: the runtime of the caller does.
     pub workers: usize,
+    pub listener: Listener,
     pub limits: Limits,
     pub accounts: Vec<AccountSpec>,
     pub pools: Vec<PoolSpec>,
+    /// Where it came from, to be read again; `None`: nowhere, as in tests.
+    pub origin: Option<Origin>,
     /// Usage endpoints are asked. No setting: off only in tests that script what an account knows.
     pub polls: bool,
 }
 
 /// Sizes in bytes, counts of requests; zero in a lane means unlimited.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub proxy_http: usize,
     pub proxy_websocket: usize,
     pub proxy_compact: usize,
     pub body_max: usize,
+    /// Silence while a client sends a body.
+    pub body_idle_timeout: Duration,
+    /// For a whole body.
+    pub body_timeout: Duration,
     pub decoded_max: usize,
     pub spool_max: u64,
     pub connect_timeout: Duration,
@@ -109,6 +122,8 @@ impl Limits {
             proxy_http,
             proxy_websocket: raw.proxy_websocket.unwrap_or(200),
             proxy_compact: raw.proxy_compact.unwrap_or(proxy_http.min(16)),
+            body_idle_timeout: seconds(raw.body_idle_timeout_s, 15),
+            body_timeout: seconds(raw.body_timeout_s, 300),
             body_max: raw.body_max_bytes.unwrap_or(64 << 20),
             decoded_max: raw.decoded_max_bytes.unwrap_or(128 << 20),
             spool_max: raw.spool_max_bytes.unwrap_or(1 << 30),
@@ -141,6 +156,14 @@ pub const DEFAULT_POOL: &str = "default";
 #[error("the configuration has {} mistake(s):\n  {}", .0.len(), .0.join("\n  "))]
 pub struct ConfigError(pub Vec<String>);
 
+/// A configuration file, and what lies over it.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// `None`: there was none.
+    pub file: Option<PathBuf>,
+    pub overrides: Overrides,
+}
+
 /// What the command line may override.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
@@ -169,9 +192,16 @@ impl Config {
         });
         merge_environment(&mut table, variables);
         let mut raw = RawConfig::deserialize(table).with_context(place)?;
+        let origin = Origin { file: path.clone(), overrides: overrides.clone() };
         raw.listen = overrides.listen.or(raw.listen);
         raw.data_dir = overrides.data_dir.or(raw.data_dir);
-        Self::resolve(raw).with_context(place)
+        let config = Self::resolve(raw).with_context(place)?;
+        Ok(Self { origin: Some(origin), ..config })
+    }
+
+    /// As the file is now.
+    pub fn load_again(origin: &Origin) -> anyhow::Result<Self> {
+        Self::load(origin.file.as_deref(), origin.overrides.clone())
     }
 
     pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
@@ -198,6 +228,8 @@ impl Config {
             }
         }
         let pools = resolve_pools(raw.pool, &mut wrong);
+        let listener = Listener::from_raw(&raw.listener, raw.tls.as_ref());
+        wrong.extend(listener.mistakes());
         match (listen, data_dir) {
             (Some(listen), Some(data_dir)) if wrong.is_empty() => Ok(Self {
                 listen,
@@ -206,9 +238,11 @@ impl Config {
                     .map_or_else(|| data_dir.join("master.key"), |file| account::at_home(&file)),
                 data_dir,
                 workers: raw.workers.unwrap_or_else(cores),
+                listener,
                 limits: Limits::from_raw(&raw.limits),
                 accounts,
                 pools,
+                origin: None,
                 polls: true,
             }),
             _ => Err(ConfigError(wrong)),

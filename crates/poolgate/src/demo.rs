@@ -90,7 +90,7 @@ async fn serve(
     note: Option<String>,
 ) -> anyhow::Result<Tally> {
     let app = Arc::clone(app);
-    let server = Server::bind(Arc::clone(&app)).await?;
+    let server = Server::bind(Arc::clone(&app))?;
     let url = format!("http://{}", reachable(server.address));
     let key = client_key(&app, "demo", Vec::new()).await?;
     let (tally, stop) = (Tally::new(Arc::clone(&app.clock)), CancellationToken::new());

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::json::{Invalid, WrongType};
 use crate::limits::{add_claude_headers, add_codex_headers};
+use crate::strict::Fault;
 
 /// Whose error envelope the caller parses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,10 @@ pub enum Error {
     CannotRecord,
     #[error("poolgate is shutting down")]
     Draining,
+    #[error("poolgate is short of memory")]
+    ShortOfMemory,
+    #[error(transparent)]
+    Http(#[from] Fault),
     #[error("the upstream failed: {0}")]
     Upstream(String),
     #[error("the upstream did not answer in time")]
@@ -132,7 +137,9 @@ impl Error {
             Self::Unauthorized => (S::UNAUTHORIZED, "invalid_api_key"),
             Self::ConflictingKeys => (S::BAD_REQUEST, "conflicting_credentials"),
             Self::UnknownPath => (S::NOT_FOUND, "unknown_path"),
-            Self::WrongMethod(_) => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::WrongMethod(_) | Self::Http(Fault::Method) => {
+                (S::METHOD_NOT_ALLOWED, "method_not_allowed")
+            }
             Self::NoWebSocket => (S::UPGRADE_REQUIRED, "websocket_not_served"),
             Self::WrongContentType => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type"),
             Self::WrongEncoding => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding"),
@@ -156,8 +163,16 @@ impl Error {
             Self::ChainLost => (S::BAD_REQUEST, "previous_response_not_found"),
             Self::BadQuestion(_) => (S::BAD_REQUEST, "bad_question"),
             Self::Overloaded => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
-            Self::CannotRecord => (S::SERVICE_UNAVAILABLE, "proxy_unavailable"),
+            Self::CannotRecord | Self::ShortOfMemory => {
+                (S::SERVICE_UNAVAILABLE, "proxy_unavailable")
+            }
             Self::Draining => (S::SERVICE_UNAVAILABLE, "draining"),
+            Self::Http(Fault::Malformed(_)) => (S::BAD_REQUEST, "bad_request"),
+            Self::Http(Fault::TargetTooLong) => (S::URI_TOO_LONG, "target_too_long"),
+            Self::Http(Fault::HeadTooLarge) => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large")
+            }
+            Self::Http(Fault::HeadTimeout) => (S::REQUEST_TIMEOUT, "head_timeout"),
             Self::Upstream(_) => (S::BAD_GATEWAY, "upstream_error"),
             Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::UpstreamBroke => (S::BAD_GATEWAY, "upstream_broke"),
@@ -171,7 +186,9 @@ impl Error {
                 Some(resets_at.map_or(LONG_WAIT * 5, |at| now.until(at)))
             }
             Self::Unavailable { retry_after } => Some(*retry_after),
-            Self::Overloaded | Self::CannotRecord | Self::Draining => Some(OVERLOAD_RETRY),
+            Self::Overloaded | Self::CannotRecord | Self::Draining | Self::ShortOfMemory => {
+                Some(OVERLOAD_RETRY)
+            }
             _ => None,
         }
     }
@@ -200,6 +217,12 @@ impl Error {
         match self {
             Self::NoWebSocket => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::Http(fault) => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                if *fault == Fault::Method {
+                    headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
+                }
             }
             Self::WrongMethod(allowed) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allowed));

@@ -57,6 +57,7 @@ pub use models::{Catalogue, fetch_models};
 pub use read::scoped;
 pub use relay::Outgoing;
 use relay::{Relay, Relayed};
+pub use route::dialect;
 use route::{Contract, Endpoint};
 use settle::{Ending, Record};
 use socket::OverSocket;
@@ -93,11 +94,18 @@ pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Outgo
     let (head, mut body) = request.into_parts();
     match forward(app, head, &mut body, dialect).await {
         Ok(response) => response,
-        Err(error) => {
-            read::discard(&mut body).await;
-            error.render(dialect).map(Outgoing::Whole)
-        }
+        Err(error) => refuse(&error, dialect, &mut body).await,
     }
+}
+
+/// What is left of the body is read, if it is little; else nothing more is served on the connection.
+async fn refuse(error: &Error, dialect: Dialect, body: &mut Incoming) -> Response<Outgoing> {
+    let mut response = error.render(dialect).map(Outgoing::Whole);
+    // A body that does not come is not waited for once more.
+    if matches!(error, Error::BodyTimeout) || !read::discard(body).await {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 async fn forward(
@@ -152,8 +160,7 @@ async fn proxy(
         Ok(Served::Whole(response)) => response,
         Err(error) => {
             record.fail(&error);
-            read::discard(body).await;
-            error.render(dialect).map(Outgoing::Whole)
+            refuse(&error, dialect, body).await
         }
     };
     let value = HeaderValue::from_str(&id).expect("hexadecimal");
@@ -180,8 +187,8 @@ async fn serve(
         return Err(Error::CannotRecord);
     }
     let permit = app.lanes.admit(surface)?;
-    let deadline = Instant::now() + app.config.limits.request_timeout;
-    let payload = read::read(&head.headers, body, &app.config.limits).await?;
+    let deadline = Instant::now() + app.limits().request_timeout;
+    let payload = read::read(&head.headers, body, &app.limits()).await?;
     let peeked = read::peek(surface, &head.headers, &payload.document, caller.key.id)?;
     record.read(&peeked);
     let allowed = &caller.key.models;
@@ -274,7 +281,7 @@ fn remember_turn(app: &App, caller: &Caller, lease: &crate::pool::Lease, headers
 }
 
 fn ready(app: &App) -> Result<Response<Outgoing>, Error> {
-    if app.draining.is_cancelled() {
+    if app.leaving.is_cancelled() {
         return Err(Error::Draining);
     }
     Ok(whole(StatusCode::OK, "text/plain", "ready\n".into()))

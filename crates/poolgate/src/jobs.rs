@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::app::App;
 use crate::pool::OWNED_FOR;
+use crate::reconfigure;
 use crate::store::Before;
 
 pub use credentials::keep_fresh;
@@ -27,6 +28,8 @@ pub fn start(app: &Arc<App>) {
     app.tasks.supervise("keep sign-ins fresh", async move { credentials::guard(&job).await });
     let job = Arc::clone(app);
     app.tasks.supervise("save state", async move { save_state(&job).await });
+    let job = Arc::clone(app);
+    app.tasks.supervise("configuration", async move { reconfigure::follow(&job).await });
     let job = Arc::clone(app);
     app.tasks.supervise("prune", async move { prune(&job).await });
     let job = Arc::clone(app);

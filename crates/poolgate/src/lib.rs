@@ -23,6 +23,7 @@ pub mod ledger;
 pub mod limits;
 pub mod pool;
 pub mod providers;
+pub mod reconfigure;
 pub mod sealing;
 pub mod secret;
 pub mod serve;

@@ -1,59 +1,87 @@
 //! The process from start to end: bind, serve, drain.
 //!
-//! The first SIGTERM or SIGINT stops accepting and lets running requests finish, up to the drain
-//! time-out; a second one ends at once.
+//! The first SIGTERM or SIGINT makes `/readyz` refuse, so that a load balancer looks elsewhere; a
+//! moment later nothing more is accepted, and running requests have the drain time-out to finish. What
+//! still runs then is told so and cut. A second signal ends at once.
+
+mod connection;
+pub mod memory;
+mod respond;
+mod sending;
+mod socket;
+mod state;
+pub mod tls;
+mod transport;
+mod wire;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::gateway;
-use crate::workers::{Place, Workers};
+use crate::config::Config;
+use crate::workers::Workers;
+use connection::{Connections, Stage};
+use tls::Tls;
 
-/// For a request's head, and, since hyper's timer runs from the end of the request before, for an
-/// idle connection too: shorter would cut connections that clients keep for their next turn.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-const HEADERS_MAX: usize = 100;
-const HEAD_MAX_BYTES: usize = 64 << 10;
-const H2_STREAMS: u32 = 100;
-const H2_WINDOW: u32 = 1 << 20;
 /// When no descriptor is free, accepting again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// For background tasks, after the last request.
 const TASKS_GRACE: Duration = Duration::from_secs(10);
+/// For last words to requests that are cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A bound listener, serving once `run` is polled.
 #[derive(Debug)]
 pub struct Server {
     app: Arc<App>,
-    listener: TcpListener,
+    bound: Bound,
     pub address: SocketAddr,
 }
 
+/// A socket that clients may connect to, where they wait until a server accepts them.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    /// Somebody else holds the socket too, and what waits in it is for the next process.
+    is_handed_over: bool,
+}
+
+impl Bound {
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let settings = &config.listener;
+        let tls = settings.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
+        let (listener, is_handed_over) = socket::listen(config.listen, settings.reuse_port)?;
+        Ok(Self { listener, tls, is_handed_over })
+    }
+}
+
 impl Server {
-    pub async fn bind(app: Arc<App>) -> anyhow::Result<Self> {
-        let wanted = app.config.listen;
-        let listener = TcpListener::bind(wanted)
-            .await
-            .with_context(|| format!("listening on {wanted}: is something else using the port?"))?;
-        let address = listener.local_addr()?;
-        Ok(Self { app, listener, address })
+    pub fn bind(app: Arc<App>) -> anyhow::Result<Self> {
+        let bound = Bound::new(&app.config)?;
+        Ok(Self { app, address: bound.listener.local_addr()?, bound })
+    }
+
+    pub fn on(bound: Bound, app: Arc<App>) -> anyhow::Result<Self> {
+        Ok(Self { app, address: bound.listener.local_addr()?, bound })
+    }
+
+    pub fn is_encrypted(&self) -> bool {
+        self.bound.tls.is_some()
     }
 
     /// Serves until `stop`, then drains. `false`: requests were still running at the time-out.
     pub async fn run(self, stop: CancellationToken) -> bool {
-        let Self { app, listener, .. } = self;
-        let graceful = GracefulShutdown::new();
-        let connections = Arc::new(Connections::new(Arc::clone(&app)));
+        let Self { app, bound: Bound { listener, tls, is_handed_over }, .. } = self;
         let workers = match Workers::start(app.config.workers) {
             Ok(workers) => workers,
             Err(error) => {
@@ -61,87 +89,101 @@ impl Server {
                 return false;
             }
         };
-        while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-            match accepted {
-                Ok((stream, _)) => connections.hand_over(stream, &workers, graceful.watcher()),
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+        watch_files(&app, tls.clone());
+        let connections = Arc::new(Connections::new(Arc::clone(&app), tls));
+        {
+            let mut accepting = pin!(accept(&connections, &listener, &workers));
+            stop.run_until_cancelled(accepting.as_mut()).await;
+            app.leaving.cancel();
+            let _ = timeout(app.config.listener.drain_delay, accepting).await;
         }
+        if !is_handed_over {
+            accept_waiting(&connections, listener, &workers);
+        }
+        connections.order(Stage::Close);
+        connections.begun().await;
         app.draining.cancel();
-        drop(listener);
-        let drained = async { tokio::join!(graceful.shutdown(), app.sockets.closed()) };
-        let finish = tokio::time::timeout(app.config.limits.drain_timeout, drained).await;
-        connections.abort.cancel();
-        app.sockets.abort.cancel();
-        app.sockets.closed().await;
+        let drained = async { tokio::join!(connections.closed(), app.sockets.closed()) };
+        let finish = timeout(app.limits().drain_timeout, drained).await;
+        if finish.is_err() {
+            cut(&app, &connections).await;
+        }
         let tasks_ended = app.tasks.drain(TASKS_GRACE).await;
         workers.finish().await;
         finish.is_ok() && tasks_ended
     }
 }
 
-struct Connections {
-    app: Arc<App>,
-    builder: auto::Builder<TokioExecutor>,
-    /// Ends what the drain did not.
-    abort: CancellationToken,
+async fn accept(connections: &Arc<Connections>, listener: &TcpListener, workers: &Workers) {
+    loop {
+        let seat = connections.seat().await;
+        let accepted = listener.accept().await;
+        let accepted = accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer)));
+        match accepted {
+            Ok((stream, peer)) => connections.hand_over(stream, peer.ip(), seat, workers),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                if is_out_of_descriptors(&error) {
+                    connections.close_idle();
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
 }
 
-impl Connections {
-    fn new(app: Arc<App>) -> Self {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_MAX_BYTES.max(256 << 10));
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(H2_STREAMS)
-            .initial_stream_window_size(H2_WINDOW)
-            .initial_connection_window_size(H2_WINDOW)
-            .max_header_list_size(u32::try_from(HEAD_MAX_BYTES).unwrap_or(u32::MAX))
-            .keep_alive_interval(Duration::from_secs(20));
-        Self { app, builder, abort: CancellationToken::new() }
-    }
+/// For the process, or for the machine.
+fn is_out_of_descriptors(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
+}
 
-    /// To the worker with the fewest connections, which takes the socket over into its own runtime.
-    fn hand_over(self: &Arc<Self>, stream: TcpStream, workers: &Workers, watcher: Watcher) {
-        let this = Arc::clone(self);
-        match stream.into_std() {
-            Ok(stream) => workers.run(move |place| match TcpStream::from_std(stream) {
-                Ok(stream) => this.serve(stream, place, watcher),
-                Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
-            }),
-            Err(error) => tracing::warn!(%error, "a connection could not be handed over"),
+/// Takes on those that the kernel has let in already; closing the socket would reset them.
+fn accept_waiting(connections: &Arc<Connections>, listener: TcpListener, workers: &Workers) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Some(seat) = connections.try_seat()
+        && let Ok((stream, peer)) = listener.accept()
+    {
+        if stream.set_nonblocking(true).is_ok() {
+            connections.hand_over(stream, peer.ip(), seat, workers);
         }
     }
+}
 
-    fn serve(&self, stream: TcpStream, place: Place, watcher: Watcher) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "nodelay");
+/// Ends what did not end by itself.
+async fn cut(app: &App, connections: &Connections) {
+    app.cutting.store(true, Ordering::Relaxed);
+    connections.order(Stage::Cut);
+    app.sockets.abort.cancel();
+    let _ = timeout(LAST_WORDS, async { tokio::join!(connections.closed(), app.sockets.closed()) })
+        .await;
+    connections.order(Stage::End);
+    connections.closed().await;
+    app.sockets.closed().await;
+}
+
+/// Memory, and the files of the certificate.
+fn watch_files(app: &Arc<App>, tls: Option<Arc<Tls>>) {
+    let job = Arc::clone(app);
+    if let Some(gauge) = memory::Gauge::new(app.config.listener.memory_max) {
+        app.tasks.supervise("watch memory", async move { watch_memory(&job, &gauge).await });
+    }
+    let job = Arc::clone(app);
+    if let Some(tls) = tls {
+        app.tasks.supervise("watch the certificate", async move { tls::follow(&job, &tls).await });
+    }
+}
+
+const MEMORY_EVERY: Duration = Duration::from_millis(500);
+
+async fn watch_memory(app: &App, gauge: &memory::Gauge) {
+    let pause = || app.tasks.stop.run_until_cancelled(tokio::time::sleep(MEMORY_EVERY));
+    while pause().await.is_some() {
+        if let Some(used) = gauge.used()
+            && app.memory.judge(used, gauge.most)
+        {
+            let level = app.memory.level();
+            tracing::warn!(?level, used_bytes = used, max_bytes = gauge.most, "memory");
         }
-        let app = Arc::clone(&self.app);
-        let service = hyper::service::service_fn(move |request| {
-            let app = Arc::clone(&app);
-            async move { Ok::<_, std::convert::Infallible>(gateway::handle(app, request).await) }
-        });
-        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let connection = connection.into_owned();
-        let connection = watcher.watch(connection);
-        let abort = self.abort.clone();
-        self.app.tasks.spawn(async move {
-            let _place = place;
-            // Errors here are the client's: a connection cut, or bytes that are no HTTP.
-            if let Some(Err(error)) = abort.run_until_cancelled(connection).await {
-                tracing::debug!(%error, "connection ended");
-            }
-        });
     }
 }
 

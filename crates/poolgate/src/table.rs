@@ -62,6 +62,7 @@ pub fn render(status: &Status, style: Style) -> String {
         lines.extend(Layout::fitting(status, style.width).lines(status));
     }
     lines.extend(accounts.iter().filter_map(problem));
+    lines.extend(configuration(status));
     let mut picture = String::new();
     for line in lines {
         line.cut(style.width).write(style.color, &mut picture);
@@ -83,6 +84,19 @@ fn header(status: &Status) -> Cell {
     };
     line.push(&waiting, Paint::Plain);
     line
+}
+
+/// What the operator wrote and the gateway does not do.
+fn configuration(status: &Status) -> Vec<Cell> {
+    let told = &status.configuration;
+    let wrong = told.error.as_deref().map(|error| {
+        Cell::of(&format!("! the configuration is not in force: {}", clean(error)), Paint::Bad)
+    });
+    let waiting = (!told.needs_restart.is_empty()).then(|| {
+        let names = told.needs_restart.join(", ");
+        Cell::of(&format!("  changed, and waiting for a restart: {}", clean(&names)), Paint::Plain)
+    });
+    wrong.into_iter().chain(waiting).collect()
 }
 
 fn problem(account: &AccountView) -> Option<Cell> {

@@ -50,16 +50,33 @@ fn describe(config: &Config) -> serde_json::Value {
         .iter()
         .map(|p| json!({"name": p.name, "members": p.members, "strategy": p.strategy.name()}))
         .collect();
-    let limits = &config.limits;
+    let (limits, listener) = (&config.limits, &config.listener);
     json!({
         "listen": config.listen.to_string(),
         "data_dir": config.data_dir,
         "master_key_file": config.master_key_file,
         "workers": config.workers,
+        "tls": listener.tls.as_ref().map(|tls| {
+            json!({"cert_file": tls.cert_file, "key_file": tls.key_file})
+        }),
+        "listener": {
+            "reuse_port": listener.reuse_port,
+            "connections": listener.connections,
+            "connections_per_address": listener.per_address,
+            "requests_per_connection": listener.requests,
+            "handshake_timeout_s": listener.handshake_timeout.as_secs(),
+            "head_timeout_s": listener.head_timeout.as_secs(),
+            "keep_alive_s": listener.keep_alive.as_secs(),
+            "write_timeout_s": listener.write_timeout.as_secs(),
+            "drain_delay_s": listener.drain_delay.as_secs(),
+            "memory_max_bytes": listener.memory_max,
+        },
         "limits": {
             "proxy_http": limits.proxy_http,
             "proxy_websocket": limits.proxy_websocket,
             "proxy_compact": limits.proxy_compact,
+            "body_idle_timeout_s": limits.body_idle_timeout.as_secs(),
+            "body_timeout_s": limits.body_timeout.as_secs(),
             "body_max_bytes": limits.body_max,
             "decoded_max_bytes": limits.decoded_max,
             "spool_max_bytes": limits.spool_max,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use poolgate_sim::{AccountSpec, Kind, Scenario, Sim, WindowSpec};
 
-use crate::config::{Config, RawAccount, RawConfig, RawLimits, RawPool};
+use crate::config::{Config, RawAccount, RawConfig, RawLimits, RawListener, RawPool};
 use crate::files;
 
 /// Simulated seconds in a real one.
@@ -115,6 +115,7 @@ pub fn config(sim: &Sim, folder: &Path, listen: &str) -> anyhow::Result<Config> 
     let raw = RawConfig {
         listen: Some(listen.into()),
         data_dir: Some(folder.join("data")),
+        listener: RawListener { drain_delay_s: Some(0), ..RawListener::default() },
         limits: RawLimits { drain_timeout_s: Some(DRAIN_S), ..RawLimits::default() },
         account: accounts.collect::<anyhow::Result<_>>()?,
         pool: pools.collect(),

@@ -98,11 +98,8 @@ pub async fn send_over_http(
     let wanted = Wanted { surface: call.surface, stream: call.head.stream, moved: target.moved };
     let prepared = prepare::prepare(target.account, target.payload, wanted);
     let streams = prepared.streams;
-    let timeout = if streams {
-        app.config.limits.stream_head_timeout
-    } else {
-        app.config.limits.head_timeout
-    };
+    let timeout =
+        if streams { app.limits().stream_head_timeout } else { app.limits().head_timeout };
     let request = build(call, target, prepared)?;
     let proxy = target.account.upstream.proxy.as_ref();
     Ok((app.egress.send(request, proxy, timeout).await?, streams))

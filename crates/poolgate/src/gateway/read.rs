@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use poolgate_core::account::Surface;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::Instant;
 
 use crate::config::Limits;
 use crate::error::Error;
@@ -20,11 +21,12 @@ use crate::json::{Document, Invalid, Scan, Text};
 use crate::pool::SessionKey;
 use crate::secret::sha256;
 
-/// Silence while a body is being sent.
-const BODY_IDLE: Duration = Duration::from_secs(15);
+/// Bytes per second that a body must come at, behind which it may be by the time it may pause.
+const BODY_RATE: usize = 1 << 10;
 const RATIO_MAX: usize = 100;
-/// How long a refused client may go on sending.
+/// How long a refused client may go on sending, and how many bytes.
 const DISCARD_FOR: Duration = Duration::from_secs(2);
+const DISCARD_MAX: usize = 64 << 10;
 /// Below this a high ratio is harmless, and common: a prompt of blanks compresses well.
 const RATIO_FROM: usize = 1 << 20;
 /// Parsing more than this at once would hold up other requests of the thread.
@@ -77,11 +79,11 @@ pub async fn read(
     let Some(encoding) = encoding(headers)? else {
         // Scanned as it arrives; a body that breaks a rule is refused before its end.
         let mut scan = Scan::default();
-        let wire = collect(body, limits.body_max, |part| scan.feed(part)).await?;
+        let wire = collect(body, limits, |part| scan.feed(part)).await?;
         let document = Document::scanned(wire.clone(), scan)?;
         return Ok(Payload { wire, encoding: None, document });
     };
-    let wire = collect(body, limits.body_max, |_| Ok(())).await?;
+    let wire = collect(body, limits, |_| Ok(())).await?;
     let text = decode(&wire.to_bytes(), encoding, limits.decoded_max).await?;
     let document = if text.len() > PARSE_INLINE {
         let parsed = tokio::task::spawn_blocking(move || Document::parse(text)).await;
@@ -124,23 +126,37 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
 
 /// Reads what a refused client still sends, for a moment: closing on it would reset the connection,
 /// and the client would see that instead of the reason.
-pub async fn discard(body: &mut Incoming) {
-    let read = async { while let Some(Ok(_)) = body.frame().await {} };
-    let _ = tokio::time::timeout(DISCARD_FOR, read).await;
+/// False: it goes on.
+pub async fn discard(body: &mut Incoming) -> bool {
+    let read = async {
+        let mut took = 0;
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            took += frame.data_ref().map_or(0, Bytes::len);
+            if took > DISCARD_MAX {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(DISCARD_FOR, read).await.unwrap_or(false)
 }
 
 async fn collect(
     body: &mut Incoming,
-    limit: usize,
+    limits: &Limits,
     mut check: impl FnMut(&[u8]) -> Result<(), Invalid>,
 ) -> Result<Text, Error> {
+    let limit = limits.body_max;
     let too_large = || Error::TooLarge { limit, decoded: false };
     if usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > limit {
         return Err(too_large());
     }
     let mut text = Text::default();
+    let began = Instant::now();
     loop {
-        let frame = tokio::time::timeout(BODY_IDLE, body.frame()).await;
+        let patience = patience(limits, began.elapsed(), text.len());
+        let frame = tokio::time::timeout(patience, body.frame()).await;
         let Some(frame) = frame.map_err(|_| Error::BodyTimeout)? else { return Ok(text) };
         let Ok(part) = frame.map_err(|_| Error::BodyCut)?.into_data() else { continue };
         if text.len() + part.len() > limit {
@@ -149,6 +165,13 @@ async fn collect(
         check(&part)?;
         text.push(part);
     }
+}
+
+/// How long the next part of a body may take.
+fn patience(limits: &Limits, elapsed: Duration, arrived: usize) -> Duration {
+    let whole = limits.body_timeout.saturating_sub(elapsed);
+    let earned = Duration::from_secs((arrived / BODY_RATE) as u64) + limits.body_idle_timeout;
+    limits.body_idle_timeout.min(whole).min(earned.saturating_sub(elapsed))
 }
 
 async fn decode(wire: &Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
@@ -310,6 +333,24 @@ mod tests {
             let pairs: Vec<(&'static str, &'static str)> =
                 pairs.iter().map(|(n, v)| (&*n.to_string().leak(), &*v.to_string().leak())).collect();
             assert_eq!(session_name(surface, &headers(&pairs), &document(body)).as_deref(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_body_may_pause_but_not_trickle() {
+        let limits = Limits::default();
+        let second = Duration::from_secs(1);
+        for (elapsed, arrived, want) in [
+            (0, 0, 15 * second),
+            (10, 0, 5 * second),
+            (60, 60, Duration::ZERO),
+            (60, 50 << 10, 5 * second),
+            (60, 1 << 20, 15 * second),
+            (290, 1 << 20, 10 * second),
+            (301, 60 << 20, Duration::ZERO),
+        ] {
+            let got = patience(&limits, Duration::from_secs(elapsed), arrived);
+            assert_eq!(got, want, "{arrived} bytes after {elapsed} s");
         }
     }
 

@@ -7,6 +7,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -93,7 +94,7 @@ impl Relay {
         opening: Opening,
         of: Relayed,
     ) -> Self {
-        let idle = app.config.limits.stream_idle_timeout;
+        let idle = app.limits().stream_idle_timeout;
         let now = Instant::now();
         Self {
             app,
@@ -193,26 +194,39 @@ impl Relay {
         self.record.turned_out(outcome);
     }
 
-    /// The upstream broke. What can still be said, if the client would not take it for part of a
+    /// The drain is over. Whoever says so also has this polled.
+    fn is_cut(&self) -> bool {
+        self.app.cutting.load(Ordering::Relaxed)
+    }
+
+    /// The upstream broke, or the drain is over. What can still be said, if the client would not take it for part of a
     /// torn event.
     fn last_words(&mut self) -> Option<Bytes> {
-        self.settle(Outcome::Broke);
-        self.record.finish(Ending::UpstreamBroke, self.opening.tap.usage);
+        let (ending, code, message) = if self.is_cut() {
+            // An account that had begun to answer was well.
+            self.settle(Outcome::Served);
+            let message = "the gateway is shutting down; the answer is incomplete";
+            (Ending::Interrupted, "draining", message)
+        } else {
+            self.settle(Outcome::Broke);
+            let message = "the upstream broke off; the answer is incomplete";
+            (Ending::UpstreamBroke, "upstream_broke", message)
+        };
+        self.record.finish(ending, self.opening.tap.usage);
         self.opening.rest = None;
         if !self.opening.tap.is_between_events() {
             return None;
         }
-        let message = "the upstream broke off; the answer is incomplete";
         let text = match self.surface {
             Surface::Responses | Surface::Compact => format!(
                 "event: response.failed\ndata: {{\"type\":\"response.failed\",\"response\":{{\"status\":\"failed\",\
-                 \"error\":{{\"code\":\"upstream_broke\",\"message\":\"{message}\"}}}}}}\n\n"
+                 \"error\":{{\"code\":\"{code}\",\"message\":\"{message}\"}}}}}}\n\n"
             ),
             Surface::Messages | Surface::CountTokens => format!(
                 "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":\"{message}\"}}}}\n\n"
             ),
             Surface::Chat => format!(
-                "data: {{\"error\":{{\"message\":\"{message}\",\"type\":\"server_error\",\"param\":null,\"code\":\"upstream_broke\"}}}}\n\n"
+                "data: {{\"error\":{{\"message\":\"{message}\",\"type\":\"server_error\",\"param\":null,\"code\":\"{code}\"}}}}\n\n"
             ),
         };
         Some(Bytes::from(text))
@@ -237,7 +251,10 @@ impl Relay {
                 }
                 State::Relaying => {}
             }
-            let next = std::task::ready!(self.poll_upstream(cx));
+            let next = match self.poll_upstream(cx) {
+                Poll::Pending if self.is_cut() => Some(Err(Cut)),
+                next => std::task::ready!(next),
+            };
             match next {
                 Some(Ok(data)) => {
                     let told = std::mem::take(&mut self.opening.tap.readings);

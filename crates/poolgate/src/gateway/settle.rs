@@ -38,6 +38,8 @@ pub enum Ending {
     Refused,
     ClientLeft,
     UpstreamBroke,
+    /// We ended it, at the end of the drain.
+    Interrupted,
 }
 
 impl Ending {
@@ -47,6 +49,7 @@ impl Ending {
             Self::Refused => "refused",
             Self::ClientLeft => "client_left",
             Self::UpstreamBroke => "upstream_broke",
+            Self::Interrupted => "interrupted",
         }
     }
 }

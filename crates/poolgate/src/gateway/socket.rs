@@ -103,7 +103,7 @@ pub async fn open(
         },
         headers: head.headers,
         caller,
-        deadline: Instant::now() + app.config.limits.request_timeout,
+        deadline: Instant::now() + app.limits().request_timeout,
         over: Some(OverSocket { slot: slot.clone(), wants: Wants::Socket }),
     };
     let mut record = Record::unrecorded(Arc::clone(&app));
@@ -183,7 +183,7 @@ pub async fn send(
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     let wanted = Wanted { surface: call.surface, stream: true, moved: target.moved };
     let prepared = prepare::prepare(account, target.payload, wanted);
-    let wait = app.config.limits.stream_head_timeout;
+    let wait = app.limits().stream_head_timeout;
     let turn = Turn::begin(leg, over.slot.clone(), prepared.body.to_bytes(), wait).await;
     match turn {
         Ok(turn) => *response.body_mut() = Received::Turn(Box::new(turn)),

@@ -122,7 +122,7 @@ async fn attempt_once(
     let (response, streams) = sent.map_err(|error| judge_error(&error))?;
     match judge(app, account, call.ask(), response).await {
         Judged::Good(answer) if streams && !call.head.stream => {
-            let idle = app.config.limits.stream_idle_timeout;
+            let idle = app.limits().stream_idle_timeout;
             let (reply, mut assembled) = assemble::assemble(answer, idle).await?;
             observe_events(app, account, &std::mem::take(&mut assembled.readings));
             Ok(Answered::Assembled(reply, assembled))

@@ -34,6 +34,7 @@ fn status(accounts: Vec<AccountView>) -> Status {
         version: "0.1.0".into(),
         pool: PoolView { accounts },
         in_flight: 2,
+        configuration: crate::reconfigure::Outcome::default(),
         spool_waiting_bytes: 0,
         now: NOW,
     }

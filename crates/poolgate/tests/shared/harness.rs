@@ -15,7 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use poolgate::app::App;
 use poolgate::clock::ShiftedClock;
-use poolgate::config::{Config, RawAccount, RawConfig, RawLimits, RawPool};
+use poolgate::config::{Config, RawAccount, RawConfig, RawLimits, RawListener, RawPool};
 use poolgate::keys::generate;
 use poolgate::serve::Server;
 use poolgate_sim::{Account, Scenario, Sim};
@@ -86,6 +86,7 @@ impl Setup {
             listen: Some("127.0.0.1:0".into()),
             data_dir: Some(dir.path().join("data")),
             workers: Some(2),
+            listener: RawListener { drain_delay_s: Some(0), ..RawListener::default() },
             limits: RawLimits { drain_timeout_s: Some(5), ..RawLimits::default() },
             ..RawConfig::default()
         };
@@ -205,7 +206,7 @@ struct Served {
 
 async fn serve(config: Config, clock: Arc<ShiftedClock>) -> Served {
     let app = App::start(config, clock).await.unwrap();
-    let server = Server::bind(Arc::clone(&app)).await.unwrap();
+    let server = Server::bind(Arc::clone(&app)).unwrap();
     let url = format!("http://{}", server.address);
     let stop = CancellationToken::new();
     #[expect(clippy::disallowed_methods, reason = "the service under test is awaited by finish")]

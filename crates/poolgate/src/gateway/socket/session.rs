@@ -37,6 +37,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A client that takes nothing for so long is given up.
 const STUCK: Duration = Duration::from_mins(1);
 
+/// For the close of a socket that the drain has cut.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
 const CREATE: &[u8] = b"response.create";
 
 const GOING_AWAY: u16 = 1001;
@@ -90,9 +93,13 @@ impl Session {
         let mut client = Socket::server(upgraded).await;
         let abort = self.app.sockets.abort.clone();
         let ended = abort.run_until_cancelled(self.serve(&mut client)).await;
-        if let Some(Ok((code, reason))) = ended {
-            let _ = tokio::time::timeout(STUCK, client.close(code, reason)).await;
-        }
+        let (close, patience) = match ended {
+            Some(Ok(close)) => (close, STUCK),
+            Some(Err(Gone)) => return,
+            // In the middle of a turn.
+            None => ((RESTART, "Server is shutting down"), LAST_WORD),
+        };
+        let _ = tokio::time::timeout(patience, client.close(close.0, close.1)).await;
     }
 
     /// Turn after turn, until the close code to end with.
@@ -101,7 +108,7 @@ impl Session {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let draining = self.app.draining.clone();
-        let idle = self.app.config.limits.socket_idle_timeout;
+        let idle = self.app.limits().socket_idle_timeout;
         self.tell_limits(client).await?;
         loop {
             tokio::select! {
@@ -256,7 +263,7 @@ impl Session {
             surface: Surface::Responses,
             payload: Payload { wire: Text::from(text), encoding: None, document },
             head,
-            deadline: Instant::now() + self.app.config.limits.request_timeout,
+            deadline: Instant::now() + self.app.limits().request_timeout,
             over: Some(OverSocket { slot: self.slot.clone(), wants: Wants::Turn { chained } }),
         };
         Ok((call, record))

@@ -1,0 +1,121 @@
+//! The configuration file, read again while the gateway runs: on SIGHUP, and when it changes.
+//!
+//! It is read and checked whole. With a mistake in it nothing changes, and the mistakes stand in the
+//! log and in `poolgate status` until it is right. Otherwise accounts, pools and those limits that
+//! are looked up anew by every request are taken over together; what else differs is named as waiting
+//! for a restart.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::App;
+use crate::config::{Config, Limits, Origin, PoolSpec};
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What the configuration says that may change while requests run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Live {
+    pub limits: Limits,
+    pub pools: Vec<PoolSpec>,
+}
+
+impl Live {
+    pub fn of(config: &Config) -> Self {
+        Self { limits: config.limits, pools: config.pools.clone() }
+    }
+}
+
+/// What came of reading the file last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Why the file is not in force; `None`: it is.
+    pub error: Option<String>,
+    /// Settings that differ from what the process was started with.
+    pub needs_restart: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+pub struct Last(Mutex<Outcome>);
+
+impl Last {
+    pub fn outcome(&self) -> Outcome {
+        self.0.lock().clone()
+    }
+}
+
+/// Until the process ends.
+pub async fn follow(app: &App) {
+    let Some(origin) = app.config.origin.clone() else {
+        app.tasks.stop.cancelled().await;
+        return;
+    };
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        tracing::error!("SIGHUP cannot be waited for");
+        return;
+    };
+    let mut seen = seen(origin.file.as_deref());
+    loop {
+        let asked = tokio::select! {
+            () = app.tasks.stop.cancelled() => return,
+            _ = hangup.recv() => true,
+            () = tokio::time::sleep(LOOK_EVERY) => false,
+        };
+        let now = self::seen(origin.file.as_deref());
+        if asked || now != seen {
+            seen = now;
+            read_again(app, &origin).await;
+        }
+    }
+}
+
+fn seen(file: Option<&Path>) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(file?).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+async fn read_again(app: &App, origin: &Origin) {
+    let taken = match Config::load_again(origin) {
+        Ok(config) => app.reconfigure(&config).await.map(|()| needs_restart(&app.config, &config)),
+        Err(error) => Err(error),
+    };
+    let outcome = match taken {
+        Ok(needs_restart) => {
+            let waiting = needs_restart.join(", ");
+            tracing::info!(needs_restart = waiting, "took over the configuration");
+            Outcome { error: None, needs_restart }
+        }
+        Err(error) => {
+            // One line, whatever the list of mistakes looks like.
+            let lines = format!("{error:#}");
+            let lines: Vec<&str> = lines.lines().map(str::trim).collect();
+            let error = lines.join(" | ");
+            tracing::error!(error, "the configuration is not in force: the one before stays");
+            let needs_restart = app.configured.outcome().needs_restart;
+            Outcome { error: Some(error), needs_restart }
+        }
+    };
+    *app.configured.0.lock() = outcome;
+}
+
+/// Names of the settings that only a start takes up.
+fn needs_restart(started: &Config, now: &Config) -> Vec<String> {
+    let (a, b) = (&started.limits, &now.limits);
+    let differs = [
+        ("listen", started.listen != now.listen),
+        ("data_dir", started.data_dir != now.data_dir),
+        ("master_key_file", started.master_key_file != now.master_key_file),
+        ("workers", started.workers != now.workers),
+        ("listener", started.listener != now.listener),
+        ("limits.proxy_http", a.proxy_http != b.proxy_http),
+        ("limits.proxy_websocket", a.proxy_websocket != b.proxy_websocket),
+        ("limits.proxy_compact", a.proxy_compact != b.proxy_compact),
+        ("limits.spool_max_bytes", a.spool_max != b.spool_max),
+        ("limits.connect_timeout_s", a.connect_timeout != b.connect_timeout),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.into()).collect()
+}

@@ -1,0 +1,245 @@
+//! A restart loses nothing: what runs ends, what comes waits, and who is cut is told.
+
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use poolgate::config::RawListener;
+
+use crate::harness::{PATIENCE, Setup};
+use crate::process::Place;
+use crate::requests::{CODEX, messages, responses};
+use crate::wire::Raw;
+
+fn request(place: &Place, path: &str, body: &serde_json::Value) -> String {
+    let body = body.to_string();
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: {}\r\nx-api-key: {}\r\nContent-Length: {}\r\n\r\n{body}",
+        place.address,
+        place.key,
+        body.len()
+    )
+}
+
+/// First not ready, still serving; then no new connections; then, when all have ended, the end.
+#[tokio::test]
+async fn running_streams_end_and_nobody_new_comes() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let place = Place::new(&setup, "listener.drain_delay_s = 1\n").await;
+    let mut gateway = place.start("gateway", &[]).await;
+    let mut idle = Raw::to(&place.address).await;
+    idle.write("GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    idle.until("ready\n").await;
+    let mut stream = Raw::to(&place.address).await;
+    let body = responses("hi [[events=150]] [[gap_ms=20]]", true);
+    stream.write(request(&place, CODEX, &body)).await;
+    stream.until("output_text.delta").await;
+    gateway.signal("TERM").await;
+    let refused = async {
+        // Seen by a load balancer before anything is refused.
+        while place.get("/readyz").await.unwrap().status != 503 {}
+        let served = place.get("/v1/models").await.unwrap();
+        assert_eq!(served.status, 200, "{served:?}");
+        while place.get("/healthz").await.is_some() {}
+    };
+    tokio::time::timeout(PATIENCE, refused).await.expect("it stops accepting");
+    assert!(setup.sim.journal().iter().any(|e| e.end.is_none()), "the stream still runs");
+    assert!(idle.rest().await.is_empty(), "an idle connection is closed");
+    let rest = String::from_utf8(stream.rest().await).unwrap();
+    assert!(rest.contains("response.completed") && rest.ends_with("0\r\n\r\n"), "{rest}");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    let store = poolgate::store::Store::open(&place.data()).await.unwrap();
+    assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), 1)]);
+    store.close().await;
+}
+
+/// In the words of each dialect, and never as if it were the end.
+#[tokio::test]
+async fn who_is_cut_is_told() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    setup.claude("b");
+    let settings = "listener.drain_delay_s = 0\nlimits.drain_timeout_s = 1\n";
+    let place = Place::new(&setup, settings).await;
+    let mut gateway = place.start("gateway", &[]).await;
+    let long = "hi [[events=100000]] [[gap_ms=20]]";
+    let mut streams = Vec::new();
+    for (path, body, delta, told) in [
+        (CODEX, responses(long, true), "output_text.delta", "response.failed"),
+        ("/v1/messages", messages(long, true), "text_delta", "event: error"),
+    ] {
+        let mut stream = Raw::to(&place.address).await;
+        stream.write(request(&place, path, &body)).await;
+        stream.until(delta).await;
+        streams.push((stream, told));
+    }
+    gateway.signal("TERM").await;
+    for (mut stream, told) in streams {
+        let rest = String::from_utf8(stream.rest().await).unwrap();
+        let (_, last) = rest.rsplit_once(told).unwrap_or_else(|| panic!("no {told}: {rest}"));
+        assert!(last.contains("shutting down"), "{last}");
+        assert!(!rest.ends_with("0\r\n\r\n"), "a cut must not look complete");
+    }
+    assert_eq!(gateway.ended().await.code(), Some(1), "not all ended by themselves");
+    let store = poolgate::store::Store::open(&place.data()).await.unwrap();
+    assert_eq!(store.outcomes().await.unwrap(), [("interrupted".to_owned(), 2)]);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let place = Place::new(&setup, "").await;
+    let mut gateway = place.start("gateway", &[]).await;
+    let mut stream = Raw::to(&place.address).await;
+    let body = responses("hi [[events=100000]] [[gap_ms=20]]", true);
+    stream.write(request(&place, CODEX, &body)).await;
+    stream.until("output_text.delta").await;
+    gateway.signal("TERM").await;
+    gateway.says("draining").await;
+    gateway.signal("TERM").await;
+    assert_eq!(gateway.ended().await.code(), Some(130));
+}
+
+/// A request that was on its way when accepting ended is answered like any other.
+#[tokio::test]
+async fn a_connection_just_made_is_served() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    setup.raw.listener = RawListener { drain_delay_s: Some(0), ..RawListener::default() };
+    let h = setup.start().await;
+    let mut raw = Raw::connect(&h).await;
+    let finish = h.finish();
+    let ask = async {
+        raw.write("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        String::from_utf8(raw.rest().await).unwrap()
+    };
+    let (text, ()) = tokio::join!(ask, finish);
+    assert!(text.ends_with("ok\n"), "{text:?}");
+}
+
+/// Asks for new connections all the time, until told to stop; every one must be answered.
+async fn knock(place: &Place, stop: &AtomicBool) -> usize {
+    let mut answered = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let got = place.get("/healthz").await.expect("no connection is refused or reset");
+        assert_eq!(got.status, 200);
+        answered += 1;
+    }
+    answered
+}
+
+/// A stream, whole.
+async fn stream(place: &Place, body: Bytes, begun: &AtomicUsize) -> bool {
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let request = Request::post(format!("http://{}{CODEX}", place.address))
+        .header("x-api-key", &place.key)
+        .body(Full::new(body))
+        .unwrap();
+    let mut body = client.request(request).await.unwrap().into_body();
+    let mut seen = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        if seen.is_empty() {
+            begun.fetch_add(1, Ordering::Relaxed);
+        }
+        seen.extend(frame.into_data().unwrap_or_default());
+    }
+    String::from_utf8_lossy(&seen).contains("response.completed")
+}
+
+/// 500 streams run while the next process takes over: none is lost, and no connection refused. New
+/// connections wait until the old process has ended.
+async fn takes_over(place: &Place, how: How) {
+    let socket = how.socket(place);
+    let start = |name: &str, args: &[&str]| match &socket {
+        Some(socket) => {
+            let stdin = Stdio::from(std::os::fd::OwnedFd::from(socket.try_clone().unwrap()));
+            place.spawn(name, args, stdin, &[("LISTEN_FDS", "1")])
+        }
+        None => place.spawn(name, args, Stdio::null(), &[]),
+    };
+    let mut old = start("old", &[]);
+    old.says("serving").await;
+    let begun = AtomicUsize::new(0);
+    let body: Bytes = responses("hi [[events=30]] [[gap_ms=100]]", true).to_string().into();
+    let streams: FuturesUnordered<_> =
+        (0..500).map(|_| stream(place, body.clone(), &begun)).collect();
+    let stop = AtomicBool::new(false);
+    let change = async {
+        while begun.load(Ordering::Relaxed) < 500 {
+            tokio::task::yield_now().await;
+        }
+        let new = start("new", &["--take-over"]);
+        new.says("waiting").await;
+        old.signal("TERM").await;
+        assert_eq!(old.ended().await.code(), Some(0), "{}", old.log());
+        new.says("serving").await;
+        while place.get("/readyz").await.unwrap().status != 200 {}
+        stop.store(true, Ordering::Relaxed);
+        new
+    };
+    let all = async { tokio::join!(streams.collect::<Vec<_>>(), knock(place, &stop), change) };
+    let (ended, answered, mut new) =
+        tokio::time::timeout(PATIENCE * 2, all).await.expect("in time");
+    assert_eq!(ended.iter().filter(|whole| **whole).count(), 500);
+    assert!(answered > 10, "{answered}");
+    new.signal("TERM").await;
+    assert_eq!(new.ended().await.code(), Some(0));
+    let store = poolgate::store::Store::open(&place.data()).await.unwrap();
+    assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), 500)]);
+    store.close().await;
+}
+
+#[derive(Clone, Copy)]
+enum How {
+    ReusePort,
+    /// By whoever starts the processes.
+    HandedOver,
+}
+
+impl How {
+    fn socket(self, place: &Place) -> Option<TcpListener> {
+        match self {
+            Self::ReusePort => None,
+            Self::HandedOver => Some(TcpListener::bind(&place.address).unwrap()),
+        }
+    }
+}
+
+const TAKE_OVER: &str = "listener.drain_delay_s = 0\nlimits.proxy_http = 0\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_process_shares_the_port() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let settings = format!("{TAKE_OVER}listener.reuse_port = true\n");
+    let place = Place::new(&setup, &settings).await;
+    takes_over(&place, How::ReusePort).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_process_is_handed_the_socket() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let place = Place::new(&setup, TAKE_OVER).await;
+    takes_over(&place, How::HandedOver).await;
+}
+
+/// Said at once, and not found out by a client.
+#[tokio::test]
+async fn a_socket_that_was_not_handed_over_is_missed() {
+    let setup = Setup::new().await;
+    let place = Place::new(&setup, "").await;
+    let mut gateway = place.spawn("gateway", &[], Stdio::null(), &[("LISTEN_FDS", "1")]);
+    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert!(gateway.log().contains("StandardInput=socket"), "{}", gateway.log());
+}

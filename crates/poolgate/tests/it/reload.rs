@@ -1,0 +1,130 @@
+//! The configuration is read again while the gateway runs: whole and right, or not at all.
+
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::harness::{PATIENCE, Setup};
+use crate::process::{Place, Process};
+use crate::requests::{CODEX, responses};
+use crate::wire::{Got, Raw};
+
+/// What `poolgate status` says.
+async fn status(place: &Place, args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_poolgate"))
+        .args(["status", "--config"])
+        .arg(place.dir.join("cli.toml"))
+        .args(args)
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Until its JSON is as wanted.
+async fn until(place: &Place, wanted: impl Fn(&Value) -> bool) -> Value {
+    let look = async {
+        loop {
+            let value: Value = serde_json::from_str(&status(place, &["--json"]).await).unwrap();
+            if wanted(&value) {
+                return value;
+            }
+        }
+    };
+    timeout(PATIENCE, look).await.expect("in time")
+}
+
+async fn ask(place: &Place) -> u16 {
+    let body = responses("hi", false).to_string();
+    let mut raw = Raw::to(&place.address).await;
+    raw.write(format!(
+        "POST {CODEX} HTTP/1.1\r\nHost: a\r\nx-api-key: {}\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        place.key,
+        body.len()
+    ))
+    .await;
+    Got::read(&raw.rest().await).unwrap().status
+}
+
+async fn end(mut gateway: Process) {
+    gateway.signal("TERM").await;
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_good_file_is_taken_over_and_a_bad_one_is_told_of() {
+    let mut setup = Setup::new().await;
+    let place = Place::new(&setup, "listener.drain_delay_s = 0\n").await;
+    // The command reads a file of its own, since the gateway's will be broken.
+    let data = place.data();
+    let data = data.to_str().unwrap();
+    let cli = format!("listen = {:?}\ndata_dir = {data:?}\n", place.address);
+    std::fs::write(place.dir.join("cli.toml"), cli).unwrap();
+    let gateway = place.start("gateway", &[]).await;
+    assert_eq!(ask(&place).await, 404, "there is no account");
+
+    // A change of the file is noticed.
+    setup.codex("a");
+    place.configure(&setup, "listener.drain_delay_s = 0\nworkers = 1\nlimits.proxy_http = 7\n");
+    let value =
+        until(&place, |value| value["configuration"]["needs_restart"][0] == "workers").await;
+    assert_eq!(value["configuration"]["needs_restart"][1], "limits.proxy_http");
+    assert_eq!(value["accounts"][0]["name"], "a");
+    assert_eq!(ask(&place).await, 200);
+
+    // With two mistakes nothing of it counts, and both are told.
+    let accounts = std::mem::take(&mut setup.raw.account);
+    place.configure(&setup, "workers = \"x\"\n");
+    until(&place, |value| value["configuration"]["error"].is_string()).await;
+    let pool = "\n[[pool]]\nname = \"p\"\nstrategy = \"best\"\n";
+    place.configure(&setup, pool);
+    let both = |value: &Value| {
+        let error = value["configuration"]["error"].as_str().unwrap_or_default();
+        error.contains("members are missing") && error.contains("\"best\"")
+    };
+    let value = until(&place, both).await;
+    assert_eq!(value["accounts"][0]["name"], "a", "the account stays");
+    assert_eq!(ask(&place).await, 200);
+    let text = status(&place, &[]).await;
+    assert!(text.contains("! the configuration is not in force: "), "{text}");
+    let log = gateway.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("not in force")).collect();
+    assert!(lines.iter().any(|line| line.contains("best") && line.contains("members")), "{log}");
+
+    // Right again; a signal asks at once.
+    setup.raw.account = accounts;
+    setup.settings("a").models = vec!["other*".into()];
+    place.configure(&setup, "listener.drain_delay_s = 0\n");
+    gateway.signal("HUP").await;
+    let value = until(&place, |value| value["configuration"]["error"].is_null()).await;
+    assert_eq!(value["configuration"]["needs_restart"], serde_json::json!([]));
+    assert_eq!(ask(&place).await, 404, "the account may serve only other models");
+    end(gateway).await;
+}
+
+/// SIGHUP ends a process that does not expect it.
+#[tokio::test]
+async fn a_hangup_ends_nothing() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let place = Place::new(&setup, "listener.drain_delay_s = 0\n").await;
+    let gateway = place.start("gateway", &[]).await;
+    let mut stream = Raw::to(&place.address).await;
+    let body = responses("hi [[events=20]] [[gap_ms=10]]", true).to_string();
+    stream
+        .write(format!(
+            "POST {CODEX} HTTP/1.1\r\nHost: a\r\nx-api-key: {}\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            place.key,
+            body.len()
+        ))
+        .await;
+    stream.until("output_text.delta").await;
+    gateway.signal("HUP").await;
+    gateway.says("took over the configuration").await;
+    let rest = String::from_utf8(stream.rest().await).unwrap();
+    assert!(rest.contains("response.completed"), "{rest}");
+    end(gateway).await;
+}
