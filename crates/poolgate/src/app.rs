@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::credentials::Issuers;
 use crate::egress::Egress;
 use crate::gates::Gates;
-use crate::gateway::{Catalogue, Lanes, scoped};
+use crate::gateway::{Catalogue, scoped};
 use crate::keys::Keys;
 use crate::ledger::{self, Spool};
 use crate::pool::{self, OWNED_FOR, Pool};
@@ -34,7 +35,7 @@ pub struct App {
     pub pool: Arc<Pool>,
     pub egress: Egress,
     pub issuers: Issuers,
-    pub lanes: Lanes,
+    pub admission: Arc<Admission>,
     /// Clients' sockets, which outlive the requests that opened them.
     pub sockets: Sockets,
     pub catalogue: Catalogue,
@@ -81,7 +82,7 @@ impl App {
     ) -> anyhow::Result<Arc<Self>> {
         let app = Arc::new(Self {
             egress: Egress::new(config.limits.connect_timeout, config.workers)?,
-            lanes: Lanes::new(&config.limits),
+            admission: Arc::new(Admission::new(&config.limits)),
             sockets: Sockets::default(),
             admin_token: crate::admin::load_token(&config.data_dir)?,
             issuers: Issuers::default(),

@@ -15,6 +15,7 @@ use poolgate_core::limits::Limits;
 use poolgate_core::units::Timestamp;
 use serde_json::{Value, json};
 
+use crate::admission::Overload;
 use crate::json::{Invalid, WrongType};
 use crate::limits::{add_claude_headers, add_codex_headers};
 
@@ -83,8 +84,8 @@ pub enum Error {
     ChainLost,
     #[error("{0}")]
     BadQuestion(&'static str),
-    #[error("poolgate is serving as many requests as it may")]
-    Overloaded,
+    #[error(transparent)]
+    Overloaded(#[from] Overload),
     #[error("poolgate cannot record requests right now")]
     CannotRecord,
     #[error("poolgate is shutting down")]
@@ -155,7 +156,7 @@ impl Error {
             Self::BadHandshake => (S::BAD_REQUEST, "bad_handshake"),
             Self::ChainLost => (S::BAD_REQUEST, "previous_response_not_found"),
             Self::BadQuestion(_) => (S::BAD_REQUEST, "bad_question"),
-            Self::Overloaded => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
+            Self::Overloaded(_) => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
             Self::CannotRecord => (S::SERVICE_UNAVAILABLE, "proxy_unavailable"),
             Self::Draining => (S::SERVICE_UNAVAILABLE, "draining"),
             Self::Upstream(_) => (S::BAD_GATEWAY, "upstream_error"),
@@ -171,7 +172,7 @@ impl Error {
                 Some(resets_at.map_or(LONG_WAIT * 5, |at| now.until(at)))
             }
             Self::Unavailable { retry_after } => Some(*retry_after),
-            Self::Overloaded | Self::CannotRecord | Self::Draining => Some(OVERLOAD_RETRY),
+            Self::Overloaded(_) | Self::CannotRecord | Self::Draining => Some(OVERLOAD_RETRY),
             _ => None,
         }
     }
@@ -315,6 +316,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::admission::Bound;
 
     const NOW: Timestamp = Timestamp(1_795_300_000_000);
 
@@ -364,8 +366,23 @@ mod tests {
             (&anthropic["type"], &anthropic["error"]["type"]),
             (&json!("error"), &json!("authentication_error"))
         );
-        let (_, _, plain) = render(&Error::Overloaded, Dialect::Plain);
+        let (_, _, plain) = render(&Error::CannotRecord, Dialect::Plain);
         assert!(plain["detail"].is_string());
+        // codex-lb 6.4: one refusal in each dialect, and always a time.
+        let full = Error::Overloaded(Overload(Bound::ProxyHttp));
+        let message = "poolgate is temporarily overloaded in the proxy_http lane";
+        for (dialect, place, kind) in [
+            (Dialect::OpenAi, "/error/message", "/error/type"),
+            (Dialect::Anthropic, "/error/message", "/error/type"),
+            (Dialect::Plain, "/detail", "/code"),
+        ] {
+            let (status, headers, body) = render(&full, dialect);
+            assert_eq!((status, &headers["retry-after"]), (429, &HeaderValue::from_static("5")));
+            assert_eq!(body.pointer(place), Some(&json!(message)), "{dialect:?}");
+            let want =
+                if dialect == Dialect::Plain { "proxy_overloaded" } else { "rate_limit_error" };
+            assert_eq!(body.pointer(kind), Some(&json!(want)), "{dialect:?}");
+        }
         let wait = Error::Unavailable { retry_after: Duration::from_millis(1500) };
         let (status, headers, _) = render(&wait, Dialect::Anthropic);
         assert_eq!((status, &headers["retry-after"]), (529, &HeaderValue::from_static("2")));

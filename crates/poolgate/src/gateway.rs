@@ -44,11 +44,12 @@ use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
 use tokio::time::Instant;
 
+use crate::admission::{Bound, Permit};
 use crate::app::App;
 use crate::error::{Dialect, Error};
 use crate::pool::SessionKey;
 
-pub use admit::Lanes;
+use admit::Way;
 pub use attempt::{authorize, bearer};
 use authenticate::Caller;
 pub use authenticate::presented as presented_key;
@@ -91,41 +92,60 @@ impl Call {
 pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Outgoing> {
     let dialect = route::dialect(request.uri().path(), request.headers());
     let (head, mut body) = request.into_parts();
-    match forward(app, head, &mut body, dialect).await {
+    let endpoint = route::route(&head.method, head.uri.path(), head.uri.query(), &head.headers);
+    let way = Way { request_id: "", endpoint: endpoint.as_ref().ok().copied() };
+    match forward(&app, head, &mut body, dialect, endpoint).await {
         Ok(response) => response,
         Err(error) => {
+            admit::log(&app, way, &error);
             read::discard(&mut body).await;
             error.render(dialect).map(Outgoing::Whole)
         }
     }
 }
 
+/// Whoever may not be served is refused before a lane is entered: that costs a hash, and a stranger
+/// must not be able to fill a lane.
 async fn forward(
-    app: Arc<App>,
+    app: &Arc<App>,
     head: Parts,
     body: &mut Incoming,
     dialect: Dialect,
+    endpoint: Result<Endpoint, Error>,
 ) -> Result<Response<Outgoing>, Error> {
-    let (uri, headers) = (&head.uri, &head.headers);
-    let endpoint = route::route(&head.method, uri.path(), uri.query(), headers)?;
+    let (query, headers) = (head.uri.query(), &head.headers);
+    let caller = || authenticate::authenticate(&app.keys, headers, app.clock.now());
+    let endpoint = match endpoint {
+        Ok(endpoint) => endpoint,
+        Err(error) => {
+            let _permit = app.admission.enter(Bound::Dashboard)?;
+            return Err(error);
+        }
+    };
     match endpoint {
         Endpoint::Healthy => Ok(whole(StatusCode::OK, "text/plain", "ok\n".into())),
-        Endpoint::Ready => ready(&app),
-        Endpoint::AdminStatus => crate::admin::status(&app, headers),
-        Endpoint::AdminWhy => crate::admin::why(&app, headers, uri.query()),
-        Endpoint::AdminExplain => crate::admin::explain(&app, headers, uri.query()).await,
+        Endpoint::Ready => ready(app),
+        Endpoint::AdminStatus | Endpoint::AdminWhy | Endpoint::AdminExplain => {
+            crate::admin::authenticate(app, headers)?;
+            let _permit = admit::enter(app, endpoint)?;
+            match endpoint {
+                Endpoint::AdminStatus => crate::admin::status(app),
+                Endpoint::AdminWhy => crate::admin::why(app, query),
+                _ => crate::admin::explain(app, query).await,
+            }
+        }
         Endpoint::Models(list) => {
-            let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
-            models::list(&app, &caller, list, headers).await
+            let caller = caller()?;
+            let _permit = admit::enter(app, endpoint)?;
+            models::list(app, &caller, list, headers).await
         }
         Endpoint::Limits(question) => {
-            let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
-            limits::answer(&app, &caller, question).await
+            let caller = caller()?;
+            let permit = admit::enter(app, endpoint)?;
+            limits::answer(app, &caller, question, permit).await
         }
-        Endpoint::Socket(contract) => socket::open(app, head, contract).await,
-        Endpoint::Proxy { surface, contract } => {
-            proxy(app, head, body, dialect, (surface, contract)).await
-        }
+        Endpoint::Socket(contract) => socket::open(Arc::clone(app), head, contract).await,
+        Endpoint::Proxy { .. } => proxy(Arc::clone(app), head, body, dialect, endpoint).await,
     }
 }
 
@@ -134,15 +154,17 @@ async fn proxy(
     head: Parts,
     body: &mut Incoming,
     dialect: Dialect,
-    (surface, contract): (Surface, Contract),
+    endpoint: Endpoint,
 ) -> Result<Response<Outgoing>, Error> {
+    let Endpoint::Proxy { surface, contract } = endpoint else { return Err(Error::Internal) };
     let caller = authenticate::authenticate(&app.keys, &head.headers, app.clock.now())?;
     if app.draining.is_cancelled() {
         return Err(Error::Draining);
     }
     let id = uuid::Uuid::now_v7().simple().to_string();
     let mut record = Record::new(Arc::clone(&app), id.clone(), caller.key.id, surface.name());
-    let served = serve(app, head, body, caller, (surface, contract), &mut record).await;
+    let served =
+        serve(Arc::clone(&app), head, body, caller, (surface, contract), &mut record).await;
     let mut response = match served {
         Ok(Served::Relay(head, parts)) => {
             let (app, lease, permit, opening, of) = *parts;
@@ -152,6 +174,7 @@ async fn proxy(
         Ok(Served::Whole(response)) => response,
         Err(error) => {
             record.fail(&error);
+            admit::log(&app, Way { request_id: &id, endpoint: Some(endpoint) }, &error);
             read::discard(body).await;
             error.render(dialect).map(Outgoing::Whole)
         }
@@ -161,7 +184,7 @@ async fn proxy(
     Ok(response)
 }
 
-type RelayParts = (Arc<App>, crate::pool::Lease, admit::Permit, opening::Opening, Relayed);
+type RelayParts = (Arc<App>, crate::pool::Lease, Permit, opening::Opening, Relayed);
 
 enum Served {
     Relay(Response<()>, Box<RelayParts>),
@@ -179,7 +202,7 @@ async fn serve(
     if !app.spool.has_room() {
         return Err(Error::CannotRecord);
     }
-    let permit = app.lanes.admit(surface)?;
+    let permit = admit::enter(&app, Endpoint::Proxy { surface, contract })?;
     let deadline = Instant::now() + app.config.limits.request_timeout;
     let payload = read::read(&head.headers, body, &app.config.limits).await?;
     let peeked = read::peek(surface, &head.headers, &payload.document, caller.key.id)?;
@@ -211,7 +234,7 @@ fn answer(
     call: Call,
     dispatched: Dispatched,
     contract: Contract,
-    permit: admit::Permit,
+    permit: Permit,
     record: &mut Record,
 ) -> Served {
     let Call { caller, surface, head: request_head, gate, .. } = call;

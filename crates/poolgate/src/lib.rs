@@ -4,6 +4,7 @@
 //! they need, does what they say, and answers for sockets, files, the store and time.
 
 pub mod admin;
+pub mod admission;
 pub mod app;
 pub mod cli;
 pub mod clock;

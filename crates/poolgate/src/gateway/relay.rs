@@ -20,13 +20,13 @@ use poolgate_core::gate::Gate;
 use poolgate_core::outcome::{Attempt, Outcome};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::admit::Permit;
 use super::judge::{judge_late, observe_events};
 use super::limits::Lines;
 use super::opening::Opening;
 use super::read::scoped;
 use super::settle::{Ending, Record};
 use super::splitter::{CodexEvents, Splitter};
+use crate::admission::Permit;
 use crate::app::App;
 use crate::egress::Received;
 use crate::limits::codex_event;

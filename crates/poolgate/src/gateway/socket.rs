@@ -30,6 +30,7 @@ use super::relay::Outgoing;
 use super::route::Contract;
 use super::settle::Record;
 use super::{Call, authenticate, client_status, headers, limits, prepare};
+use crate::admission::Bound;
 use crate::app::App;
 use crate::egress::{Leg, Received, Slot, Turn, Upgrade};
 use crate::error::Error;
@@ -77,7 +78,7 @@ pub async fn open(
     if app.draining.is_cancelled() {
         return Err(Error::Draining);
     }
-    let permit = app.lanes.socket()?;
+    let permit = app.admission.enter(Bound::ProxyWebsocket)?;
     let upgrade =
         head.extensions.remove::<OnUpgrade>().filter(|_| head.version == Version::HTTP_11);
     let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));

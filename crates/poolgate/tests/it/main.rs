@@ -8,6 +8,7 @@ mod harness;
 mod proxies;
 mod requests;
 
+mod admission;
 mod affinity;
 mod bad_input;
 mod canaries;

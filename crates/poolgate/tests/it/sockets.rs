@@ -14,7 +14,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, responses};
 
-const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06");
+pub const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06");
 
 pub struct Client {
     socket: WebSocketStream<TcpStream>,
@@ -22,9 +22,9 @@ pub struct Client {
 }
 
 /// A refusal before the upgrade: status and body.
-type Refused = (u16, Value);
+pub type Refused = (u16, Value);
 
-async fn connect(h: &Harness, headers: &[(&str, &str)]) -> Result<Client, Refused> {
+pub async fn connect(h: &Harness, headers: &[(&str, &str)]) -> Result<Client, Refused> {
     connect_to(&h.url, &h.key, headers).await
 }
 
@@ -68,11 +68,11 @@ impl Client {
         connect_to(url, key, &[BETA]).await.unwrap()
     }
 
-    async fn open(h: &Harness) -> Self {
+    pub async fn open(h: &Harness) -> Self {
         connect(h, &[BETA]).await.unwrap()
     }
 
-    async fn send(&mut self, frame: &Value) {
+    pub async fn send(&mut self, frame: &Value) {
         self.socket.send(Message::text(frame.to_string())).await.unwrap();
     }
 
@@ -94,7 +94,7 @@ impl Client {
         self.rest_of_turn().await
     }
 
-    async fn rest_of_turn(&mut self) -> Vec<Value> {
+    pub async fn rest_of_turn(&mut self) -> Vec<Value> {
         self.try_rest().await.expect("no cut and no close")
     }
 
@@ -163,7 +163,7 @@ async fn pair() -> (Harness, Account, Account) {
     (h, a, b)
 }
 
-async fn until(what: &str, done: impl Fn() -> bool) {
+pub async fn until(what: &str, done: impl Fn() -> bool) {
     let waiting = async {
         while !done() {
             tokio::task::yield_now().await;
@@ -412,7 +412,7 @@ async fn what_is_no_turn_is_refused_and_costs_nothing() {
     h.finish().await;
 }
 
-/// codex-lb H5; pending turns are never reclaimed.
+/// codex-lb H5, H6: pending turns are never reclaimed.
 #[tokio::test]
 async fn codex_lb_h5_an_idle_socket_is_given_up_and_one_with_a_turn_is_not() {
     let mut setup = Setup::new().await;

@@ -14,15 +14,16 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::{OverSocket, Wants};
+use crate::admission::Permit;
 use crate::app::App;
 use crate::egress::Slot;
 use crate::error::{Dialect, Error};
-use crate::gateway::admit::Permit;
+use crate::gateway::admit::{self, Way};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
 use crate::gateway::read::{Payload, peek};
 use crate::gateway::relay::{Outgoing, Relay};
-use crate::gateway::route::Contract;
+use crate::gateway::route::{Contract, Endpoint};
 use crate::gateway::settle::Record;
 use crate::gateway::{Call, Served, answer};
 use crate::json::{Document, Text};
@@ -189,6 +190,9 @@ impl Session {
             Ok(Served::Whole(response)) => say_refusal(client, response).await,
             Err(error) => {
                 record.fail(&error);
+                let endpoint = Some(Endpoint::Socket(self.contract));
+                let way = Way { request_id: record.id(), endpoint };
+                admit::log(&self.app, way, &error);
                 say_error(client, &error).await
             }
         }
