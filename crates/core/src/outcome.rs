@@ -80,6 +80,8 @@ pub enum Outcome {
     Lost,
     /// It broke after output had begun: the account's error, and never sent again.
     Broke,
+    /// We had no room for it ourselves: nothing was sent, and nobody else would help.
+    Shed,
 }
 
 pub(crate) const REAUTH: [&str; 9] = [
@@ -279,6 +281,7 @@ impl Outcome {
             Self::TokenAway => "token_away",
             Self::Lost => "lost",
             Self::Broke => "upstream_broke",
+            Self::Shed => "shed",
         }
     }
 
@@ -313,7 +316,8 @@ impl Outcome {
             | Self::RequestFault
             | Self::PolicyBlock
             | Self::ForeignState
-            | Self::EdgeBlock => {}
+            | Self::EdgeBlock
+            | Self::Shed => {}
             Self::QuotaSpent { until } => {
                 let until = until.unwrap_or(now.plus(QUOTA_UNKNOWN));
                 // What a gated model has used up says nothing about ordinary work.
@@ -393,6 +397,7 @@ pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
             Next::Strip
         }
         Outcome::Broke
+        | Outcome::Shed
         | Outcome::Served
         | Outcome::RequestFault
         | Outcome::PolicyBlock

@@ -123,6 +123,7 @@ fn goes_on_until_enough_was_tried() {
     assert_eq!(run(Outcome::Overloaded), [Another, GiveUp]);
     assert_eq!(run(Outcome::RequestFault), [Relay]);
     assert_eq!(run(Outcome::Broke), [Relay]);
+    assert_eq!(run(Outcome::Shed), [Relay], "no other account would help");
     assert_eq!(run(Outcome::ForeignState), [Next::Strip, Relay]);
     assert_eq!(run(Outcome::Strike).len(), 10);
     let refused = run(Outcome::TokenRefused { permanent: false });

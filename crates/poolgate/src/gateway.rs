@@ -28,6 +28,7 @@ mod route;
 mod settle;
 mod socket;
 mod splitter;
+mod stage;
 mod strip;
 mod trial;
 mod waiting;

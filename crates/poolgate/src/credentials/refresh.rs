@@ -20,6 +20,7 @@ use super::books::{Books, Unsaved};
 use super::document::Grant;
 use super::issuer::{self, Issuers};
 use super::{Bearer, Credential, CredentialError, Loaded, SignIn};
+use crate::admission::{Admission, Bound};
 use crate::clock::Clock;
 use crate::config::Proxy;
 use crate::egress::Egress;
@@ -43,6 +44,7 @@ pub struct RefreshContext {
     pub egress: Egress,
     /// The account's; the issuer is asked through it, too.
     pub proxy: Option<Arc<Proxy>>,
+    pub admission: Arc<Admission>,
     pub clock: Arc<dyn Clock>,
     pub tasks: Tasks,
 }
@@ -143,6 +145,8 @@ impl Credential {
         self.permit(need, now())?;
         let temporary = CredentialError::Temporary;
         let issuer = context.token_url.as_ref().ok_or_else(|| temporary("no token_url".into()))?;
+        // Who joins a flight, and who finds good tokens, has not come here.
+        let _asking = context.admission.enter(Bound::TokenRefresh)?;
         let stop = &context.tasks.stop;
         let mut turn = stop
             .run_until_cancelled(context.issuers.turn(issuer))

@@ -134,11 +134,12 @@ impl Relay {
                     let Ok(data) = frame.into_data() else {
                         continue;
                     };
+                    let is_last = body.is_end_stream();
                     self.heard_at = Instant::now();
-                    self.opening.tap.feed(&data);
+                    self.opening.see(&data);
                     // With a Content-Length the server stops at the last byte and never asks for
                     // the end.
-                    if body.is_end_stream() && self.opening.tap.end() {
+                    if is_last && self.opening.tap.end() {
                         self.opening.rest = None;
                     }
                     return Poll::Ready(Some(Ok(data)));

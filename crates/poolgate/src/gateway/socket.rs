@@ -25,12 +25,12 @@ use tokio::time::Instant;
 
 use super::attempt::{AttemptError, Target, authorize};
 use super::dispatch::{Dispatched, dispatch};
-use super::read::{Head, Payload, scoped, session_of};
+use super::read::{Head, Payload, Purpose, scoped, session_of};
 use super::relay::Outgoing;
 use super::route::Contract;
 use super::settle::Record;
-use super::{Call, authenticate, client_status, headers, limits, prepare};
-use crate::admission::Bound;
+use super::{Call, authenticate, client_status, headers, limits, prepare, stage};
+use crate::admission::{Bound, Permit};
 use crate::app::App;
 use crate::egress::{Leg, Received, Slot, Turn, Upgrade};
 use crate::error::Error;
@@ -101,6 +101,7 @@ pub async fn open(
             session: Some(session_of(&head.headers, caller.key.id).unwrap_or(own)),
             owner: None,
             stores: false,
+            purpose: Purpose::WarmUp,
         },
         headers: head.headers,
         caller,
@@ -155,7 +156,7 @@ pub async fn send(
     call: &Call,
     target: &Target<'_>,
     over: &OverSocket,
-) -> Result<Response<Received>, AttemptError> {
+) -> Result<(Response<Received>, Permit), AttemptError> {
     let account = target.account;
     let kept = over.slot.take().filter(|leg| leg.account == account.id);
     let is_chained = over.wants == Wants::Turn { chained: true };
@@ -168,14 +169,22 @@ pub async fn send(
                 *response.headers_mut() = head;
                 Leg { account: account.id, socket }
             }
-            Upgrade::Refused(response) => return Ok(response),
+            Upgrade::Refused(response) => return Ok((response, Permit::default())),
         },
     };
     if over.wants == Wants::Socket {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         over.slot.put(leg);
-        return Ok(response);
+        return Ok((response, Permit::default()));
     }
+    let create = match stage::create(app, call) {
+        Ok(create) => create,
+        Err(full) => {
+            // The next turn goes on with it.
+            over.slot.put(leg);
+            return Err(full.into());
+        }
+    };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     let prepared = prepare::prepare(account, call.surface, target.payload, true);
     let wait = app.config.limits.stream_head_timeout;
@@ -185,7 +194,7 @@ pub async fn send(
         Err(_) if is_chained => return Err(AttemptError::ChainLost),
         Err(error) => return Err(error.into()),
     }
-    Ok(response)
+    Ok((response, create))
 }
 
 async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade, AttemptError> {
@@ -207,6 +216,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
     authorize(told, account.kind, call.surface, target.bearer);
     handshake(told);
     let proxy = account.upstream.proxy.as_ref();
+    let _connecting = app.admission.enter(Bound::UpstreamWebsocketConnect)?;
     let opened = app.egress.upgrade(request, proxy, HANDSHAKE).await?;
     if let Upgrade::Refused(response) = &opened {
         tracing::info!(account = account.name, status = response.status().as_u16(), "no socket");

@@ -16,7 +16,7 @@ use crate::requests::{CODEX, messages, responses};
 use crate::sockets::{BETA, Client, connect, create, said, until};
 
 /// A gateway with the codex account `a`, whose limits are `limits`.
-async fn bounded(limits: RawLimits) -> (Harness, Account) {
+pub async fn bounded(limits: RawLimits) -> (Harness, Account) {
     let mut setup = Setup::new().await;
     let a = setup.codex("a");
     setup.raw.limits = RawLimits { drain_timeout_s: Some(5), ..limits };
@@ -24,7 +24,7 @@ async fn bounded(limits: RawLimits) -> (Harness, Account) {
 }
 
 /// An answer that has begun, and ends when it is dropped.
-async fn endless(h: &Harness) -> Response<Incoming> {
+pub async fn endless(h: &Harness) -> Response<Incoming> {
     let bearer = format!("Bearer {}", h.key);
     let body = responses("hi [[events=5000]] [[gap_ms=20]]", true).to_string();
     let url = format!("{}{CODEX}", h.url);
@@ -34,11 +34,11 @@ async fn endless(h: &Harness) -> Response<Incoming> {
     response
 }
 
-fn in_use(h: &Harness, bound: Bound) -> usize {
+pub fn in_use(h: &Harness, bound: Bound) -> usize {
     h.app.admission.level(bound).in_use
 }
 
-fn fill(h: &Harness, bound: Bound) -> Vec<Permit> {
+pub fn fill(h: &Harness, bound: Bound) -> Vec<Permit> {
     let Level { in_use, size, .. } = h.app.admission.level(bound);
     (in_use..size).map(|_| h.app.admission.enter(bound).unwrap()).collect()
 }
@@ -48,7 +48,7 @@ fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {
 }
 
 /// A refusal of ours: 429, its code, a time, and what its message names.
-fn assert_refused(answer: &Answer, by: &str) {
+pub fn assert_refused(answer: &Answer, by: &str) {
     assert_eq!((answer.status.as_u16(), answer.code()), (429, "proxy_overloaded"), "{by}");
     assert_eq!(header(answer, "retry-after"), "5", "{by}");
     assert!(answer.text().contains(by), "{by} in {}", answer.text());

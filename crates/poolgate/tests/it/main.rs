@@ -36,5 +36,6 @@ mod shared_files;
 mod signin;
 mod simulate;
 mod sockets;
+mod stages;
 mod storm;
 mod surfaces;

@@ -21,7 +21,7 @@ use crate::error::{Dialect, Error};
 use crate::gateway::admit::{self, Way};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
-use crate::gateway::read::{Payload, peek};
+use crate::gateway::read::{Payload, Purpose, peek};
 use crate::gateway::relay::{Outgoing, Relay};
 use crate::gateway::route::{Contract, Endpoint};
 use crate::gateway::settle::Record;
@@ -221,11 +221,11 @@ impl Session {
             return Err(Error::ChainLost);
         }
         // A warm-up is nobody's request yet: it has no row.
-        let mut record = if document.boolean("generate")?.unwrap_or(true) {
+        let mut record = if head.purpose == Purpose::WarmUp {
+            Record::unrecorded(Arc::clone(&self.app))
+        } else {
             let id = uuid::Uuid::now_v7().simple().to_string();
             Record::new(Arc::clone(&self.app), id, key.id, Surface::Responses.name())
-        } else {
-            Record::unrecorded(Arc::clone(&self.app))
         };
         head.stream = true;
         head.session = Some(head.session.unwrap_or(self.home));
