@@ -260,29 +260,60 @@ const QUOTA_UNKNOWN: Duration = Duration::from_mins(5);
 const CREDENTIAL_COOLDOWN: Duration = Duration::from_mins(10);
 
 impl Outcome {
-    /// Stable word for the ledger, logs and tests.
-    pub const fn name(self) -> &'static str {
+    /// Stable words for the ledger, logs, metrics and tests.
+    pub const NAMES: [&'static str; 21] = [
+        "served",
+        "request_fault",
+        "policy_block",
+        "foreign_state",
+        Stop::Disabled.name(),
+        Stop::NeedsLogin.name(),
+        Stop::Deactivated.name(),
+        "model_missing",
+        "token_refused",
+        "edge_block",
+        "quota_spent",
+        "forbidden",
+        "model_limited",
+        "rate_limited",
+        "overloaded",
+        "upstream_error",
+        "connect_failed",
+        "token_away",
+        "lost",
+        "upstream_broke",
+        "shed",
+    ];
+
+    /// Its place in [`Self::NAMES`].
+    pub const fn index(self) -> usize {
         match self {
-            Self::Served => "served",
-            Self::RequestFault => "request_fault",
-            Self::PolicyBlock => "policy_block",
-            Self::ForeignState => "foreign_state",
-            Self::Stopped(stop) => stop.name(),
-            Self::ModelMissing => "model_missing",
-            Self::TokenRefused { .. } => "token_refused",
-            Self::EdgeBlock => "edge_block",
-            Self::QuotaSpent { .. } => "quota_spent",
-            Self::Strike => "forbidden",
-            Self::ModelLimited { .. } => "model_limited",
-            Self::RateLimited { .. } => "rate_limited",
-            Self::Overloaded => "overloaded",
-            Self::UpstreamError => "upstream_error",
-            Self::ConnectFailed { .. } => "connect_failed",
-            Self::TokenAway => "token_away",
-            Self::Lost => "lost",
-            Self::Broke => "upstream_broke",
-            Self::Shed => "shed",
+            Self::Served => 0,
+            Self::RequestFault => 1,
+            Self::PolicyBlock => 2,
+            Self::ForeignState => 3,
+            Self::Stopped(Stop::Disabled) => 4,
+            Self::Stopped(Stop::NeedsLogin) => 5,
+            Self::Stopped(Stop::Deactivated) => 6,
+            Self::ModelMissing => 7,
+            Self::TokenRefused { .. } => 8,
+            Self::EdgeBlock => 9,
+            Self::QuotaSpent { .. } => 10,
+            Self::Strike => 11,
+            Self::ModelLimited { .. } => 12,
+            Self::RateLimited { .. } => 13,
+            Self::Overloaded => 14,
+            Self::UpstreamError => 15,
+            Self::ConnectFailed { .. } => 16,
+            Self::TokenAway => 17,
+            Self::Lost => 18,
+            Self::Broke => 19,
+            Self::Shed => 20,
         }
+    }
+
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self.index()]
     }
 
     /// What the account that answered takes from it.

@@ -2,6 +2,7 @@
 //! directory, so whoever can read that directory may look.
 
 mod explain;
+mod metrics;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::pool::{PoolView, Wish};
 use crate::secret::{random_token, sha256};
 
 pub use explain::Explained;
+pub use metrics::metrics;
 
 pub const TOKEN_FILE: &str = "admin.token";
 

@@ -13,6 +13,7 @@ use crate::gates::Gates;
 use crate::gateway::{Catalogue, scoped};
 use crate::keys::Keys;
 use crate::ledger::{self, Spool};
+use crate::metrics::Metrics;
 use crate::pool::{self, OWNED_FOR, Pool};
 use crate::sealing::DataKey;
 use crate::store::Store;
@@ -36,6 +37,7 @@ pub struct App {
     pub egress: Egress,
     pub issuers: Issuers,
     pub admission: Arc<Admission>,
+    pub metrics: Arc<Metrics>,
     /// Clients' sockets, which outlive the requests that opened them.
     pub sockets: Sockets,
     pub catalogue: Catalogue,
@@ -82,6 +84,7 @@ impl App {
     ) -> anyhow::Result<Arc<Self>> {
         let app = Arc::new(Self {
             egress: Egress::new(config.limits.connect_timeout, config.workers)?,
+            metrics: Arc::default(),
             admission: Arc::new(Admission::new(&config.limits)),
             sockets: Sockets::default(),
             admin_token: crate::admin::load_token(&config.data_dir)?,

@@ -43,11 +43,13 @@ use hyper::body::Incoming;
 use poolgate_core::account::{Kind, Surface, model_matches};
 use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
+use poolgate_core::outcome::{Attempt, Outcome};
 use tokio::time::Instant;
 
 use crate::admission::{Bound, Permit};
 use crate::app::App;
 use crate::error::{Dialect, Error};
+use crate::metrics::Ending;
 use crate::pool::SessionKey;
 
 use admit::Way;
@@ -60,7 +62,7 @@ pub use read::scoped;
 pub use relay::Outgoing;
 use relay::{Relay, Relayed};
 use route::{Contract, Endpoint};
-use settle::{Ending, Record};
+use settle::Record;
 use socket::OverSocket;
 use splitter::CodexEvents;
 
@@ -126,6 +128,10 @@ async fn forward(
     match endpoint {
         Endpoint::Healthy => Ok(whole(StatusCode::OK, "text/plain", "ok\n".into())),
         Endpoint::Ready => ready(app),
+        Endpoint::Metrics => {
+            crate::admin::authenticate(app, headers)?;
+            crate::admin::metrics(app)
+        }
         Endpoint::AdminStatus | Endpoint::AdminWhy | Endpoint::AdminExplain => {
             crate::admin::authenticate(app, headers)?;
             let _permit = admit::enter(app, endpoint)?;
@@ -163,7 +169,7 @@ async fn proxy(
         return Err(Error::Draining);
     }
     let id = uuid::Uuid::now_v7().simple().to_string();
-    let mut record = Record::new(Arc::clone(&app), id.clone(), caller.key.id, surface.name());
+    let mut record = Record::new(Arc::clone(&app), id.clone(), caller.key.id, surface);
     let served =
         serve(Arc::clone(&app), head, body, caller, (surface, contract), &mut record).await;
     let mut response = match served {
@@ -267,13 +273,14 @@ fn answer(
     record.headed(status.as_u16());
     record.relayed(reply.body.len());
     if assembled.is_some() {
-        let attempt = poolgate_core::outcome::Attempt {
+        let attempt = Attempt {
             ask: Ask { surface, model: &request_head.model, gate: gate.as_deref() },
             sent_at: lease.sent_at,
             now: app.clock.now(),
             refreshed: false,
         };
-        app.pool.settle(lease.account.id, poolgate_core::outcome::Outcome::Served, attempt);
+        app.metrics.attempt(Outcome::Served);
+        app.pool.settle(lease.account.id, Outcome::Served, attempt);
     }
     record.finish(Ending::Complete, assembled.map(|a| a.usage).unwrap_or_default());
     let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));

@@ -22,6 +22,7 @@ pub mod json;
 pub mod keys;
 pub mod ledger;
 pub mod limits;
+pub mod metrics;
 pub mod pool;
 pub mod providers;
 pub mod sealing;

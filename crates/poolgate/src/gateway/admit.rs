@@ -10,7 +10,7 @@ use crate::error::Error;
 /// `None`: it is served however full we are.
 fn lane(endpoint: Endpoint) -> Option<Bound> {
     match endpoint {
-        Endpoint::Healthy | Endpoint::Ready => None,
+        Endpoint::Healthy | Endpoint::Ready | Endpoint::Metrics => None,
         Endpoint::Socket(_) => Some(Bound::ProxyWebsocket),
         Endpoint::Proxy { surface: Surface::Compact, .. } => Some(Bound::ProxyCompact),
         Endpoint::Proxy { .. } | Endpoint::Models(_) => Some(Bound::ProxyHttp),
@@ -66,6 +66,7 @@ mod tests {
         let cases = [
             (Endpoint::Healthy, None),
             (Endpoint::Ready, None),
+            (Endpoint::Metrics, None),
             (Endpoint::Socket(Contract::Codex), Some("proxy_websocket")),
             (proxy(Surface::Responses), Some("proxy_http")),
             (proxy(Surface::CountTokens), Some("proxy_http")),

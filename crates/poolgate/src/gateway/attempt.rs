@@ -59,6 +59,7 @@ impl App {
             egress: self.egress.clone(),
             proxy: account.upstream.proxy.clone(),
             admission: Arc::clone(&self.admission),
+            metrics: Arc::clone(&self.metrics),
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
         }

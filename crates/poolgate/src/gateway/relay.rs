@@ -24,12 +24,13 @@ use super::judge::{judge_late, observe_events};
 use super::limits::Lines;
 use super::opening::Opening;
 use super::read::scoped;
-use super::settle::{Ending, Record};
+use super::settle::Record;
 use super::splitter::{CodexEvents, Splitter};
 use crate::admission::Permit;
 use crate::app::App;
 use crate::egress::Received;
 use crate::limits::codex_event;
+use crate::metrics::Ending;
 use crate::pool::Lease;
 use crate::store::ClientKeyRow;
 
@@ -190,6 +191,7 @@ impl Relay {
         let now = self.app.clock.now();
         let attempt =
             Attempt { ask: self.ask(), sent_at: self.lease.sent_at, now, refreshed: false };
+        self.app.metrics.attempt(outcome);
         self.app.pool.settle(self.lease.account.id, outcome, attempt);
         self.record.turned_out(outcome);
     }

@@ -48,6 +48,7 @@ pub enum Endpoint {
     AdminStatus,
     AdminWhy,
     AdminExplain,
+    Metrics,
     Healthy,
     Ready,
 }
@@ -58,6 +59,7 @@ impl Endpoint {
         let (is_codex, surface) = match self {
             Self::Healthy => return "/healthz",
             Self::Ready => return "/readyz",
+            Self::Metrics => return "/metrics",
             Self::AdminStatus => return "/api/admin/status",
             Self::AdminWhy => return "/api/admin/why",
             Self::AdminExplain => return "/api/admin/explain",
@@ -124,6 +126,7 @@ fn find(path: &str, query: Option<&str>, headers: &HeaderMap) -> Option<Endpoint
     match path {
         "/healthz" => return Some(Endpoint::Healthy),
         "/readyz" => return Some(Endpoint::Ready),
+        "/metrics" => return Some(Endpoint::Metrics),
         "/api/admin/status" => return Some(Endpoint::AdminStatus),
         "/api/admin/why" => return Some(Endpoint::AdminWhy),
         "/api/admin/explain" => return Some(Endpoint::AdminExplain),
@@ -209,6 +212,8 @@ mod tests {
             ("GET",  "/v1/usage", "", &[],                               Ok(Endpoint::Limits(Question::Own))),
             ("POST", "/v1/usage", "", &[],                               Err("method_not_allowed")),
             ("GET",  "/healthz", "", &[],                                Ok(Endpoint::Healthy)),
+            ("GET",  "/metrics", "", &[],                                Ok(Endpoint::Metrics)),
+            ("POST", "/metrics", "", &[],                                Err("method_not_allowed")),
             ("GET",  "/v1/responses", "", upgrade,                       Ok(Endpoint::Socket(Strict))),
             ("GET",  "/backend-api/codex/responses", "", upgrade,        Ok(Endpoint::Socket(Codex))),
             ("GET",  "/v1/responses", "", &[],                           Err("method_not_allowed")),

@@ -66,6 +66,7 @@ pub async fn try_account(
         record.failed(account.id, bad.outcome.name(), bad.status, since);
         let (now, refreshed) = (app.clock.now(), progress.refreshed);
         let attempt = Attempt { ask, sent_at, now, refreshed };
+        app.metrics.attempt(bad.outcome);
         app.pool.settle(account.id, bad.outcome, attempt);
         match next(bad.outcome, progress) {
             Next::Relay => {

@@ -25,6 +25,7 @@ mod keys;
 mod kill;
 mod ledger;
 mod limits;
+mod metrics;
 mod models;
 mod moves;
 mod polling;

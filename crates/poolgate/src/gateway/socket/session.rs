@@ -225,7 +225,7 @@ impl Session {
             Record::unrecorded(Arc::clone(&self.app))
         } else {
             let id = uuid::Uuid::now_v7().simple().to_string();
-            Record::new(Arc::clone(&self.app), id, key.id, Surface::Responses.name())
+            Record::new(Arc::clone(&self.app), id, key.id, Surface::Responses)
         };
         head.stream = true;
         head.session = Some(head.session.unwrap_or(self.home));
