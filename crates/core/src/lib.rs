@@ -15,6 +15,7 @@
 //! | [`resets`] | which resets bear on a refusal |
 //! | [`network`] | whose fault a failed connect is |
 //! | [`health`] | what past outcomes still forbid: cooldowns, strikes, errors, stops |
+//! | [`concurrency`] | how much an upstream takes at the same time |
 //! | [`availability`] | may this account take this request now, and if not, until when |
 //! | [`gate`] | models with a limit of their own, and what that changes |
 //! | [`choose`] | of those that may, which one |
@@ -31,6 +32,7 @@ pub mod account;
 pub mod affinity;
 pub mod availability;
 pub mod choose;
+pub mod concurrency;
 pub mod explain;
 pub mod gate;
 pub mod health;

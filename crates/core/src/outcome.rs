@@ -320,11 +320,12 @@ impl Outcome {
     pub fn apply(self, account: &mut Account, at: Attempt<'_>) {
         let now = at.now;
         let gated = at.ask.gate.is_some_and(|gate| gate.governs(account.plan.as_deref()));
-        let (health, model) = (&mut account.health, at.ask.model);
+        let (in_flight, health, model) = (account.in_flight, &mut account.health, at.ask.model);
         match self {
             // Counting tokens works when nothing else does.
             Self::Served if at.ask.surface == Surface::CountTokens => {}
             Self::Served => {
+                health.concurrency.served(at.sent_at, now);
                 if gated {
                     health.gated_success(at.sent_at);
                 } else {
@@ -360,7 +361,12 @@ impl Outcome {
             }
             Self::ModelLimited { until } => health.block_model(model, until, now),
             Self::Strike => health.strike(at.sent_at, now),
-            Self::RateLimited { until } => health.block(Cause::Rate, until, now),
+            Self::RateLimited { until } => {
+                if at.ask.surface != Surface::CountTokens {
+                    health.concurrency.refused(in_flight, at.sent_at, now);
+                }
+                health.block(Cause::Rate, until, now);
+            }
             Self::Overloaded => health.overloaded(model, now),
             // As long as the failure is not repeated; the new token ends it.
             Self::TokenAway => health.block(Cause::Renewal, now.plus(FAILURE_FOR), now),

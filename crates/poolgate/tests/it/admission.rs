@@ -6,7 +6,11 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use poolgate::admin::read_token;
 use poolgate::admission::{Bound, Level, Permit};
+use poolgate::clock::Clock;
 use poolgate::config::RawLimits;
+use poolgate_core::account::Surface;
+use poolgate_core::availability::Ask;
+use poolgate_core::outcome::{Attempt, Outcome};
 use poolgate_sim::Account;
 use serde_json::json;
 
@@ -205,5 +209,28 @@ async fn codex_lb_h18_each_refusal_is_one_line_of_the_log() {
     let level = h.app.admission.level(Bound::Dashboard);
     assert_eq!(level, Level { in_use: 1, size: 1, refused: 2 });
     drop(held);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn spec_9_what_an_account_was_learnt_to_take_is_shown() {
+    let (h, _) = bounded(RawLimits::default()).await;
+    let account = h.app.pool.accounts()[0].id;
+    let running = [endless(&h).await, endless(&h).await, endless(&h).await, endless(&h).await];
+    let now = h.clock.now();
+    let ask = Ask { surface: Surface::Responses, model: "gpt-5.5", gate: None };
+    let at = Attempt { ask, sent_at: now, now, refreshed: false };
+    for _ in 0..2 {
+        h.app.pool.settle(account, Outcome::RateLimited { until: now }, at);
+    }
+    let shown = admin(&h, "/api/admin/status").await.json()["accounts"][0].clone();
+    assert_eq!((&shown["state"], &shown["concurrency"]), (&json!("ready"), &json!(2)));
+    assert_eq!(shown["problem"], "refused more than 2 at the same time");
+    let why = admin(&h, "/api/admin/why?model=gpt-5.5").await.json()["accounts"][0].clone();
+    assert_eq!((&why["verdict"], &why["concurrency"]), (&json!("busy"), &json!(2)));
+    drop(running);
+    until("they are over", || h.app.pool.in_flight() == 0).await;
+    let why = admin(&h, "/api/admin/why?model=gpt-5.5").await.json()["accounts"][0].clone();
+    assert_eq!(why["verdict"], "ready");
     h.finish().await;
 }
