@@ -24,6 +24,7 @@
 //! | [`strategy`] | how the strategies score and pick |
 //! | [`affinity`] | which account a session belongs to, and for how long |
 //! | [`explain`] | the same choice, said for each account |
+//! | [`rate`] | how many requests a client key may begin within a minute |
 //! | [`outcome`] | what an upstream answer means, what it does to the account and to the request |
 //! | [`poll`] | when a usage endpoint is asked, and what its silence means |
 //! | [`usage`] | tokens counted in an answer |
@@ -42,6 +43,7 @@ pub mod network;
 pub mod outcome;
 pub mod poll;
 pub mod quota;
+pub mod rate;
 pub mod refresh;
 pub mod resets;
 pub mod strategy;

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::admission::Overload;
 use crate::json::{Invalid, WrongType};
+use crate::keys::KeyLimit;
 use crate::limits::{add_claude_headers, add_codex_headers};
 
 /// Whose error envelope the caller parses.
@@ -86,6 +87,9 @@ pub enum Error {
     BadQuestion(&'static str),
     #[error(transparent)]
     Overloaded(#[from] Overload),
+    /// A limit of the key's own.
+    #[error(transparent)]
+    KeyLimit(#[from] KeyLimit),
     #[error("poolgate cannot record requests right now")]
     CannotRecord,
     #[error("poolgate is shutting down")]
@@ -156,6 +160,10 @@ impl Error {
             Self::BadHandshake => (S::BAD_REQUEST, "bad_handshake"),
             Self::ChainLost => (S::BAD_REQUEST, "previous_response_not_found"),
             Self::BadQuestion(_) => (S::BAD_REQUEST, "bad_question"),
+            Self::KeyLimit(KeyLimit::Concurrency(_)) => {
+                (S::TOO_MANY_REQUESTS, "key_concurrency_exceeded")
+            }
+            Self::KeyLimit(KeyLimit::Rate { .. }) => (S::TOO_MANY_REQUESTS, "key_rate_exceeded"),
             Self::Overloaded(_) => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
             Self::CannotRecord => (S::SERVICE_UNAVAILABLE, "proxy_unavailable"),
             Self::Draining => (S::SERVICE_UNAVAILABLE, "draining"),
@@ -171,8 +179,12 @@ impl Error {
             Self::Exhausted { resets_at, now, .. } => {
                 Some(resets_at.map_or(LONG_WAIT * 5, |at| now.until(at)))
             }
-            Self::Unavailable { retry_after } => Some(*retry_after),
-            Self::Overloaded(_) | Self::CannotRecord | Self::Draining => Some(OVERLOAD_RETRY),
+            Self::Unavailable { retry_after }
+            | Self::KeyLimit(KeyLimit::Rate { retry_after, .. }) => Some(*retry_after),
+            Self::KeyLimit(KeyLimit::Concurrency(_))
+            | Self::Overloaded(_)
+            | Self::CannotRecord
+            | Self::Draining => Some(OVERLOAD_RETRY),
             _ => None,
         }
     }

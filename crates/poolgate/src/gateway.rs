@@ -46,13 +46,13 @@ use poolgate_core::gate::Gate;
 use poolgate_core::outcome::{Attempt, Outcome};
 use tokio::time::Instant;
 
-use crate::admission::{Bound, Permit};
+use crate::admission::Bound;
 use crate::app::App;
 use crate::error::{Dialect, Error};
 use crate::metrics::Ending;
 use crate::pool::SessionKey;
 
-use admit::Way;
+use admit::{Admitted, Way};
 pub use attempt::{authorize, bearer};
 use authenticate::Caller;
 pub use authenticate::presented as presented_key;
@@ -174,8 +174,8 @@ async fn proxy(
         serve(Arc::clone(&app), head, body, caller, (surface, contract), &mut record).await;
     let mut response = match served {
         Ok(Served::Relay(head, parts)) => {
-            let (app, lease, permit, opening, of) = *parts;
-            let relay = Relay::new(app, lease, record, permit, opening, of);
+            let (app, lease, admitted, opening, of) = *parts;
+            let relay = Relay::new(app, lease, record, admitted, opening, of);
             head.map(|()| Outgoing::Relay(Box::new(relay)))
         }
         Ok(Served::Whole(response)) => response,
@@ -191,7 +191,7 @@ async fn proxy(
     Ok(response)
 }
 
-type RelayParts = (Arc<App>, crate::pool::Lease, Permit, opening::Opening, Relayed);
+type RelayParts = (Arc<App>, crate::pool::Lease, Admitted, opening::Opening, Relayed);
 
 enum Served {
     Relay(Response<()>, Box<RelayParts>),
@@ -209,7 +209,8 @@ async fn serve(
     if !app.spool.has_room() {
         return Err(Error::CannotRecord);
     }
-    let permit = admit::enter(&app, Endpoint::Proxy { surface, contract })?;
+    let lane = admit::enter(&app, Endpoint::Proxy { surface, contract })?;
+    let admitted = Admitted { lane, key: admit::key(&app, &caller, surface)? };
     let deadline = Instant::now() + app.config.limits.request_timeout;
     let payload = read::read(&head.headers, body, &app.config.limits).await?;
     let peeked = read::peek(surface, &head.headers, &payload.document, caller.key.id)?;
@@ -232,7 +233,7 @@ async fn serve(
         over: None,
     };
     let dispatched = dispatch::dispatch(&app, &call, record).await?;
-    Ok(answer(app, call, dispatched, contract, permit, record))
+    Ok(answer(app, call, dispatched, contract, admitted, record))
 }
 
 /// The body is no longer needed: nothing is sent again from here on.
@@ -241,7 +242,7 @@ fn answer(
     call: Call,
     dispatched: Dispatched,
     contract: Contract,
-    permit: Permit,
+    admitted: Admitted,
     record: &mut Record,
 ) -> Served {
     let Call { caller, surface, head: request_head, gate, .. } = call;
@@ -264,7 +265,7 @@ fn answer(
                     Contract::Codex => CodexEvents::LimitsExchanged,
                 }),
             };
-            return Served::Relay(response, Box::new((app, lease, permit, answer.opening, of)));
+            return Served::Relay(response, Box::new((app, lease, admitted, answer.opening, of)));
         }
         Dispatched::Whole(lease, reply, assembled) => (lease, reply, assembled),
     };

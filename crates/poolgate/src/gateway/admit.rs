@@ -2,10 +2,12 @@
 
 use poolgate_core::account::Surface;
 
+use super::authenticate::Caller;
 use super::route::Endpoint;
 use crate::admission::{Bound, Overload, Permit};
 use crate::app::App;
 use crate::error::Error;
+use crate::keys::{KeyLimit, KeyPermit};
 
 /// `None`: it is served however full we are.
 fn lane(endpoint: Endpoint) -> Option<Bound> {
@@ -23,6 +25,22 @@ fn lane(endpoint: Endpoint) -> Option<Bound> {
 
 pub fn enter(app: &App, endpoint: Endpoint) -> Result<Permit, Overload> {
     lane(endpoint).map_or_else(|| Ok(Permit::default()), |lane| app.admission.enter(lane))
+}
+
+/// What a request holds until its end.
+#[derive(Debug, Default)]
+pub struct Admitted {
+    pub lane: Permit,
+    pub key: KeyPermit,
+}
+
+/// A place among the key's own requests. Counting tokens takes none, as it takes none of an account:
+/// clients count by the dozen what their user never asked for, and nothing is spent.
+pub fn key(app: &App, caller: &Caller, surface: Surface) -> Result<KeyPermit, KeyLimit> {
+    match surface {
+        Surface::CountTokens => Ok(KeyPermit::default()),
+        _ => caller.key.enter(app.clock.now()),
+    }
 }
 
 /// Where a request that is refused came in.

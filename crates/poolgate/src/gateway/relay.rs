@@ -20,19 +20,19 @@ use poolgate_core::gate::Gate;
 use poolgate_core::outcome::{Attempt, Outcome};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::admit::Admitted;
 use super::judge::{judge_late, observe_events};
 use super::limits::Lines;
 use super::opening::Opening;
 use super::read::scoped;
 use super::settle::Record;
 use super::splitter::{CodexEvents, Splitter};
-use crate::admission::Permit;
 use crate::app::App;
 use crate::egress::Received;
+use crate::keys::ClientKey;
 use crate::limits::codex_event;
 use crate::metrics::Ending;
 use crate::pool::Lease;
-use crate::store::ClientKeyRow;
 
 /// Why a relayed body ends before its time; hyper cuts the connection on it.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ pub struct Relay {
     opening: Opening,
     surface: Surface,
     model: String,
-    key: Arc<ClientKeyRow>,
+    key: Arc<ClientKey>,
     stores: bool,
     gate: Option<Arc<Gate>>,
     /// For an account whose events are not all for the client.
@@ -64,7 +64,7 @@ pub struct Relay {
     heard_at: Instant,
     alarm: Pin<Box<Sleep>>,
     state: State,
-    _permit: Permit,
+    _admitted: Admitted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ enum State {
 pub struct Relayed {
     pub surface: Surface,
     pub model: String,
-    pub key: Arc<ClientKeyRow>,
+    pub key: Arc<ClientKey>,
     pub stores: bool,
     pub gate: Option<Arc<Gate>>,
     pub codex_events: Option<CodexEvents>,
@@ -90,7 +90,7 @@ impl Relay {
         app: Arc<App>,
         lease: Lease,
         record: Record,
-        permit: Permit,
+        admitted: Admitted,
         opening: Opening,
         of: Relayed,
     ) -> Self {
@@ -111,7 +111,7 @@ impl Relay {
             heard_at: now,
             alarm: Box::pin(sleep_until(now + idle)),
             state: State::Relaying,
-            _permit: permit,
+            _admitted: admitted,
         }
     }
 

@@ -21,6 +21,7 @@ mod egress;
 mod failover;
 mod headers;
 mod idle;
+mod key_limits;
 mod keys;
 mod kill;
 mod ledger;

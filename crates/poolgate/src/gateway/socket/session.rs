@@ -18,7 +18,7 @@ use crate::admission::Permit;
 use crate::app::App;
 use crate::egress::Slot;
 use crate::error::{Dialect, Error};
-use crate::gateway::admit::{self, Way};
+use crate::gateway::admit::{self, Admitted, Way};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
 use crate::gateway::read::{Payload, Purpose, peek};
@@ -27,6 +27,7 @@ use crate::gateway::route::{Contract, Endpoint};
 use crate::gateway::settle::Record;
 use crate::gateway::{Call, Served, answer};
 use crate::json::{Document, Text};
+use crate::keys::KeyPermit;
 use crate::limits::codex_event;
 use crate::pool::SessionKey;
 use crate::providers::{codex_windows, event_kind};
@@ -174,17 +175,31 @@ impl Session {
             Err(error) => return say_error(client, &error).await,
         };
         let app = Arc::clone(&self.app);
+        let key = match call.head.purpose {
+            // It is nobody's request yet, and counts in no limit.
+            Purpose::WarmUp => Ok(KeyPermit::default()),
+            _ => admit::key(&app, &call.caller, call.surface),
+        };
+        let key = match key {
+            Ok(key) => key,
+            Err(limit) => {
+                let error = Error::from(limit);
+                record.fail(&error);
+                return say_error(client, &error).await;
+            }
+        };
         let dispatched = tokio::select! {
             dispatched = dispatch(&app, &call, &mut record) => dispatched,
             gone = keep_waiting(client) => return Err(gone),
         };
         let served = dispatched.map(|dispatched| {
-            answer(app, call, dispatched, self.contract, Permit::default(), &mut record)
+            let admitted = Admitted { lane: Permit::default(), key };
+            answer(app, call, dispatched, self.contract, admitted, &mut record)
         });
         match served {
             Ok(Served::Relay(_, parts)) => {
-                let (app, lease, permit, opening, of) = *parts;
-                let relay = Relay::new(app, lease, record, permit, opening, of);
+                let (app, lease, admitted, opening, of) = *parts;
+                let relay = Relay::new(app, lease, record, admitted, opening, of);
                 relay_events(client, Outgoing::Relay(Box::new(relay))).await
             }
             Ok(Served::Whole(response)) => say_refusal(client, response).await,
