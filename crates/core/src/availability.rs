@@ -171,10 +171,17 @@ pub fn availability(account: &Account, ask: Ask<'_>, now: Timestamp) -> Result<F
     };
     // Counting tokens spends nothing, and clients send dozens of them at once.
     let counted = ask.surface != Surface::CountTokens;
-    if counted && account.max_in_flight > 0 && account.in_flight >= account.max_in_flight {
+    if counted && slots(account).is_some_and(|slots| account.in_flight >= slots) {
         return Err(Reason::Busy);
     }
     Ok(fit)
+}
+
+/// Attempts at the same time: what an operator allows, and no more than what the upstream was learnt
+/// to take. `None`: any number.
+pub fn slots(account: &Account) -> Option<u32> {
+    let allowed = Some(account.max_in_flight).filter(|allowed| *allowed > 0);
+    allowed.into_iter().chain(account.health.concurrency.limit()).min()
 }
 
 /// Everything but quota windows.

@@ -53,6 +53,37 @@ fn with(change: impl FnOnce(&mut Account)) -> Account {
 }
 
 #[test]
+fn takes_what_is_allowed_and_no_more_than_was_learnt() {
+    let learnt = |allowed, in_flight| {
+        with(|account| {
+            account.max_in_flight = allowed;
+            // Of eight at once two were refused: four are left.
+            account.health.concurrency.refused(8, NOW, NOW);
+            account.health.concurrency.refused(8, NOW, NOW);
+            account.in_flight = in_flight;
+        })
+    };
+    let allowed = |allowed, in_flight| {
+        with(|account| (account.max_in_flight, account.in_flight) = (allowed, in_flight))
+    };
+    let cases = [
+        ("any number", allowed(0, 1000), Ok(Fit::Ready)),
+        ("allowed", allowed(3, 2), Ok(Fit::Ready)),
+        ("as many as allowed", allowed(3, 3), Err(Reason::Busy)),
+        ("below what was learnt", learnt(0, 3), Ok(Fit::Ready)),
+        ("as many as learnt", learnt(0, 4), Err(Reason::Busy)),
+        ("the learnt one is lower", learnt(6, 4), Err(Reason::Busy)),
+        ("the allowed one is lower", learnt(2, 2), Err(Reason::Busy)),
+    ];
+    for (name, account, want) in cases {
+        assert_eq!(availability(&account, ASK, NOW), want, "{name}");
+        let counting = Ask { surface: Surface::CountTokens, ..ASK };
+        let claude = Account { kind: Kind::Claude, ..account };
+        assert_eq!(availability(&claude, counting, NOW), Ok(Fit::Ready), "{name}, counting tokens");
+    }
+}
+
+#[test]
 fn says_no_for_one_reason_at_a_time() {
     let cases = [
         ("nothing known", account(1), Ok(Fit::Ready)),

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::concurrency::Concurrency;
 use crate::gate::REST_AFTER_QUOTA_ERROR;
 use crate::outcome::Outcome;
 use crate::refresh::Fault;
@@ -101,6 +102,8 @@ pub struct Health {
     pub last_error_at: Timestamp,
     strikes: u32,
     last_strike_at: Timestamp,
+    /// How much of it may run at the same time.
+    pub concurrency: Concurrency,
     /// Models that this account cannot serve for a while.
     models: BTreeMap<String, ModelBlock>,
 }
@@ -210,6 +213,7 @@ impl Health {
             }
             Outcome::RateLimited { .. } => {
                 self.end(|b| b.cause == Cause::Rate && since <= b.since);
+                self.concurrency.take_back();
             }
             _ => {}
         }

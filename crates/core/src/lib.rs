@@ -15,6 +15,7 @@
 //! | [`resets`] | which resets bear on a refusal |
 //! | [`network`] | whose fault a failed connect is |
 //! | [`health`] | what past outcomes still forbid: cooldowns, strikes, errors, stops |
+//! | [`concurrency`] | how much an upstream takes at the same time |
 //! | [`availability`] | may this account take this request now, and if not, until when |
 //! | [`gate`] | models with a limit of their own, and what that changes |
 //! | [`choose`] | of those that may, which one |
@@ -23,6 +24,7 @@
 //! | [`strategy`] | how the strategies score and pick |
 //! | [`affinity`] | which account a session belongs to, and for how long |
 //! | [`explain`] | the same choice, said for each account |
+//! | [`rate`] | how many requests a client key may begin within a minute |
 //! | [`outcome`] | what an upstream answer means, what it does to the account and to the request |
 //! | [`poll`] | when a usage endpoint is asked, and what its silence means |
 //! | [`usage`] | tokens counted in an answer |
@@ -31,6 +33,7 @@ pub mod account;
 pub mod affinity;
 pub mod availability;
 pub mod choose;
+pub mod concurrency;
 pub mod explain;
 pub mod gate;
 pub mod health;
@@ -40,6 +43,7 @@ pub mod network;
 pub mod outcome;
 pub mod poll;
 pub mod quota;
+pub mod rate;
 pub mod refresh;
 pub mod resets;
 pub mod strategy;

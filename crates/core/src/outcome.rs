@@ -80,6 +80,8 @@ pub enum Outcome {
     Lost,
     /// It broke after output had begun: the account's error, and never sent again.
     Broke,
+    /// We had no room for it ourselves: nothing was sent, and nobody else would help.
+    Shed,
 }
 
 pub(crate) const REAUTH: [&str; 9] = [
@@ -258,39 +260,72 @@ const QUOTA_UNKNOWN: Duration = Duration::from_mins(5);
 const CREDENTIAL_COOLDOWN: Duration = Duration::from_mins(10);
 
 impl Outcome {
-    /// Stable word for the ledger, logs and tests.
-    pub const fn name(self) -> &'static str {
+    /// Stable words for the ledger, logs, metrics and tests.
+    pub const NAMES: [&'static str; 21] = [
+        "served",
+        "request_fault",
+        "policy_block",
+        "foreign_state",
+        Stop::Disabled.name(),
+        Stop::NeedsLogin.name(),
+        Stop::Deactivated.name(),
+        "model_missing",
+        "token_refused",
+        "edge_block",
+        "quota_spent",
+        "forbidden",
+        "model_limited",
+        "rate_limited",
+        "overloaded",
+        "upstream_error",
+        "connect_failed",
+        "token_away",
+        "lost",
+        "upstream_broke",
+        "shed",
+    ];
+
+    /// Its place in [`Self::NAMES`].
+    pub const fn index(self) -> usize {
         match self {
-            Self::Served => "served",
-            Self::RequestFault => "request_fault",
-            Self::PolicyBlock => "policy_block",
-            Self::ForeignState => "foreign_state",
-            Self::Stopped(stop) => stop.name(),
-            Self::ModelMissing => "model_missing",
-            Self::TokenRefused { .. } => "token_refused",
-            Self::EdgeBlock => "edge_block",
-            Self::QuotaSpent { .. } => "quota_spent",
-            Self::Strike => "forbidden",
-            Self::ModelLimited { .. } => "model_limited",
-            Self::RateLimited { .. } => "rate_limited",
-            Self::Overloaded => "overloaded",
-            Self::UpstreamError => "upstream_error",
-            Self::ConnectFailed { .. } => "connect_failed",
-            Self::TokenAway => "token_away",
-            Self::Lost => "lost",
-            Self::Broke => "upstream_broke",
+            Self::Served => 0,
+            Self::RequestFault => 1,
+            Self::PolicyBlock => 2,
+            Self::ForeignState => 3,
+            Self::Stopped(Stop::Disabled) => 4,
+            Self::Stopped(Stop::NeedsLogin) => 5,
+            Self::Stopped(Stop::Deactivated) => 6,
+            Self::ModelMissing => 7,
+            Self::TokenRefused { .. } => 8,
+            Self::EdgeBlock => 9,
+            Self::QuotaSpent { .. } => 10,
+            Self::Strike => 11,
+            Self::ModelLimited { .. } => 12,
+            Self::RateLimited { .. } => 13,
+            Self::Overloaded => 14,
+            Self::UpstreamError => 15,
+            Self::ConnectFailed { .. } => 16,
+            Self::TokenAway => 17,
+            Self::Lost => 18,
+            Self::Broke => 19,
+            Self::Shed => 20,
         }
+    }
+
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self.index()]
     }
 
     /// What the account that answered takes from it.
     pub fn apply(self, account: &mut Account, at: Attempt<'_>) {
         let now = at.now;
         let gated = at.ask.gate.is_some_and(|gate| gate.governs(account.plan.as_deref()));
-        let (health, model) = (&mut account.health, at.ask.model);
+        let (in_flight, health, model) = (account.in_flight, &mut account.health, at.ask.model);
         match self {
             // Counting tokens works when nothing else does.
             Self::Served if at.ask.surface == Surface::CountTokens => {}
             Self::Served => {
+                health.concurrency.served(at.sent_at, now);
                 if gated {
                     health.gated_success(at.sent_at);
                 } else {
@@ -313,7 +348,8 @@ impl Outcome {
             | Self::RequestFault
             | Self::PolicyBlock
             | Self::ForeignState
-            | Self::EdgeBlock => {}
+            | Self::EdgeBlock
+            | Self::Shed => {}
             Self::QuotaSpent { until } => {
                 let until = until.unwrap_or(now.plus(QUOTA_UNKNOWN));
                 // What a gated model has used up says nothing about ordinary work.
@@ -325,7 +361,12 @@ impl Outcome {
             }
             Self::ModelLimited { until } => health.block_model(model, until, now),
             Self::Strike => health.strike(at.sent_at, now),
-            Self::RateLimited { until } => health.block(Cause::Rate, until, now),
+            Self::RateLimited { until } => {
+                if at.ask.surface != Surface::CountTokens {
+                    health.concurrency.refused(in_flight, at.sent_at, now);
+                }
+                health.block(Cause::Rate, until, now);
+            }
             Self::Overloaded => health.overloaded(model, now),
             // As long as the failure is not repeated; the new token ends it.
             Self::TokenAway => health.block(Cause::Renewal, now.plus(FAILURE_FOR), now),
@@ -393,6 +434,7 @@ pub fn next(outcome: Outcome, progress: &mut Progress) -> Next {
             Next::Strip
         }
         Outcome::Broke
+        | Outcome::Shed
         | Outcome::Served
         | Outcome::RequestFault
         | Outcome::PolicyBlock

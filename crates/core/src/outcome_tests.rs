@@ -100,6 +100,28 @@ fn classifies() {
 }
 
 #[test]
+#[rustfmt::skip]
+fn names_are_stable() {
+    use Outcome::*;
+    let until = later(1);
+    let cases = [
+        (Served, "served"), (RequestFault, "request_fault"), (PolicyBlock, "policy_block"),
+        (ForeignState, "foreign_state"), (Stopped(Stop::Disabled), "disabled"),
+        (Stopped(Stop::NeedsLogin), "needs_login"), (Stopped(Stop::Deactivated), "deactivated"),
+        (ModelMissing, "model_missing"), (TokenRefused { permanent: true }, "token_refused"),
+        (EdgeBlock, "edge_block"), (QuotaSpent { until: None }, "quota_spent"), (Strike, "forbidden"),
+        (ModelLimited { until }, "model_limited"), (RateLimited { until }, "rate_limited"),
+        (Overloaded, "overloaded"), (UpstreamError, "upstream_error"),
+        (ConnectFailed { durable: false }, "connect_failed"), (TokenAway, "token_away"),
+        (Lost, "lost"), (Broke, "upstream_broke"), (Shed, "shed"),
+    ];
+    for (outcome, name) in cases {
+        assert_eq!(outcome.name(), name);
+    }
+    assert_eq!(cases.map(|(outcome, _)| outcome.name()), Outcome::NAMES, "each once");
+}
+
+#[test]
 fn goes_on_until_enough_was_tried() {
     let run = |outcome| {
         let mut progress = Progress::default();
@@ -123,6 +145,7 @@ fn goes_on_until_enough_was_tried() {
     assert_eq!(run(Outcome::Overloaded), [Another, GiveUp]);
     assert_eq!(run(Outcome::RequestFault), [Relay]);
     assert_eq!(run(Outcome::Broke), [Relay]);
+    assert_eq!(run(Outcome::Shed), [Relay], "no other account would help");
     assert_eq!(run(Outcome::ForeignState), [Next::Strip, Relay]);
     assert_eq!(run(Outcome::Strike).len(), 10);
     let refused = run(Outcome::TokenRefused { permanent: false });

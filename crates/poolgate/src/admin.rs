@@ -2,6 +2,7 @@
 //! directory, so whoever can read that directory may look.
 
 mod explain;
+mod metrics;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::reconfigure;
 use crate::secret::{random_token, sha256};
 
 pub use explain::Explained;
+pub use metrics::metrics;
 
 pub const TOKEN_FILE: &str = "admin.token";
 
@@ -53,18 +55,12 @@ impl Status {
     }
 }
 
-pub fn status(app: &App, headers: &HeaderMap) -> Result<Response<Outgoing>, Error> {
-    authenticate(app, headers)?;
+pub fn status(app: &App) -> Result<Response<Outgoing>, Error> {
     answer(&Status::of(app))
 }
 
 /// `surface`, `model`, and optionally the name of a client `key`.
-pub fn why(
-    app: &App,
-    headers: &HeaderMap,
-    query: Option<&str>,
-) -> Result<Response<Outgoing>, Error> {
-    authenticate(app, headers)?;
+pub fn why(app: &App, query: Option<&str>) -> Result<Response<Outgoing>, Error> {
     let field = |name| field(query, name);
     let model = field("model").filter(|model| !model.is_empty()).ok_or(Error::NoModel)?;
     let surface = field("surface").unwrap_or_else(|| "responses".into());
@@ -98,12 +94,7 @@ pub fn why(
 }
 
 /// The request `id`.
-pub async fn explain(
-    app: &App,
-    headers: &HeaderMap,
-    query: Option<&str>,
-) -> Result<Response<Outgoing>, Error> {
-    authenticate(app, headers)?;
+pub async fn explain(app: &App, query: Option<&str>) -> Result<Response<Outgoing>, Error> {
     let id = field(query, "id").unwrap_or_default();
     let told = explain::explain(app, &id).await?;
     answer(&told.ok_or(Error::BadQuestion("there is no request of that id on record"))?)
@@ -132,7 +123,8 @@ fn unescape(value: &str) -> String {
     String::from_utf8(bytes).unwrap_or_default()
 }
 
-fn authenticate(app: &App, headers: &HeaderMap) -> Result<(), Error> {
+/// Before any of the answers here.
+pub fn authenticate(app: &App, headers: &HeaderMap) -> Result<(), Error> {
     // Digests of 256 random bits: how long a comparison takes says nothing about the token.
     if sha256(presented_key(headers)?.as_bytes()) == app.admin_token {
         return Ok(());

@@ -6,14 +6,16 @@ use std::sync::atomic::AtomicBool;
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::config::{Config, Limits};
 use crate::credentials::Issuers;
 use crate::egress::Egress;
 use crate::gates::Gates;
-use crate::gateway::{Catalogue, Lanes, scoped};
+use crate::gateway::{Catalogue, scoped};
 use crate::keys::Keys;
 use crate::ledger::{self, Spool};
+use crate::metrics::Metrics;
 use crate::pool::{self, OWNED_FOR, Pool};
 use crate::reconfigure::{Last, Live};
 use crate::sealing::DataKey;
@@ -46,7 +48,8 @@ pub struct App {
     pub pool: Arc<Pool>,
     pub egress: Egress,
     pub issuers: Issuers,
-    pub lanes: Lanes,
+    pub admission: Arc<Admission>,
+    pub metrics: Arc<Metrics>,
     /// Clients' sockets, which outlive the requests that opened them.
     pub sockets: Sockets,
     pub catalogue: Catalogue,
@@ -94,7 +97,8 @@ impl App {
         let live = ArcSwap::from_pointee(Live::of(&config));
         let app = Arc::new(Self {
             egress: Egress::new(config.limits.connect_timeout, config.workers)?,
-            lanes: Lanes::new(&config.limits),
+            metrics: Arc::default(),
+            admission: Arc::new(Admission::new(&config.limits)),
             sockets: Sockets::default(),
             admin_token: crate::admin::load_token(&config.data_dir)?,
             issuers: Issuers::default(),

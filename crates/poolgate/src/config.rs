@@ -18,6 +18,8 @@ use anyhow::Context;
 use poolgate_core::strategy::Strategy;
 use serde::Deserialize;
 
+use crate::admission::Bound;
+
 pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
 pub use address::is_forbidden;
 pub use listener::{Listener, RawListener, RawTls, Tls};
@@ -40,11 +42,17 @@ pub struct RawConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawLimits {
+    pub proxy: Option<usize>,
     pub proxy_http: Option<usize>,
     pub proxy_websocket: Option<usize>,
     pub proxy_compact: Option<usize>,
     pub body_idle_timeout_s: Option<u64>,
     pub body_timeout_s: Option<u64>,
+    pub dashboard: Option<usize>,
+    pub token_refresh: Option<usize>,
+    pub upstream_websocket_connect: Option<usize>,
+    pub response_create: Option<usize>,
+    pub compact_response_create: Option<usize>,
     pub body_max_bytes: Option<usize>,
     pub decoded_max_bytes: Option<usize>,
     pub spool_max_bytes: Option<u64>,
@@ -84,12 +92,20 @@ pub struct Config {
     pub polls: bool,
 }
 
-/// Sizes in bytes, counts of requests; zero in a lane means unlimited.
+/// Streams that tell of changes, beyond their first word.
+const WATCHERS: usize = 64;
+
+/// Sizes in bytes, counts of requests; zero in a lane or stage means unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub proxy_http: usize,
     pub proxy_websocket: usize,
     pub proxy_compact: usize,
+    pub dashboard: usize,
+    pub token_refresh: usize,
+    pub upstream_websocket_connect: usize,
+    pub response_create: usize,
+    pub compact_response_create: usize,
     pub body_max: usize,
     /// Silence while a client sends a body.
     pub body_idle_timeout: Duration,
@@ -117,13 +133,18 @@ impl Default for Limits {
 impl Limits {
     fn from_raw(raw: &RawLimits) -> Self {
         let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
-        let proxy_http = raw.proxy_http.unwrap_or(200);
+        let [proxy_http, proxy_websocket, proxy_compact] = lanes(raw);
         Self {
             proxy_http,
-            proxy_websocket: raw.proxy_websocket.unwrap_or(200),
-            proxy_compact: raw.proxy_compact.unwrap_or(proxy_http.min(16)),
             body_idle_timeout: seconds(raw.body_idle_timeout_s, 15),
             body_timeout: seconds(raw.body_timeout_s, 300),
+            proxy_websocket,
+            proxy_compact,
+            dashboard: raw.dashboard.unwrap_or(50),
+            token_refresh: raw.token_refresh.unwrap_or(32),
+            upstream_websocket_connect: raw.upstream_websocket_connect.unwrap_or(64),
+            response_create: raw.response_create.unwrap_or(64),
+            compact_response_create: raw.compact_response_create.unwrap_or(16),
             body_max: raw.body_max_bytes.unwrap_or(64 << 20),
             decoded_max: raw.decoded_max_bytes.unwrap_or(128 << 20),
             spool_max: raw.spool_max_bytes.unwrap_or(1 << 30),
@@ -134,6 +155,32 @@ impl Limits {
             socket_idle_timeout: seconds(raw.socket_idle_timeout_s, 120),
             request_timeout: seconds(raw.request_timeout_s, 3600),
             drain_timeout: seconds(raw.drain_timeout_s, 120),
+        }
+    }
+}
+
+/// What the lanes of the proxy are by default, each from the ones before: requests, sockets,
+/// compaction. Zero stands for "unlimited", so an unlimited lane leaves the others unlimited too.
+fn lanes(raw: &RawLimits) -> [usize; 3] {
+    let proxy = raw.proxy.unwrap_or(200);
+    let http = raw.proxy_http.unwrap_or(proxy);
+    let socket = raw.proxy_websocket.unwrap_or(proxy);
+    [http, socket, raw.proxy_compact.unwrap_or(http.min(16))]
+}
+
+impl Limits {
+    /// Zero: unlimited.
+    pub fn size_of(&self, bound: Bound) -> usize {
+        match bound {
+            Bound::ProxyHttp => self.proxy_http,
+            Bound::ProxyWebsocket => self.proxy_websocket,
+            Bound::ProxyCompact => self.proxy_compact,
+            Bound::Dashboard => self.dashboard,
+            Bound::Watch => WATCHERS,
+            Bound::TokenRefresh => self.token_refresh,
+            Bound::UpstreamWebsocketConnect => self.upstream_websocket_connect,
+            Bound::ResponseCreate => self.response_create,
+            Bound::CompactResponseCreate => self.compact_response_create,
         }
     }
 }
@@ -391,6 +438,30 @@ mod tests {
         let error =
             parse("a = 1\n\nproxy = \"http://u:hunter2@p:1\nb = 2").unwrap_err().to_string();
         assert!(error.starts_with("line 3: ") && !error.contains("hunter2"), "{error}");
+    }
+
+    /// codex-lb H8, H9: one setting for the lanes of the proxy, and 0 for all of them.
+    #[test]
+    fn codex_lb_h8_lanes_follow_from_one_setting() {
+        let raw = |proxy, http, compact| RawLimits {
+            proxy,
+            proxy_http: http,
+            proxy_compact: compact,
+            ..RawLimits::default()
+        };
+        let cases = [
+            ("unset", raw(None, None, None), [200, 200, 16]),
+            ("codex-lb H8", raw(Some(8), None, None), [8, 8, 8]),
+            ("codex-lb H9", raw(Some(0), None, None), [0, 0, 0]),
+            ("one's own", raw(Some(8), Some(40), None), [40, 8, 16]),
+            ("unlimited", raw(None, Some(0), None), [0, 200, 0]),
+            ("compaction's own", raw(None, Some(0), Some(3)), [0, 200, 3]),
+        ];
+        for (name, raw, want) in cases {
+            let limits = Limits::from_raw(&raw);
+            let got = [limits.proxy_http, limits.proxy_websocket, limits.proxy_compact];
+            assert_eq!(got, want, "{name}");
+        }
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub use source::{Source, Stored, place};
 pub use whose::Owner;
 use whose::Whose;
 
+use crate::admission::Overload;
 use crate::store::RefreshMark;
 
 /// What goes into a request's headers, made once; sensitive, so that nothing prints them.
@@ -77,6 +78,9 @@ pub enum CredentialError {
     /// The issuer says that there is no such account any more; its code.
     #[error("the account was deactivated ({0})")]
     Deactivated(String),
+    /// We may not ask: too many are being asked.
+    #[error(transparent)]
+    Overload(#[from] Overload),
     /// 429 without a time: asking on would only make it worse.
     #[error(
         "issuer refuses refresh (429 without a time): run poolgate account login, or account refresh"

@@ -20,6 +20,7 @@ use http_body_util::{BodyExt, Limited};
 
 use crate::config::Proxy;
 use crate::json::{Text, TextBody};
+use crate::metrics::Histogram;
 use crate::secret::Secret;
 use crate::workers;
 
@@ -38,7 +39,10 @@ const SMALL_MAX: usize = 4 << 20;
 /// Connections of each worker, and those of all other threads, so that a request and the connection
 /// it uses stay on one thread.
 #[derive(Clone, Debug)]
-pub struct Egress(Arc<[Arc<Connections>]>);
+pub struct Egress {
+    connections: Arc<[Arc<Connections>]>,
+    connects: Arc<Histogram>,
+}
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -54,13 +58,14 @@ pub enum SendError {
 impl Egress {
     pub fn new(connect_timeout: Duration, workers: usize) -> anyhow::Result<Self> {
         let tls = tls_config()?;
-        let dialer = Dialer::new(tls, connect_timeout);
+        let connects = Arc::new(Histogram::default());
+        let dialer = Dialer::new(tls, connect_timeout, Arc::clone(&connects));
         let connections = |_| Arc::new(Connections::new(dialer.clone()));
-        Ok(Self((0..=workers).map(connections).collect()))
+        Ok(Self { connections: (0..=workers).map(connections).collect(), connects })
     }
 
     fn mine(&self) -> &Arc<Connections> {
-        &self.0[workers::index() % self.0.len()]
+        &self.connections[workers::index() % self.connections.len()]
     }
 
     /// To the head of the answer. Dropping the future, or later the body, closes the connection.
@@ -88,7 +93,12 @@ impl Egress {
 
     /// Closes connections that have been idle for too long.
     pub fn sweep(&self) {
-        self.0.iter().for_each(|connections| connections.sweep());
+        self.connections.iter().for_each(|connections| connections.sweep());
+    }
+
+    /// How long new connections took, failed ones too.
+    pub fn connects(&self) -> &Histogram {
+        &self.connects
     }
 
     /// A call of our own, with a small JSON answer read whole. The body is JSON unless `headers` say

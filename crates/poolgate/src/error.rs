@@ -15,7 +15,9 @@ use poolgate_core::limits::Limits;
 use poolgate_core::units::Timestamp;
 use serde_json::{Value, json};
 
+use crate::admission::Overload;
 use crate::json::{Invalid, WrongType};
+use crate::keys::KeyLimit;
 use crate::limits::{add_claude_headers, add_codex_headers};
 use crate::strict::Fault;
 
@@ -84,8 +86,11 @@ pub enum Error {
     ChainLost,
     #[error("{0}")]
     BadQuestion(&'static str),
-    #[error("poolgate is serving as many requests as it may")]
-    Overloaded,
+    #[error(transparent)]
+    Overloaded(#[from] Overload),
+    /// A limit of the key's own.
+    #[error(transparent)]
+    KeyLimit(#[from] KeyLimit),
     #[error("poolgate cannot record requests right now")]
     CannotRecord,
     #[error("poolgate is shutting down")]
@@ -162,7 +167,11 @@ impl Error {
             Self::BadHandshake => (S::BAD_REQUEST, "bad_handshake"),
             Self::ChainLost => (S::BAD_REQUEST, "previous_response_not_found"),
             Self::BadQuestion(_) => (S::BAD_REQUEST, "bad_question"),
-            Self::Overloaded => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
+            Self::KeyLimit(KeyLimit::Concurrency(_)) => {
+                (S::TOO_MANY_REQUESTS, "key_concurrency_exceeded")
+            }
+            Self::KeyLimit(KeyLimit::Rate { .. }) => (S::TOO_MANY_REQUESTS, "key_rate_exceeded"),
+            Self::Overloaded(_) => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
             Self::CannotRecord | Self::ShortOfMemory => {
                 (S::SERVICE_UNAVAILABLE, "proxy_unavailable")
             }
@@ -185,10 +194,13 @@ impl Error {
             Self::Exhausted { resets_at, now, .. } => {
                 Some(resets_at.map_or(LONG_WAIT * 5, |at| now.until(at)))
             }
-            Self::Unavailable { retry_after } => Some(*retry_after),
-            Self::Overloaded | Self::CannotRecord | Self::Draining | Self::ShortOfMemory => {
-                Some(OVERLOAD_RETRY)
-            }
+            Self::Unavailable { retry_after }
+            | Self::KeyLimit(KeyLimit::Rate { retry_after, .. }) => Some(*retry_after),
+            Self::KeyLimit(KeyLimit::Concurrency(_))
+            | Self::Overloaded(_)
+            | Self::CannotRecord
+            | Self::Draining
+            | Self::ShortOfMemory => Some(OVERLOAD_RETRY),
             _ => None,
         }
     }
@@ -338,6 +350,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::admission::Bound;
 
     const NOW: Timestamp = Timestamp(1_795_300_000_000);
 
@@ -387,8 +400,23 @@ mod tests {
             (&anthropic["type"], &anthropic["error"]["type"]),
             (&json!("error"), &json!("authentication_error"))
         );
-        let (_, _, plain) = render(&Error::Overloaded, Dialect::Plain);
+        let (_, _, plain) = render(&Error::CannotRecord, Dialect::Plain);
         assert!(plain["detail"].is_string());
+        // codex-lb 6.4: one refusal in each dialect, and always a time.
+        let full = Error::Overloaded(Overload(Bound::ProxyHttp));
+        let message = "poolgate is temporarily overloaded in the proxy_http lane";
+        for (dialect, place, kind) in [
+            (Dialect::OpenAi, "/error/message", "/error/type"),
+            (Dialect::Anthropic, "/error/message", "/error/type"),
+            (Dialect::Plain, "/detail", "/code"),
+        ] {
+            let (status, headers, body) = render(&full, dialect);
+            assert_eq!((status, &headers["retry-after"]), (429, &HeaderValue::from_static("5")));
+            assert_eq!(body.pointer(place), Some(&json!(message)), "{dialect:?}");
+            let want =
+                if dialect == Dialect::Plain { "proxy_overloaded" } else { "rate_limit_error" };
+            assert_eq!(body.pointer(kind), Some(&json!(want)), "{dialect:?}");
+        }
         let wait = Error::Unavailable { retry_after: Duration::from_millis(1500) };
         let (status, headers, _) = render(&wait, Dialect::Anthropic);
         assert_eq!((status, &headers["retry-after"]), (529, &HeaderValue::from_static("2")));

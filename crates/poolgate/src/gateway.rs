@@ -28,6 +28,7 @@ mod route;
 mod settle;
 mod socket;
 mod splitter;
+mod stage;
 mod strip;
 mod trial;
 mod waiting;
@@ -42,13 +43,16 @@ use hyper::body::Incoming;
 use poolgate_core::account::{Kind, Surface, model_matches};
 use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
+use poolgate_core::outcome::{Attempt, Outcome};
 use tokio::time::Instant;
 
+use crate::admission::Bound;
 use crate::app::App;
 use crate::error::{Dialect, Error};
+use crate::metrics::Ending;
 use crate::pool::SessionKey;
 
-pub use admit::Lanes;
+use admit::{Admitted, Way};
 pub use attempt::{authorize, bearer};
 use authenticate::Caller;
 pub use authenticate::presented as presented_key;
@@ -59,7 +63,7 @@ pub use relay::Outgoing;
 use relay::{Relay, Relayed};
 pub use route::dialect;
 use route::{Contract, Endpoint};
-use settle::{Ending, Record};
+use settle::Record;
 use socket::OverSocket;
 use splitter::CodexEvents;
 
@@ -92,9 +96,14 @@ impl Call {
 pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Outgoing> {
     let dialect = route::dialect(request.uri().path(), request.headers());
     let (head, mut body) = request.into_parts();
-    match forward(app, head, &mut body, dialect).await {
+    let endpoint = route::route(&head.method, head.uri.path(), head.uri.query(), &head.headers);
+    let way = Way { request_id: "", endpoint: endpoint.as_ref().ok().copied() };
+    match forward(&app, head, &mut body, dialect, endpoint).await {
         Ok(response) => response,
-        Err(error) => refuse(&error, dialect, &mut body).await,
+        Err(error) => {
+            admit::log(&app, way, &error);
+            refuse(&error, dialect, &mut body).await
+        }
     }
 }
 
@@ -108,32 +117,52 @@ async fn refuse(error: &Error, dialect: Dialect, body: &mut Incoming) -> Respons
     response
 }
 
+/// Whoever may not be served is refused before a lane is entered: that costs a hash, and a stranger
+/// must not be able to fill a lane.
 async fn forward(
-    app: Arc<App>,
+    app: &Arc<App>,
     head: Parts,
     body: &mut Incoming,
     dialect: Dialect,
+    endpoint: Result<Endpoint, Error>,
 ) -> Result<Response<Outgoing>, Error> {
-    let (uri, headers) = (&head.uri, &head.headers);
-    let endpoint = route::route(&head.method, uri.path(), uri.query(), headers)?;
+    let (query, headers) = (head.uri.query(), &head.headers);
+    let caller = || authenticate::authenticate(&app.keys, headers, app.clock.now());
+    let endpoint = match endpoint {
+        Ok(endpoint) => endpoint,
+        Err(error) => {
+            let _permit = app.admission.enter(Bound::Dashboard)?;
+            return Err(error);
+        }
+    };
     match endpoint {
         Endpoint::Healthy => Ok(whole(StatusCode::OK, "text/plain", "ok\n".into())),
-        Endpoint::Ready => ready(&app),
-        Endpoint::AdminStatus => crate::admin::status(&app, headers),
-        Endpoint::AdminWhy => crate::admin::why(&app, headers, uri.query()),
-        Endpoint::AdminExplain => crate::admin::explain(&app, headers, uri.query()).await,
+        Endpoint::Ready => ready(app),
+        Endpoint::Metrics => {
+            crate::admin::authenticate(app, headers)?;
+            crate::admin::metrics(app)
+        }
+        Endpoint::AdminStatus | Endpoint::AdminWhy | Endpoint::AdminExplain => {
+            crate::admin::authenticate(app, headers)?;
+            let _permit = admit::enter(app, endpoint)?;
+            match endpoint {
+                Endpoint::AdminStatus => crate::admin::status(app),
+                Endpoint::AdminWhy => crate::admin::why(app, query),
+                _ => crate::admin::explain(app, query).await,
+            }
+        }
         Endpoint::Models(list) => {
-            let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
-            models::list(&app, &caller, list, headers).await
+            let caller = caller()?;
+            let _permit = admit::enter(app, endpoint)?;
+            models::list(app, &caller, list, headers).await
         }
         Endpoint::Limits(question) => {
-            let caller = authenticate::authenticate(&app.keys, headers, app.clock.now())?;
-            limits::answer(&app, &caller, question).await
+            let caller = caller()?;
+            let permit = admit::enter(app, endpoint)?;
+            limits::answer(app, &caller, question, permit).await
         }
-        Endpoint::Socket(contract) => socket::open(app, head, contract).await,
-        Endpoint::Proxy { surface, contract } => {
-            proxy(app, head, body, dialect, (surface, contract)).await
-        }
+        Endpoint::Socket(contract) => socket::open(Arc::clone(app), head, contract).await,
+        Endpoint::Proxy { .. } => proxy(Arc::clone(app), head, body, dialect, endpoint).await,
     }
 }
 
@@ -142,24 +171,27 @@ async fn proxy(
     head: Parts,
     body: &mut Incoming,
     dialect: Dialect,
-    (surface, contract): (Surface, Contract),
+    endpoint: Endpoint,
 ) -> Result<Response<Outgoing>, Error> {
+    let Endpoint::Proxy { surface, contract } = endpoint else { return Err(Error::Internal) };
     let caller = authenticate::authenticate(&app.keys, &head.headers, app.clock.now())?;
     if app.draining.is_cancelled() {
         return Err(Error::Draining);
     }
     let id = uuid::Uuid::now_v7().simple().to_string();
-    let mut record = Record::new(Arc::clone(&app), id.clone(), caller.key.id, surface.name());
-    let served = serve(app, head, body, caller, (surface, contract), &mut record).await;
+    let mut record = Record::new(Arc::clone(&app), id.clone(), caller.key.id, surface);
+    let served =
+        serve(Arc::clone(&app), head, body, caller, (surface, contract), &mut record).await;
     let mut response = match served {
         Ok(Served::Relay(head, parts)) => {
-            let (app, lease, permit, opening, of) = *parts;
-            let relay = Relay::new(app, lease, record, permit, opening, of);
+            let (app, lease, admitted, opening, of) = *parts;
+            let relay = Relay::new(app, lease, record, admitted, opening, of);
             head.map(|()| Outgoing::Relay(Box::new(relay)))
         }
         Ok(Served::Whole(response)) => response,
         Err(error) => {
             record.fail(&error);
+            admit::log(&app, Way { request_id: &id, endpoint: Some(endpoint) }, &error);
             refuse(&error, dialect, body).await
         }
     };
@@ -168,7 +200,7 @@ async fn proxy(
     Ok(response)
 }
 
-type RelayParts = (Arc<App>, crate::pool::Lease, admit::Permit, opening::Opening, Relayed);
+type RelayParts = (Arc<App>, crate::pool::Lease, Admitted, opening::Opening, Relayed);
 
 enum Served {
     Relay(Response<()>, Box<RelayParts>),
@@ -186,7 +218,8 @@ async fn serve(
     if !app.spool.has_room() {
         return Err(Error::CannotRecord);
     }
-    let permit = app.lanes.admit(surface)?;
+    let lane = admit::enter(&app, Endpoint::Proxy { surface, contract })?;
+    let admitted = Admitted { lane, key: admit::key(&app, &caller, surface)? };
     let deadline = Instant::now() + app.limits().request_timeout;
     let payload = read::read(&head.headers, body, &app.limits()).await?;
     let peeked = read::peek(surface, &head.headers, &payload.document, caller.key.id)?;
@@ -208,7 +241,7 @@ async fn serve(
         over: None,
     };
     let dispatched = dispatch::dispatch(&app, &call, record).await?;
-    Ok(answer(app, call, dispatched, contract, permit, record))
+    Ok(answer(app, call, dispatched, contract, admitted, record))
 }
 
 /// The body is no longer needed: nothing is sent again from here on.
@@ -217,7 +250,7 @@ fn answer(
     call: Call,
     dispatched: Dispatched,
     contract: Contract,
-    permit: admit::Permit,
+    admitted: Admitted,
     record: &mut Record,
 ) -> Served {
     let Call { caller, surface, head: request_head, gate, .. } = call;
@@ -240,7 +273,7 @@ fn answer(
                     Contract::Codex => CodexEvents::LimitsExchanged,
                 }),
             };
-            return Served::Relay(response, Box::new((app, lease, permit, answer.opening, of)));
+            return Served::Relay(response, Box::new((app, lease, admitted, answer.opening, of)));
         }
         Dispatched::Whole(lease, reply, assembled) => (lease, reply, assembled),
     };
@@ -249,13 +282,14 @@ fn answer(
     record.headed(status.as_u16());
     record.relayed(reply.body.len());
     if assembled.is_some() {
-        let attempt = poolgate_core::outcome::Attempt {
+        let attempt = Attempt {
             ask: Ask { surface, model: &request_head.model, gate: gate.as_deref() },
             sent_at: lease.sent_at,
             now: app.clock.now(),
             refreshed: false,
         };
-        app.pool.settle(lease.account.id, poolgate_core::outcome::Outcome::Served, attempt);
+        app.metrics.attempt(Outcome::Served);
+        app.pool.settle(lease.account.id, Outcome::Served, attempt);
     }
     record.finish(Ending::Complete, assembled.map(|a| a.usage).unwrap_or_default());
     let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));

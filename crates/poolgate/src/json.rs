@@ -93,6 +93,13 @@ impl Document {
         }
     }
 
+    /// The last bytes of the member's value, at most `most` of them; nothing when absent.
+    pub fn tail(&self, name: &str, most: usize) -> Cow<'_, [u8]> {
+        let member = self.members.iter().find(|m| m.name == name);
+        let range = member.map_or(0..0, |m| m.value.clone());
+        self.text.slice(range.end.saturating_sub(most).max(range.start)..range.end)
+    }
+
     /// Whether the member is there and its value begins with `byte`.
     pub fn begins_with(&self, name: &str, byte: u8) -> bool {
         let member = self.members.iter().find(|m| m.name == name);

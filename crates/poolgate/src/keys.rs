@@ -1,31 +1,111 @@
 //! Client keys in memory: what authenticating a caller costs a lookup and no more.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use poolgate_core::rate::Rate;
 use poolgate_core::units::Timestamp;
 
 use crate::secret::{random_token, sha256};
-use crate::store::{ClientKeyRow, NewClientKey};
+use crate::store::{ClientKeyRow, KeyLimits, NewClientKey};
 
 /// Prefix of every client key, for people and for scanners of leaked secrets.
 const PREFIX: &str = "pg-";
 /// Characters of a key that may be shown.
 const HINT: usize = 9;
 
+/// A key, and what of it is in use.
+#[derive(Debug)]
+pub struct ClientKey {
+    row: ClientKeyRow,
+    usage: Arc<Usage>,
+}
+
+/// Of one key, across reloads.
 #[derive(Debug, Default)]
-pub struct Keys(ArcSwap<HashMap<[u8; 32], Arc<ClientKeyRow>>>);
+struct Usage {
+    running: AtomicU32,
+    rate: Mutex<Rate>,
+}
+
+/// Why a request is refused whose key has enough of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyLimit {
+    #[error("this key may run {0} requests at the same time")]
+    Concurrency(u32),
+    #[error("this key may begin {per_minute} requests a minute")]
+    Rate { per_minute: u32, retry_after: Duration },
+}
+
+/// A place among a key's running requests, if those are limited; given back when dropped.
+#[derive(Debug, Default)]
+#[must_use = "dropped, it gives the place back"]
+pub struct KeyPermit(Option<Arc<Usage>>);
+
+impl Drop for KeyPermit {
+    fn drop(&mut self) {
+        if let Some(usage) = &self.0 {
+            usage.running.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Deref for ClientKey {
+    type Target = ClientKeyRow;
+
+    fn deref(&self) -> &ClientKeyRow {
+        &self.row
+    }
+}
+
+impl ClientKey {
+    /// Its running requests, if those are limited.
+    pub fn running(&self) -> u32 {
+        self.usage.running.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request in. One that is refused counts in neither limit.
+    pub fn enter(&self, now: Timestamp) -> Result<KeyPermit, KeyLimit> {
+        let mut permit = KeyPermit::default();
+        if let Some(most) = self.limits.concurrency {
+            let one_more = |running| (running < most).then_some(running + 1);
+            let entered =
+                self.usage.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+            entered.map_err(|_| KeyLimit::Concurrency(most))?;
+            permit.0 = Some(Arc::clone(&self.usage));
+        }
+        if let Some(per_minute) = self.limits.requests_per_minute {
+            let begun = self.usage.rate.lock().begin(per_minute, now);
+            begun.map_err(|retry_after| KeyLimit::Rate { per_minute, retry_after })?;
+        }
+        Ok(permit)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Keys(ArcSwap<HashMap<[u8; 32], Arc<ClientKey>>>);
 
 impl Keys {
+    /// Takes over the keys as they now are; what runs under them goes on counting.
     pub fn replace(&self, rows: Vec<ClientKeyRow>) {
-        let map = rows.into_iter().map(|row| (row.digest, Arc::new(row))).collect();
+        let before = self.0.load();
+        let usage_of = |row: &ClientKeyRow| {
+            let known = before.get(&row.digest).filter(|known| known.id == row.id);
+            known.map(|known| Arc::clone(&known.usage)).unwrap_or_default()
+        };
+        let key = |row: ClientKeyRow| Arc::new(ClientKey { usage: usage_of(&row), row });
+        let map = rows.into_iter().map(|row| (row.digest, key(row))).collect();
         self.0.store(Arc::new(map));
     }
 
     /// The key's row if it is valid. Looked up by full digest: equal time for all that are unknown,
     /// and nothing of the key itself is compared.
-    pub fn find(&self, presented: &str, now: Timestamp) -> Option<Arc<ClientKeyRow>> {
+    pub fn find(&self, presented: &str, now: Timestamp) -> Option<Arc<ClientKey>> {
         let row = self.0.load().get(&sha256(presented.as_bytes())).cloned()?;
         row.is_valid(now).then_some(row)
     }
@@ -36,7 +116,7 @@ impl Keys {
     }
 
     /// The valid key of that name.
-    pub fn named(&self, name: &str, now: Timestamp) -> Option<Arc<ClientKeyRow>> {
+    pub fn named(&self, name: &str, now: Timestamp) -> Option<Arc<ClientKey>> {
         let rows = self.0.load();
         rows.values().find(|row| row.name == name && row.is_valid(now)).cloned()
     }
@@ -46,7 +126,7 @@ impl Keys {
     }
 }
 
-/// A new key, and what of it is stored. The key itself is shown once.
+/// A new key without limits, and what of it is stored. The key itself is shown once.
 pub fn generate(
     name: String,
     pools: Vec<String>,
@@ -55,5 +135,6 @@ pub fn generate(
 ) -> anyhow::Result<(String, NewClientKey)> {
     let key = format!("{PREFIX}{}", random_token()?);
     let (digest, hint) = (sha256(key.as_bytes()), key[..HINT].to_owned());
-    Ok((key, NewClientKey { name, digest, hint, pools, models, expires_at }))
+    let limits = KeyLimits::default();
+    Ok((key, NewClientKey { name, digest, hint, pools, models, expires_at, limits }))
 }

@@ -4,6 +4,7 @@
 //! they need, does what they say, and answers for sockets, files, the store and time.
 
 pub mod admin;
+pub mod admission;
 pub mod app;
 pub mod cli;
 pub mod clock;
@@ -21,6 +22,7 @@ pub mod json;
 pub mod keys;
 pub mod ledger;
 pub mod limits;
+pub mod metrics;
 pub mod pool;
 pub mod providers;
 pub mod reconfigure;

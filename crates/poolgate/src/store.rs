@@ -22,7 +22,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{SqlSafeStr, SqlitePool};
 
 pub use accounts::{AccountRow, Origin};
-pub use client_keys::{ClientKeyRow, NewClientKey};
+pub use client_keys::{ClientKeyRow, KeyLimits, NewClientKey};
 pub use explained::RequestRow;
 pub use history::{History, PastAccount, PastRequest};
 pub use refreshes::RefreshMark;
@@ -139,6 +139,7 @@ fn migrations() -> Migrator {
         (2, "decisions", include_str!("../migrations/0002_decisions.sql")),
         (3, "refreshes", include_str!("../migrations/0003_refreshes.sql")),
         (4, "data_key", include_str!("../migrations/0004_data_key.sql")),
+        (5, "key_limits", include_str!("../migrations/0005_key_limits.sql")),
     ];
     Migrator::with_migrations(all.map(migration).into())
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Context, show};
 use crate::error::clock_text;
 use crate::keys::generate;
-use crate::store::ClientKeyRow;
+use crate::store::{ClientKeyRow, KeyLimits, NewClientKey};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -27,6 +27,12 @@ pub enum Command {
         /// Valid for so many days [default: until revoked]
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         days: Option<u32>,
+        /// Requests at the same time [default: any number]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        concurrency: Option<u32>,
+        /// Requests begun within any minute [default: any number]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        requests_per_minute: Option<u32>,
     },
     /// List keys
     List,
@@ -36,8 +42,9 @@ pub enum Command {
 
 pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Create { name, pools, models, days } => {
-            create(context, name, pools, models, days).await?;
+        Command::Create { name, pools, models, days, concurrency, requests_per_minute } => {
+            let limits = KeyLimits { concurrency, requests_per_minute };
+            create(context, name, pools, models, (days, limits)).await?;
         }
         Command::List => list(context).await?,
         Command::Revoke { name } => {
@@ -56,7 +63,7 @@ async fn create(
     name: String,
     pools: Vec<String>,
     models: Vec<String>,
-    days: Option<u32>,
+    (days, limits): (Option<u32>, KeyLimits),
 ) -> anyhow::Result<()> {
     let bad = name.trim().is_empty() || name.len() > 64 || name.contains(char::is_control);
     ensure!(!bad, "the name must be 1 to 64 printable characters");
@@ -69,6 +76,7 @@ async fn create(
     let now = context.now();
     let expires_at = days.map(|days| now.plus(Duration::from_hours(24) * days));
     let (key, new) = generate(name.clone(), pools, models, expires_at)?;
+    let new = NewClientKey { limits, ..new };
     ensure!(
         context.store.add_client_key(&new, now).await?,
         "there is a key named {name:?} already; names are not used again, even of revoked keys"
@@ -86,6 +94,8 @@ async fn list(context: &Context) -> anyhow::Result<()> {
         .map(|row| {
             json!({"name": row.name, "hint": row.hint, "pools": row.pools, "models": row.models,
                 "valid": row.is_valid(now), "created_at": row.created_at.0,
+                "concurrency": row.limits.concurrency,
+                "requests_per_minute": row.limits.requests_per_minute,
                 "expires_at": row.expires_at.map(|at| at.0), "revoked_at": row.revoked_at.map(|at| at.0)})
         })
         .collect();
@@ -107,5 +117,11 @@ fn line(row: &ClientKeyRow, now: Timestamp) -> String {
         (None, None) => "valid".into(),
     };
     let pools = if row.pools.is_empty() { "default".into() } else { row.pools.join(", ") };
-    format!("{:<24} {}…  {state}  pools: {pools}", row.name, row.hint)
+    let limit = |most: Option<u32>, what| most.map(|most| format!("  {most} {what}"));
+    let limits = [
+        limit(row.limits.concurrency, "at once"),
+        limit(row.limits.requests_per_minute, "a minute"),
+    ];
+    let limits: String = limits.into_iter().flatten().collect();
+    format!("{:<24} {}…  {state}  pools: {pools}{limits}", row.name, row.hint)
 }

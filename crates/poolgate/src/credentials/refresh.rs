@@ -20,9 +20,11 @@ use super::books::{Books, Unsaved};
 use super::document::Grant;
 use super::issuer::{self, Issuers};
 use super::{Bearer, Credential, CredentialError, Loaded, SignIn};
+use crate::admission::{Admission, Bound};
 use crate::clock::Clock;
 use crate::config::Proxy;
 use crate::egress::Egress;
+use crate::metrics::{Metrics, Refreshed};
 use crate::store::RefreshMark;
 use crate::tasks::Tasks;
 
@@ -43,6 +45,8 @@ pub struct RefreshContext {
     pub egress: Egress,
     /// The account's; the issuer is asked through it, too.
     pub proxy: Option<Arc<Proxy>>,
+    pub admission: Arc<Admission>,
+    pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
     pub tasks: Tasks,
 }
@@ -63,6 +67,17 @@ struct Landed(Arc<Credential>);
 impl Drop for Landed {
     fn drop(&mut self) {
         *self.0.flight.lock() = None;
+    }
+}
+
+fn told(renewed: &Renewed) -> Refreshed {
+    match renewed {
+        Ok(_) => Refreshed::Renewed,
+        Err(CredentialError::NeedsLogin(..) | CredentialError::Deactivated(_)) => {
+            Refreshed::Refused
+        }
+        Err(CredentialError::Overload(_)) => Refreshed::Shed,
+        Err(_) => Refreshed::Failed,
     }
 }
 
@@ -95,7 +110,9 @@ impl Credential {
         let task = context.tasks.spawn(async move {
             // It waits for the lock that is held here, so a flight is never forgotten too early.
             let _landed = Landed(Arc::clone(&this));
-            this.renew(&stale, need, &own).await
+            let renewed = this.renew(&stale, need, &own).await;
+            own.metrics.refreshes.add(told(&renewed) as usize);
+            renewed
         });
         let panicked = || CredentialError::Temporary("the refresh panicked".into());
         let landing = task.map(move |ended| ended.unwrap_or_else(|_| Err(panicked())));
@@ -143,6 +160,8 @@ impl Credential {
         self.permit(need, now())?;
         let temporary = CredentialError::Temporary;
         let issuer = context.token_url.as_ref().ok_or_else(|| temporary("no token_url".into()))?;
+        // Who joins a flight, and who finds good tokens, has not come here.
+        let _asking = context.admission.enter(Bound::TokenRefresh)?;
         let stop = &context.tasks.stop;
         let mut turn = stop
             .run_until_cancelled(context.issuers.turn(issuer))

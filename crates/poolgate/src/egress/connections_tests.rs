@@ -10,7 +10,7 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 fn connections(connect_timeout: Duration) -> Arc<Connections> {
     let tls = super::super::tls_config().unwrap();
-    Arc::new(Connections::new(Dialer::new(tls, connect_timeout)))
+    Arc::new(Connections::new(Dialer::new(tls, connect_timeout, Arc::default())))
 }
 
 async fn listen() -> (TcpListener, String) {

@@ -21,12 +21,13 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::SocksV5;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
 use super::resolve::{self, Resolver};
 use super::{USER_AGENT, Unreachable, cause};
 use crate::config::{Login, Protocol, Proxy};
+use crate::metrics::Histogram;
 
 /// A peer that is silent is asked after so long whether it is still there, ...
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -48,10 +49,15 @@ pub struct Dialer {
     tls: Arc<rustls::ClientConfig>,
     direct: HttpsConnector<HttpConnector<Resolver>>,
     connect_timeout: Duration,
+    connects: Arc<Histogram>,
 }
 
 impl Dialer {
-    pub fn new(tls: rustls::ClientConfig, connect_timeout: Duration) -> Self {
+    pub fn new(
+        tls: rustls::ClientConfig,
+        connect_timeout: Duration,
+        connects: Arc<Histogram>,
+    ) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -66,7 +72,7 @@ impl Dialer {
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp.clone());
-        Self { tcp, tls: Arc::new(tls), direct, connect_timeout }
+        Self { tcp, tls: Arc::new(tls), direct, connect_timeout, connects }
     }
 
     pub async fn dial(
@@ -90,7 +96,9 @@ impl Dialer {
             let mut inside = HttpsConnector::from((Made(Some(tunnel)), Arc::clone(&self.tls)));
             inside.call(uri).await.map_err(|error| Unreachable::of(&*error))
         };
+        let began = Instant::now();
         let answer = timeout(self.connect_timeout * WHOLE_FACTOR, dialled).await;
+        self.connects.observe(began.elapsed());
         answer.unwrap_or_else(|_| Err(late()))
     }
 

@@ -1,90 +1,102 @@
-//! Lanes: how many requests of a kind may be served at once. Full means refused at once, before the
-//! body is read; nobody queues here.
-
-use std::sync::Arc;
+//! Which lane a request takes, before its body is read, and what is logged of one that was refused.
 
 use poolgate_core::account::Surface;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::Limits;
+use super::authenticate::Caller;
+use super::route::Endpoint;
+use crate::admission::{Bound, Overload, Permit};
+use crate::app::App;
 use crate::error::Error;
+use crate::keys::{KeyLimit, KeyPermit};
 
-/// Streams that tell of changes.
-const WATCHERS: usize = 64;
-
-#[derive(Debug)]
-pub struct Lanes {
-    http: Lane,
-    compact: Lane,
-    watch: Lane,
-    socket: Lane,
+/// `None`: it is served however full we are.
+fn lane(endpoint: Endpoint) -> Option<Bound> {
+    match endpoint {
+        Endpoint::Healthy | Endpoint::Ready | Endpoint::Metrics => None,
+        Endpoint::Socket(_) => Some(Bound::ProxyWebsocket),
+        Endpoint::Proxy { surface: Surface::Compact, .. } => Some(Bound::ProxyCompact),
+        Endpoint::Proxy { .. } | Endpoint::Models(_) => Some(Bound::ProxyHttp),
+        Endpoint::Limits(_)
+        | Endpoint::AdminStatus
+        | Endpoint::AdminWhy
+        | Endpoint::AdminExplain => Some(Bound::Dashboard),
+    }
 }
 
-/// `None`: unlimited.
-#[derive(Debug)]
-struct Lane(Option<Arc<Semaphore>>);
+pub fn enter(app: &App, endpoint: Endpoint) -> Result<Permit, Overload> {
+    lane(endpoint).map_or_else(|| Ok(Permit::default()), |lane| app.admission.enter(lane))
+}
 
-/// Room in all lanes the request needs; given back when dropped.
+/// What a request holds until its end.
 #[derive(Debug, Default)]
-pub struct Permit {
-    _slots: [Option<OwnedSemaphorePermit>; 2],
+pub struct Admitted {
+    pub lane: Permit,
+    pub key: KeyPermit,
 }
 
-impl Lanes {
-    pub fn new(limits: &Limits) -> Self {
-        let lane = |size: usize| Lane((size > 0).then(|| Arc::new(Semaphore::new(size))));
-        Self {
-            http: lane(limits.proxy_http),
-            compact: lane(limits.proxy_compact),
-            watch: lane(WATCHERS),
-            socket: lane(limits.proxy_websocket),
-        }
-    }
-
-    /// For a stream that tells of changes for as long as somebody listens.
-    pub fn watch(&self) -> Result<Permit, Error> {
-        Ok(Permit { _slots: [self.watch.enter()?, None] })
-    }
-
-    /// For a client's socket, until it is closed.
-    pub fn socket(&self) -> Result<Permit, Error> {
-        Ok(Permit { _slots: [self.socket.enter()?, None] })
-    }
-
-    pub fn admit(&self, surface: Surface) -> Result<Permit, Error> {
-        let compact = match surface {
-            Surface::Compact => self.compact.enter()?,
-            _ => None,
-        };
-        Ok(Permit { _slots: [self.http.enter()?, compact] })
+/// A place among the key's own requests. Counting tokens takes none, as it takes none of an account:
+/// clients count by the dozen what their user never asked for, and nothing is spent.
+pub fn key(app: &App, caller: &Caller, surface: Surface) -> Result<KeyPermit, KeyLimit> {
+    match surface {
+        Surface::CountTokens => Ok(KeyPermit::default()),
+        _ => caller.key.enter(app.clock.now()),
     }
 }
 
-impl Lane {
-    fn enter(&self) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        let Some(slots) = &self.0 else {
-            return Ok(None);
-        };
-        Arc::clone(slots).try_acquire_owned().map(Some).map_err(|_| Error::Overloaded)
-    }
+/// Where a request that is refused came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'a> {
+    /// Empty: it has none.
+    pub request_id: &'a str,
+    /// `None`: a path that is not served.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// One line for each request that a lane or stage refused. Other errors are not about us.
+pub fn log(app: &App, way: Way<'_>, error: &Error) {
+    let Error::Overloaded(Overload(bound)) = error else { return };
+    let (lane, stage) =
+        if bound.is_lane() { (Some(bound.name()), None) } else { (None, Some(bound.name())) };
+    let level = app.admission.level(*bound);
+    tracing::warn!(
+        event = "proxy_admission_rejected",
+        request_id = way.request_id,
+        scope =
+            if matches!(way.endpoint, Some(Endpoint::Socket(_))) { "websocket" } else { "http" },
+        // As it stands in the route table: no query, and no text of a stranger.
+        path = way.endpoint.map_or("unknown", Endpoint::path),
+        lane,
+        stage,
+        status = error.parts().0.as_u16(),
+        available = level.size.saturating_sub(level.in_use),
+        "{error}"
+    );
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::route::{Contract, ModelList, Question};
     use super::*;
 
     #[test]
-    fn lanes_are_isolated_and_give_back() {
-        let lanes = Lanes::new(&Limits { proxy_http: 2, proxy_compact: 1, ..Limits::default() });
-        let compact = lanes.admit(Surface::Compact).unwrap();
-        assert!(lanes.admit(Surface::Compact).is_err());
-        let chat = lanes.admit(Surface::Chat).unwrap();
-        assert!(lanes.admit(Surface::Chat).is_err());
-        drop(compact);
-        assert!(lanes.admit(Surface::Messages).is_ok());
-        drop(chat);
-        let unlimited = Lanes::new(&Limits { proxy_http: 0, ..Limits::default() });
-        let many: Vec<_> = (0..500).map(|_| unlimited.admit(Surface::Chat).unwrap()).collect();
-        assert_eq!(many.len(), 500);
+    fn lanes_by_endpoint() {
+        let proxy = |surface| Endpoint::Proxy { surface, contract: Contract::Strict };
+        let cases = [
+            (Endpoint::Healthy, None),
+            (Endpoint::Ready, None),
+            (Endpoint::Metrics, None),
+            (Endpoint::Socket(Contract::Codex), Some("proxy_websocket")),
+            (proxy(Surface::Responses), Some("proxy_http")),
+            (proxy(Surface::CountTokens), Some("proxy_http")),
+            (Endpoint::Models(ModelList::Codex), Some("proxy_http")),
+            (proxy(Surface::Compact), Some("proxy_compact")),
+            (Endpoint::Limits(Question::Own), Some("dashboard")),
+            (Endpoint::Limits(Question::CodexUsage), Some("dashboard")),
+            (Endpoint::Limits(Question::WatchPool), Some("dashboard")),
+            (Endpoint::AdminStatus, Some("dashboard")),
+        ];
+        for (endpoint, want) in cases {
+            assert_eq!(lane(endpoint).map(Bound::name), want, "{endpoint:?}");
+        }
     }
 }

@@ -82,7 +82,7 @@ impl Parts {
 /// Reads to the end. Output was made and perhaps charged for, so a stream that breaks is not sent
 /// again: the client is told.
 pub async fn assemble(answer: Answer, idle: Duration) -> Result<(Reply, Assembled), Bad> {
-    let Answer { mut head, opening: Opening { held, mut rest, tap } } = answer;
+    let Answer { mut head, opening: Opening { held, mut rest, tap, mut create } } = answer;
     let broke = || Bad {
         outcome: Outcome::Broke,
         status: Some(200),
@@ -108,6 +108,9 @@ pub async fn assemble(answer: Answer, idle: Duration) -> Result<(Reply, Assemble
                     return Err(broke());
                 }
                 tap.feed_and(&data, |kind, data| parts.take(kind, data));
+                if tap.created {
+                    create.release();
+                }
             }
             Ok(None) => rest = None,
             Ok(Some(Err(_))) | Err(_) => return Err(broke()),

@@ -1,6 +1,8 @@
 //! One request to one account: the token, the headers, the call. What came of it is judged
 //! elsewhere.
 
+use std::sync::Arc;
+
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use poolgate_core::account::{Kind, Surface};
@@ -9,7 +11,8 @@ use super::Call;
 use super::headers::{self, add_beta};
 use super::prepare::{self, Prepared, Wanted};
 use super::read::{Payload, TURN_STATE};
-use super::socket;
+use super::{socket, stage};
+use crate::admission::{Overload, Permit};
 use crate::app::App;
 use crate::credentials::{Bearer, CredentialError, RefreshContext};
 use crate::egress::{Received, SendError, Unreachable};
@@ -41,6 +44,9 @@ pub enum AttemptError {
     /// Ours, not the account's.
     #[error("the request cannot be built: {0}")]
     Build(#[from] http::Error),
+    /// Ours too.
+    #[error(transparent)]
+    Overload(#[from] Overload),
     /// The socket that holds the turns before is gone.
     #[error("the turns before are gone")]
     ChainLost,
@@ -54,6 +60,8 @@ impl App {
             token_url: account.token_url.clone(),
             egress: self.egress.clone(),
             proxy: account.upstream.proxy.clone(),
+            admission: Arc::clone(&self.admission),
+            metrics: Arc::clone(&self.metrics),
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
         }
@@ -77,24 +85,29 @@ pub async fn bearer(app: &App, account: &Account) -> Result<Bearer, CredentialEr
     }
 }
 
+/// An answer whose head is there.
+pub struct Sent {
+    pub response: Response<Received>,
+    /// It was asked for as a stream.
+    pub streams: bool,
+    /// Held until the response has been created.
+    pub create: Permit,
+}
+
 /// Sends, up to the head of the answer.
-pub async fn send(
-    app: &App,
-    call: &Call,
-    target: &Target<'_>,
-) -> Result<(Response<Received>, bool), AttemptError> {
+pub async fn send(app: &App, call: &Call, target: &Target<'_>) -> Result<Sent, AttemptError> {
     if let Some(over) = &call.over {
-        return Ok((socket::send(app, call, target, over).await?, true));
+        let (response, create) = socket::send(app, call, target, over).await?;
+        return Ok(Sent { response, streams: true, create });
     }
     send_over_http(app, call, target).await
 }
 
-/// Also says whether the answer is a stream.
 pub async fn send_over_http(
     app: &App,
     call: &Call,
     target: &Target<'_>,
-) -> Result<(Response<Received>, bool), AttemptError> {
+) -> Result<Sent, AttemptError> {
     let wanted = Wanted { surface: call.surface, stream: call.head.stream, moved: target.moved };
     let prepared = prepare::prepare(target.account, target.payload, wanted);
     let streams = prepared.streams;
@@ -102,7 +115,9 @@ pub async fn send_over_http(
         if streams { app.limits().stream_head_timeout } else { app.limits().head_timeout };
     let request = build(call, target, prepared)?;
     let proxy = target.account.upstream.proxy.as_ref();
-    Ok((app.egress.send(request, proxy, timeout).await?, streams))
+    let create = stage::create(app, call)?;
+    let response = app.egress.send(request, proxy, timeout).await?;
+    Ok(Sent { response, streams, create })
 }
 
 fn build(
@@ -170,6 +185,8 @@ impl From<&AttemptError> for Error {
                 Self::Upstream("it cannot be reached through its proxy".into())
             }
             AttemptError::Send(error) => Self::Upstream(error.to_string()),
+            AttemptError::Overload(full)
+            | AttemptError::Credential(CredentialError::Overload(full)) => Self::Overloaded(*full),
             AttemptError::Credential(_) => Self::Upstream("its token could not be renewed".into()),
             AttemptError::Build(_) => Self::Internal,
             AttemptError::ChainLost => Self::ChainLost,

@@ -6,13 +6,12 @@ use http::{HeaderMap, header};
 use poolgate_core::units::Timestamp;
 
 use crate::error::Error;
-use crate::keys::Keys;
-use crate::store::ClientKeyRow;
+use crate::keys::{ClientKey, Keys};
 
 /// A caller who showed a valid key.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    pub key: Arc<ClientKeyRow>,
+    pub key: Arc<ClientKey>,
 }
 
 pub fn authenticate(keys: &Keys, headers: &HeaderMap, now: Timestamp) -> Result<Caller, Error> {

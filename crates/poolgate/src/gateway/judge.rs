@@ -15,6 +15,7 @@ use poolgate_core::units::Timestamp;
 
 use super::attempt::AttemptError;
 use super::opening::{Opened, Opening, open};
+use crate::admission::Permit;
 use crate::app::App;
 use crate::credentials::CredentialError;
 use crate::egress::{Received, SendError};
@@ -62,14 +63,16 @@ pub async fn judge(
     account: &Account,
     ask: Ask<'_>,
     response: Response<Received>,
+    create: Permit,
 ) -> Judged {
     let now = app.clock.now();
     let (head, body) = response.into_parts();
     let family = ask.surface.family();
     app.pool.observe(account.id, &readings(family, &head.headers, now), Source::Answer, now);
     if head.status.is_success() {
-        judge_success(app, account, ask, head, body, now).await
+        judge_success(app, account, ask, (head, body, create), now).await
     } else {
+        drop(create);
         Judged::Bad(judge_failure(app, account, ask, head, body, now).await)
     }
 }
@@ -85,8 +88,7 @@ async fn judge_success(
     app: &App,
     account: &Account,
     ask: Ask<'_>,
-    head: Parts,
-    body: Received,
+    (head, body, create): (Parts, Received, Permit),
     now: Timestamp,
 ) -> Judged {
     let surface = ask.surface;
@@ -98,7 +100,7 @@ async fn judge_success(
     let is_encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity");
     let tap =
         if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
-    match open(body, tap, !is_stream && !is_encoded).await {
+    match open(body, tap, create, !is_stream && !is_encoded).await {
         Opened::Good(mut opening) => {
             observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
             Judged::Good(Answer { head, opening })
@@ -211,6 +213,9 @@ pub fn judge_error(error: &AttemptError) -> Bad {
         // A key that was refused, or a file that is gone: there is nothing to renew.
         AttemptError::Credential(CredentialError::Missing(_)) => {
             Outcome::TokenRefused { permanent: false }
+        }
+        AttemptError::Overload(_) | AttemptError::Credential(CredentialError::Overload(_)) => {
+            Outcome::Shed
         }
         // A token endpoint that is away: somebody else can serve meanwhile.
         AttemptError::Credential(_) => Outcome::TokenAway,

@@ -15,6 +15,7 @@ use super::authenticate::Caller;
 use super::relay::Outgoing;
 use super::route::Question;
 use super::whole;
+use crate::admission::{Bound, Permit};
 use crate::app::App;
 use crate::error::Error;
 use crate::limits::{add_claude_headers, add_codex_headers, codex_usage, plain};
@@ -39,13 +40,14 @@ pub async fn answer(
     app: &Arc<App>,
     caller: &Caller,
     question: Question,
+    permit: Permit,
 ) -> Result<Response<Outgoing>, Error> {
     let now = app.clock.now();
     let pools = &caller.key.pools;
     let body = match question {
         Question::CodexUsage => codex_usage(app.pool.limits(pools, Kind::Codex, now).as_ref(), now),
         Question::Pool => describe(&both(app, &caller.key)),
-        Question::WatchPool => return watch(app, caller),
+        Question::WatchPool => return watch(app, caller, permit),
         Question::Own => {
             let used = app.store.used_by_key(caller.key.id, now).await.map_err(|error| {
                 tracing::error!(%error, "what a key has used cannot be read");
@@ -69,13 +71,14 @@ fn describe([codex, claude]: &Both) -> Value {
     json!({"codex": plain(codex.as_ref()), "claude": plain(claude.as_ref())})
 }
 
-/// A line now and one for each change, until the client leaves, its key is revoked or we stop.
-fn watch(app: &Arc<App>, caller: &Caller) -> Result<Response<Outgoing>, Error> {
-    let permit = app.lanes.watch()?;
+/// A line now and one for each change, until the client leaves, its key is revoked or we stop. The
+/// lane is left with the first line: who only listens keeps nobody else from asking.
+fn watch(app: &Arc<App>, caller: &Caller, lane: Permit) -> Result<Response<Outgoing>, Error> {
+    let permits = (app.admission.enter(Bound::Watch)?, lane);
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let start = (Arc::clone(app), Arc::clone(&caller.key), looks, None, permit);
-    let lines = stream::unfold(start, async |(app, key, mut looks, told, permit)| {
+    let start = (Arc::clone(app), Arc::clone(&caller.key), looks, None, permits);
+    let lines = stream::unfold(start, async |(app, key, mut looks, told, permits)| {
         loop {
             app.draining.run_until_cancelled(looks.tick()).await?;
             if !app.keys.is_known(&key, app.clock.now()) {
@@ -84,7 +87,9 @@ fn watch(app: &Arc<App>, caller: &Caller) -> Result<Response<Outgoing>, Error> {
             let pool = both(&app, &key);
             if told.as_ref() != Some(&pool) {
                 let line = Bytes::from(format!("{}\n", describe(&pool)));
-                return Some((line, (app, key, looks, Some(pool), permit)));
+                let (watch, mut lane) = permits;
+                lane.release();
+                return Some((line, (app, key, looks, Some(pool), (watch, lane))));
             }
         }
     });

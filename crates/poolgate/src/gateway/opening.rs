@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use tokio::time::{Instant, timeout_at};
 
+use crate::admission::Permit;
 use crate::egress::Received;
 use crate::providers::{ErrorFields, Tap};
 
@@ -23,6 +24,18 @@ pub struct Opening {
     /// `None`: the body has ended.
     pub rest: Option<Received>,
     pub tap: Tap,
+    /// Given back once the response has been created.
+    pub create: Permit,
+}
+
+impl Opening {
+    /// What the upstream sent passes by.
+    pub fn see(&mut self, data: &Bytes) {
+        self.tap.feed(data);
+        if self.tap.created {
+            self.create.release();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -38,42 +51,46 @@ pub enum Opened {
 }
 
 /// `json`: a plain body, withheld until it is whole or a bound is reached.
-pub async fn open(mut body: Received, mut tap: Tap, json: bool) -> Opened {
+pub async fn open(mut body: Received, tap: Tap, create: Permit, json: bool) -> Opened {
     let until = Instant::now() + HOLD_FOR;
-    let mut held = VecDeque::new();
+    let mut opening = Opening { held: VecDeque::new(), rest: None, tap, create };
+    if opening.tap.created {
+        opening.create.release();
+    }
     let mut size = 0;
     loop {
         let frame = match timeout_at(until, body.frame()).await {
             Err(_) => break,
-            Ok(None) => return ended(held, tap, json),
+            Ok(None) => return ended(opening, json),
             Ok(Some(Err(_))) => return Opened::Lost,
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        tap.feed(&data);
+        opening.see(&data);
         size += data.len();
-        held.push_back(data);
-        if tap.semantic || size >= HOLD_MAX {
+        opening.held.push_back(data);
+        if opening.tap.semantic || size >= HOLD_MAX {
             break;
         }
-        if let Some(error) = tap.error.take() {
-            let rest = (!body.is_end_stream()).then_some(body);
-            return Opened::Failed(error, Opening { held, rest, tap });
+        if let Some(error) = opening.tap.error.take() {
+            opening.rest = (!body.is_end_stream()).then_some(body);
+            return Opened::Failed(error, opening);
         }
     }
     // With a Content-Length the last byte may be here already, and nobody asks for the end.
-    let whole = body.is_end_stream() && tap.end();
-    Opened::Good(Opening { held, rest: (!whole).then_some(body), tap })
+    let whole = body.is_end_stream() && opening.tap.end();
+    opening.rest = (!whole).then_some(body);
+    Opened::Good(opening)
 }
 
-fn ended(held: VecDeque<Bytes>, mut tap: Tap, json: bool) -> Opened {
-    if !tap.end() {
+fn ended(mut opening: Opening, json: bool) -> Opened {
+    if !opening.tap.end() {
         return Opened::Lost;
     }
-    if json && tap.garbled {
+    if json && opening.tap.garbled {
         return Opened::Garbage;
     }
-    Opened::Good(Opening { held, rest: None, tap })
+    Opened::Good(opening)
 }

@@ -3,6 +3,7 @@
 //! What arrives is kept as it came, so that an untouched body can be forwarded untouched; fields are
 //! read from the decoded text. Nothing of a body that breaks a rule reaches an upstream.
 
+use std::borrow::Cow;
 use std::io;
 use std::time::Duration;
 
@@ -11,13 +12,16 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use memchr::memmem;
 use poolgate_core::account::Surface;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
 use crate::config::Limits;
 use crate::error::Error;
-use crate::json::{Document, Invalid, Scan, Text};
+use crate::json::{Document, Invalid, Scan, Text, WrongType};
 use crate::pool::SessionKey;
 use crate::secret::sha256;
 
@@ -58,6 +62,16 @@ pub struct Head {
     pub owner: Option<SessionKey>,
     /// The upstream is asked to keep the response, so that a later request may refer to it.
     pub stores: bool,
+    pub purpose: Purpose,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Answer,
+    /// It wants its history made shorter.
+    Compaction,
+    /// It makes the upstream ready for the next one, and wants no answer.
+    WarmUp,
 }
 
 impl Encoding {
@@ -241,7 +255,38 @@ pub fn peek(
         session: session_name(surface, headers, document).map(|name| scoped(key_id, &name)),
         owner: previous.map(|id| scoped(key_id, &id)),
         stores,
+        purpose: purpose(surface, document)?,
     })
+}
+
+fn purpose(surface: Surface, document: &Document) -> Result<Purpose, WrongType> {
+    Ok(match surface {
+        Surface::Compact => Purpose::Compaction,
+        Surface::Responses if document.boolean("generate")? == Some(false) => Purpose::WarmUp,
+        Surface::Responses if ends_in_trigger(document) => Purpose::Compaction,
+        _ => Purpose::Answer,
+    })
+}
+
+/// More than Codex's last item takes when it is a trigger.
+const TRIGGER_MAX: usize = 1 << 10;
+
+/// Newer clients compact by an ordinary request whose last input item says so (codex-cli 0.169.0).
+/// Only the end is searched: inputs are long, and a trigger is short.
+fn ends_in_trigger(document: &Document) -> bool {
+    #[derive(Deserialize)]
+    struct Item<'a> {
+        #[serde(borrow, rename = "type", default)]
+        kind: Cow<'a, str>,
+    }
+    if memmem::find(&document.tail("input", TRIGGER_MAX), b"compaction_trigger").is_none() {
+        return false;
+    }
+    // Text may hold the word too.
+    let input = document.raw("input").unwrap_or_default();
+    let items: Vec<&RawValue> = serde_json::from_str(&input).unwrap_or_default();
+    let last = items.last().and_then(|item| serde_json::from_str::<Item<'_>>(item.get()).ok());
+    last.is_some_and(|item| item.kind == "compaction_trigger")
 }
 
 /// As a header, and in the `client_metadata` of a body or message.
@@ -376,6 +421,30 @@ mod tests {
         ] {
             let error = peek(Surface::Messages, &none, &document(body), 1).unwrap_err();
             assert_eq!(error.parts().1, code, "{body}");
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn knows_compaction_and_warm_ups() {
+        let long = format!(r#"[{{"type":"message","content":"{}"}},{{"type":"compaction_trigger"}}]"#, "x".repeat(5000));
+        let cases = [
+            ("trigger",         r#"[{"type":"message"},{"type":"compaction_trigger"}]"#,           true),
+            ("behind a long history", &long,                                                       true),
+            ("more members",    r#"[{"id":"x", "type" : "compaction_trigger" } ] "#,               true),
+            ("not the last",    r#"[{"type":"compaction_trigger"},{"type":"message"}]"#,           false),
+            ("only spoken of",  r#"[{"type":"message","content":"type: compaction_trigger"}]"#,    false),
+            ("text",            r#""compaction_trigger""#,                                         false),
+            ("nothing",         "[]",                                                              false),
+        ];
+        for (name, input, want) in cases {
+            let body = document(&format!(r#"{{"model":"m","input":{input}}}"#));
+            let want = if want { Purpose::Compaction } else { Purpose::Answer };
+            assert_eq!(purpose(Surface::Responses, &body), Ok(want), "{name}");
+            assert_eq!(purpose(Surface::Chat, &body), Ok(Purpose::Answer), "{name}");
+            assert_eq!(purpose(Surface::Compact, &body), Ok(Purpose::Compaction), "{name}");
+            let warm_up = document(&format!(r#"{{"input":{input},"generate":false}}"#));
+            assert_eq!(purpose(Surface::Responses, &warm_up), Ok(Purpose::WarmUp), "{name}");
         }
     }
 

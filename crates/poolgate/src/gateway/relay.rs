@@ -21,18 +21,19 @@ use poolgate_core::gate::Gate;
 use poolgate_core::outcome::{Attempt, Outcome};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::admit::Permit;
+use super::admit::Admitted;
 use super::judge::{judge_late, observe_events};
 use super::limits::Lines;
 use super::opening::Opening;
 use super::read::scoped;
-use super::settle::{Ending, Record};
+use super::settle::Record;
 use super::splitter::{CodexEvents, Splitter};
 use crate::app::App;
 use crate::egress::Received;
+use crate::keys::ClientKey;
 use crate::limits::codex_event;
+use crate::metrics::Ending;
 use crate::pool::Lease;
-use crate::store::ClientKeyRow;
 
 /// Why a relayed body ends before its time; hyper cuts the connection on it.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +56,7 @@ pub struct Relay {
     opening: Opening,
     surface: Surface,
     model: String,
-    key: Arc<ClientKeyRow>,
+    key: Arc<ClientKey>,
     stores: bool,
     gate: Option<Arc<Gate>>,
     /// For an account whose events are not all for the client.
@@ -64,7 +65,7 @@ pub struct Relay {
     heard_at: Instant,
     alarm: Pin<Box<Sleep>>,
     state: State,
-    _permit: Permit,
+    _admitted: Admitted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +80,7 @@ enum State {
 pub struct Relayed {
     pub surface: Surface,
     pub model: String,
-    pub key: Arc<ClientKeyRow>,
+    pub key: Arc<ClientKey>,
     pub stores: bool,
     pub gate: Option<Arc<Gate>>,
     pub codex_events: Option<CodexEvents>,
@@ -90,7 +91,7 @@ impl Relay {
         app: Arc<App>,
         lease: Lease,
         record: Record,
-        permit: Permit,
+        admitted: Admitted,
         opening: Opening,
         of: Relayed,
     ) -> Self {
@@ -111,7 +112,7 @@ impl Relay {
             heard_at: now,
             alarm: Box::pin(sleep_until(now + idle)),
             state: State::Relaying,
-            _permit: permit,
+            _admitted: admitted,
         }
     }
 
@@ -135,11 +136,12 @@ impl Relay {
                     let Ok(data) = frame.into_data() else {
                         continue;
                     };
+                    let is_last = body.is_end_stream();
                     self.heard_at = Instant::now();
-                    self.opening.tap.feed(&data);
+                    self.opening.see(&data);
                     // With a Content-Length the server stops at the last byte and never asks for
                     // the end.
-                    if body.is_end_stream() && self.opening.tap.end() {
+                    if is_last && self.opening.tap.end() {
                         self.opening.rest = None;
                     }
                     return Poll::Ready(Some(Ok(data)));
@@ -190,6 +192,7 @@ impl Relay {
         let now = self.app.clock.now();
         let attempt =
             Attempt { ask: self.ask(), sent_at: self.lease.sent_at, now, refreshed: false };
+        self.app.metrics.attempt(outcome);
         self.app.pool.settle(self.lease.account.id, outcome, attempt);
         self.record.turned_out(outcome);
     }

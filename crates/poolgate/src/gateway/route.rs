@@ -48,8 +48,39 @@ pub enum Endpoint {
     AdminStatus,
     AdminWhy,
     AdminExplain,
+    Metrics,
     Healthy,
     Ready,
+}
+
+impl Endpoint {
+    /// The way to it that documentation names; some have others.
+    pub const fn path(self) -> &'static str {
+        let (is_codex, surface) = match self {
+            Self::Healthy => return "/healthz",
+            Self::Ready => return "/readyz",
+            Self::Metrics => return "/metrics",
+            Self::AdminStatus => return "/api/admin/status",
+            Self::AdminWhy => return "/api/admin/why",
+            Self::AdminExplain => return "/api/admin/explain",
+            Self::Limits(Question::CodexUsage) => return "/api/codex/usage",
+            Self::Limits(Question::Pool | Question::WatchPool) => return "/v1/pool/status",
+            Self::Limits(Question::Own) => return "/v1/usage",
+            Self::Models(ModelList::Codex) => return "/backend-api/codex/models",
+            Self::Models(_) => return "/v1/models",
+            Self::Socket(contract) => (matches!(contract, Contract::Codex), Surface::Responses),
+            Self::Proxy { surface, contract } => (matches!(contract, Contract::Codex), surface),
+        };
+        match surface {
+            Surface::Responses if is_codex => "/backend-api/codex/responses",
+            Surface::Compact if is_codex => "/backend-api/codex/responses/compact",
+            Surface::Responses => "/v1/responses",
+            Surface::Compact => "/v1/responses/compact",
+            Surface::Chat => "/v1/chat/completions",
+            Surface::Messages => "/v1/messages",
+            Surface::CountTokens => "/v1/messages/count_tokens",
+        }
+    }
 }
 
 /// The envelope that callers of this path parse, known even when the path is not.
@@ -96,6 +127,7 @@ fn find(path: &str, query: Option<&str>, headers: &HeaderMap) -> Option<Endpoint
     match path {
         "/healthz" => return Some(Endpoint::Healthy),
         "/readyz" => return Some(Endpoint::Ready),
+        "/metrics" => return Some(Endpoint::Metrics),
         "/api/admin/status" => return Some(Endpoint::AdminStatus),
         "/api/admin/why" => return Some(Endpoint::AdminWhy),
         "/api/admin/explain" => return Some(Endpoint::AdminExplain),
@@ -181,6 +213,8 @@ mod tests {
             ("GET",  "/v1/usage", "", &[],                               Ok(Endpoint::Limits(Question::Own))),
             ("POST", "/v1/usage", "", &[],                               Err("method_not_allowed")),
             ("GET",  "/healthz", "", &[],                                Ok(Endpoint::Healthy)),
+            ("GET",  "/metrics", "", &[],                                Ok(Endpoint::Metrics)),
+            ("POST", "/metrics", "", &[],                                Err("method_not_allowed")),
             ("GET",  "/v1/responses", "", upgrade,                       Ok(Endpoint::Socket(Strict))),
             ("GET",  "/backend-api/codex/responses", "", upgrade,        Ok(Endpoint::Socket(Codex))),
             ("GET",  "/v1/responses", "", &[],                           Err("method_not_allowed")),
@@ -196,6 +230,10 @@ mod tests {
             let method = method.parse().unwrap();
             let got = route(&method, path, Some(query), &headers(names)).map_err(|e| e.parts().1);
             assert_eq!(got, want, "{method} {path}?{query}");
+            if let Ok(endpoint) = got {
+                let again = route(&method, endpoint.path(), Some(query), &headers(names));
+                assert_eq!(again.ok(), Some(endpoint), "{}", endpoint.path());
+            }
         }
     }
 

@@ -6,8 +6,9 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
-use poolgate_core::account::AccountId;
+use poolgate_core::account::{AccountId, Surface};
 use poolgate_core::outcome::Outcome;
 use poolgate_core::usage::TokenUsage;
 use tokio::time::Instant;
@@ -16,11 +17,13 @@ use super::read::Head;
 use crate::app::App;
 use crate::error::Error;
 use crate::ledger::{AttemptRecord, Begin, End};
+use crate::metrics::Ending;
 use crate::pool::Decision;
 
 #[derive(Debug)]
 pub struct Record {
     app: Arc<App>,
+    surface: Surface,
     end: End<'static, Vec<Decision>>,
     started: Instant,
     /// A `begin` line is in the spool.
@@ -30,41 +33,25 @@ pub struct Record {
     unrecorded: bool,
 }
 
-/// How a request that was answered came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    Complete,
-    /// Refused or failed before anything was relayed.
-    Refused,
-    ClientLeft,
-    UpstreamBroke,
-    /// We ended it, at the end of the drain.
-    Interrupted,
-}
-
-impl Ending {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Complete => "complete",
-            Self::Refused => "refused",
-            Self::ClientLeft => "client_left",
-            Self::UpstreamBroke => "upstream_broke",
-            Self::Interrupted => "interrupted",
-        }
-    }
-}
-
 impl Record {
-    pub fn new(app: Arc<App>, id: String, key: i64, surface: &'static str) -> Self {
-        let at = app.clock.now().0;
-        let begin = Begin { id: id.into(), at, key, surface: surface.into(), ..Begin::default() };
+    pub fn new(app: Arc<App>, id: String, key: i64, surface: Surface) -> Self {
+        let (at, name) = (app.clock.now().0, surface.name());
+        let begin = Begin { id: id.into(), at, key, surface: name.into(), ..Begin::default() };
         let end = End { begin, ..End::default() };
-        Self { app, end, started: Instant::now(), begun: false, finished: false, unrecorded: false }
+        Self {
+            app,
+            surface,
+            end,
+            started: Instant::now(),
+            begun: false,
+            finished: false,
+            unrecorded: false,
+        }
     }
 
     /// For what is no request: a handshake, a warm-up.
     pub fn unrecorded(app: Arc<App>) -> Self {
-        let mut record = Self::new(app, String::new(), 0, "");
+        let mut record = Self::new(app, String::new(), 0, Surface::Responses);
         (record.begun, record.unrecorded) = (true, true);
         record
     }
@@ -156,6 +143,7 @@ impl Record {
         self.end.cache_read = usage.cache_read;
         self.end.cache_write = usage.cache_write;
         self.end.reasoning = usage.reasoning;
+        self.count(ending);
         tracing::debug!(
             request.id = self.id(),
             outcome = &*self.end.outcome,
@@ -167,6 +155,18 @@ impl Record {
         if let Err(error) = self.app.spool.end(&self.end) {
             tracing::error!(%error, "a finished request could not be recorded");
         }
+    }
+
+    fn count(&self, ending: Ending) {
+        let span = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+        let end = &self.end;
+        let phases = [
+            self.begun.then(|| span(end.wait_ms)),
+            end.head_ms.map(span),
+            end.first_ms.map(span),
+            Some(span(end.total_ms)),
+        ];
+        self.app.metrics.ended(self.surface, ending, end.status, phases);
     }
 
     pub fn is_finished(&self) -> bool {

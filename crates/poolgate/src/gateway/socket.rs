@@ -27,11 +27,12 @@ use tokio::time::Instant;
 use super::attempt::{AttemptError, Target, authorize};
 use super::dispatch::{Dispatched, dispatch};
 use super::prepare::Wanted;
-use super::read::{Head, Payload, TURN_STATE, session_of, turn_of};
+use super::read::{Head, Payload, Purpose, TURN_STATE, session_of, turn_of};
 use super::relay::Outgoing;
 use super::route::Contract;
 use super::settle::Record;
-use super::{Call, authenticate, client_status, headers, limits, prepare, remember_turn};
+use super::{Call, authenticate, client_status, headers, limits, prepare, remember_turn, stage};
+use crate::admission::{Bound, Permit};
 use crate::app::App;
 use crate::egress::{Leg, Received, Slot, Turn, Upgrade};
 use crate::error::Error;
@@ -81,7 +82,7 @@ pub async fn open(
     if app.draining.is_cancelled() {
         return Err(Error::Draining);
     }
-    let permit = app.lanes.socket()?;
+    let permit = app.admission.enter(Bound::ProxyWebsocket)?;
     let upgrade =
         head.extensions.remove::<OnUpgrade>().filter(|_| head.version == Version::HTTP_11);
     let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
@@ -100,6 +101,7 @@ pub async fn open(
             session: Some(session_of(&head.headers, caller.key.id).unwrap_or(own)),
             owner: None,
             stores: false,
+            purpose: Purpose::WarmUp,
         },
         headers: head.headers,
         caller,
@@ -152,7 +154,7 @@ pub async fn send(
     call: &Call,
     target: &Target<'_>,
     over: &OverSocket,
-) -> Result<Response<Received>, AttemptError> {
+) -> Result<(Response<Received>, Permit), AttemptError> {
     let account = target.account;
     let kept = over.slot.take().filter(|leg| leg.account == account.id);
     let is_chained = over.wants == Wants::Turn { chained: true };
@@ -172,14 +174,22 @@ pub async fn send(
                 over.slot.bridge(account.id);
                 return send_without_socket(app, call, target, over).await;
             }
-            Upgrade::Refused(response) => return Ok(response),
+            Upgrade::Refused(response) => return Ok((response, Permit::default())),
         },
     };
     if over.wants == Wants::Socket {
         response.headers_mut().insert(CONTENT_TYPE, JSON);
         over.slot.put(leg);
-        return Ok(response);
+        return Ok((response, Permit::default()));
     }
+    let create = match stage::create(app, call) {
+        Ok(create) => create,
+        Err(full) => {
+            // The next turn goes on with it.
+            over.slot.put(leg);
+            return Err(full.into());
+        }
+    };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     let wanted = Wanted { surface: call.surface, stream: true, moved: target.moved };
     let prepared = prepare::prepare(account, target.payload, wanted);
@@ -190,7 +200,7 @@ pub async fn send(
         Err(_) if is_chained => return Err(AttemptError::ChainLost),
         Err(error) => return Err(error.into()),
     }
-    Ok(response)
+    Ok((response, create))
 }
 
 /// A yes without a body, in a shape that is judged like any other answer.
@@ -205,9 +215,9 @@ async fn send_without_socket(
     call: &Call,
     target: &Target<'_>,
     over: &OverSocket,
-) -> Result<Response<Received>, AttemptError> {
+) -> Result<(Response<Received>, Permit), AttemptError> {
     match over.wants {
-        Wants::Socket => Ok(opened()),
+        Wants::Socket => Ok((opened(), Permit::default())),
         Wants::Turn { .. } => bridge::send(app, call, target).await,
     }
 }
@@ -231,6 +241,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
     authorize(told, account.kind, call.surface, target.bearer);
     handshake(told);
     let proxy = account.upstream.proxy.as_ref();
+    let _connecting = app.admission.enter(Bound::UpstreamWebsocketConnect)?;
     let opened = app.egress.upgrade(request, proxy, HANDSHAKE).await?;
     if let Upgrade::Refused(response) = &opened {
         tracing::info!(account = account.name, status = response.status().as_u16(), "no socket");

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use poolgate_core::outcome::{Attempt, Next, Progress, next};
+use poolgate_core::outcome::{Attempt, Next, Outcome, Progress, next};
 use tokio::time::{Instant, sleep};
 
-use super::attempt::{self, AttemptError, Target};
+use super::attempt::{self, AttemptError, Sent, Target};
 use super::dispatch::Dispatched;
 use super::judge::{Bad, Judged, judge, judge_error, observe_events};
 use super::read::Payload;
@@ -59,9 +59,14 @@ pub async fn try_account(
             }
             Err(bad) => bad,
         };
+        if bad.outcome == Outcome::Shed {
+            // No attempt was made.
+            return Err(bad.error);
+        }
         record.failed(account.id, bad.outcome.name(), bad.status, since);
         let (now, refreshed) = (app.clock.now(), progress.refreshed);
         let attempt = Attempt { ask, sent_at, now, refreshed };
+        app.metrics.attempt(bad.outcome);
         app.pool.settle(account.id, bad.outcome, attempt);
         match next(bad.outcome, progress) {
             Next::Relay => {
@@ -119,8 +124,8 @@ async fn attempt_once(
     };
     let target = Target { account, bearer, payload, moved: lease.moved };
     let sent = attempt::send(app, call, &target).await;
-    let (response, streams) = sent.map_err(|error| judge_error(&error))?;
-    match judge(app, account, call.ask(), response).await {
+    let Sent { response, streams, create } = sent.map_err(|error| judge_error(&error))?;
+    match judge(app, account, call.ask(), response, create).await {
         Judged::Good(answer) if streams && !call.head.stream => {
             let idle = app.limits().stream_idle_timeout;
             let (reply, mut assembled) = assemble::assemble(answer, idle).await?;

@@ -64,6 +64,8 @@ impl Mover {
                 // The lines are safe where they are; the store will be back.
                 tracing::warn!(%error, waiting_bytes = self.spool.waiting(), "the store takes no records");
                 tokio::time::sleep(RETRY).await;
+            } else {
+                self.spool.note_caught_up();
             }
         }
         // Requests end a moment after the stop: whatever they append now is moved here or at the

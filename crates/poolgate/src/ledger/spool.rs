@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{BEGIN, Begin, END, End};
 use crate::store::SpoolPosition;
@@ -28,6 +30,8 @@ pub struct Spool {
     appended: AtomicU64,
     moved: watch::Sender<u64>,
     dirty: AtomicBool,
+    /// When everything appended before was in the store.
+    caught_up: Mutex<Instant>,
 }
 
 #[derive(Debug)]
@@ -59,6 +63,7 @@ impl Spool {
             appended: AtomicU64::new(waiting.saturating_sub(taken)),
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
+            caught_up: Mutex::new(Instant::now()),
         })
     }
 
@@ -72,6 +77,7 @@ impl Spool {
             appended: AtomicU64::new(0),
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
+            caught_up: Mutex::new(Instant::now()),
         }
     }
 
@@ -91,6 +97,11 @@ impl Spool {
     /// Bytes not yet in the store.
     pub fn waiting(&self) -> u64 {
         self.appended.load(Ordering::Relaxed).saturating_sub(*self.moved.borrow())
+    }
+
+    /// How long the oldest record that waits may have waited.
+    pub fn lag(&self) -> Duration {
+        if self.waiting() == 0 { Duration::ZERO } else { self.caught_up.lock().elapsed() }
     }
 
     /// Waits until everything appended so far is in the store.
@@ -167,6 +178,10 @@ impl Spool {
 
     pub(super) fn has_news(&self) -> bool {
         self.waiting() > 0
+    }
+
+    pub(super) fn note_caught_up(&self) {
+        *self.caught_up.lock() = Instant::now();
     }
 
     pub(super) fn note_moved(&self, bytes: u64) {

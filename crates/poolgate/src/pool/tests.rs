@@ -96,6 +96,33 @@ fn leases_are_counted_and_given_back() {
     assert_eq!(pool.in_flight(), 0);
 }
 
+#[test]
+fn a_burst_of_refusals_lowers_what_runs_at_the_same_time() {
+    let pool = pool(vec![loaded(1, 10)]);
+    let leases: Vec<Lease> =
+        (0..6).map(|seed| pool.lease(&wish(None, seed), NOW).unwrap()).collect();
+    let until = after(Duration::from_secs(5));
+    for _ in 0..2 {
+        pool.settle(AccountId(1), Outcome::RateLimited { until }, AT);
+    }
+    drop(leases);
+    let view = &pool.view(until).accounts[0];
+    assert_eq!((view.concurrency, view.concurrency_is_learnt), (Some(3), true));
+    let why = pool.why(&wish(None, 1), until);
+    assert_eq!(why.accounts[0].concurrency, Some(3));
+    let three: Vec<Lease> =
+        (0..3).map(|seed| pool.lease(&wish(None, seed), until).unwrap()).collect();
+    assert_eq!(pool.lease(&wish(None, 4), until).unwrap_err().refusal, Refusal::Busy);
+    drop(three);
+    // A minute later it has served what it may, and may one more.
+    let later = until.plus(Duration::from_mins(1));
+    for _ in 0..3 {
+        let at = Attempt { sent_at: until, now: later, ..AT };
+        pool.settle(AccountId(1), Outcome::Served, at);
+    }
+    assert_eq!(pool.view(later).accounts[0].concurrency, Some(4));
+}
+
 /// multiplexer 18.3 #31, #32.
 #[test]
 fn fifty_first_requests_of_one_session_land_on_one_account() {

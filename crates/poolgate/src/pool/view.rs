@@ -1,7 +1,7 @@
 //! The pool as people see it: one row per account, for `poolgate status` and the demo.
 
 use poolgate_core::account::Kind;
-use poolgate_core::availability::{Account as Facts, Reason, state};
+use poolgate_core::availability::{Account as Facts, Reason, slots, state};
 use poolgate_core::health::Cause;
 use poolgate_core::units::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,12 @@ pub struct AccountView {
     #[serde(default)]
     pub plan: Option<String>,
     pub in_flight: u32,
+    /// Most attempts at the same time; any number: absent.
+    #[serde(default)]
+    pub concurrency: Option<u32>,
+    /// The upstream was learnt to take no more than that.
+    #[serde(default)]
+    pub concurrency_is_learnt: bool,
     pub attempts: u64,
     pub served: u64,
     pub failovers: u64,
@@ -59,6 +65,17 @@ fn cooling(facts: &Facts, refusal: Option<Reason>) -> Option<String> {
     }
 }
 
+fn is_learnt(facts: &Facts) -> bool {
+    let learnt = facts.health.concurrency.limit();
+    learnt.is_some() && learnt == slots(facts)
+}
+
+/// It takes less at the same time than it was allowed to.
+fn crowded(facts: &Facts) -> Option<String> {
+    let limit = slots(facts).filter(|_| is_learnt(facts))?;
+    Some(format!("refused more than {limit} at the same time"))
+}
+
 impl Pool {
     pub fn view(&self, now: Timestamp) -> PoolView {
         let state = self.state.lock();
@@ -79,12 +96,16 @@ impl Pool {
                 priority: facts.priority,
                 weight: facts.weight,
                 state: refusal.map_or("ready", Reason::name).into(),
-                problem: live.account.credential.problem().or_else(|| cooling(facts, refusal)),
+                problem: (live.account.credential.problem())
+                    .or_else(|| cooling(facts, refusal))
+                    .or_else(|| crowded(facts)),
                 until: refusal.and_then(Reason::until).map(|at| at.0),
                 windows: windows.collect(),
                 heard_at: live.heard_at.map(|at| at.0),
                 plan: facts.plan.clone(),
                 in_flight: facts.in_flight,
+                concurrency: slots(facts),
+                concurrency_is_learnt: is_learnt(facts),
                 attempts: live.counters.attempts,
                 served: live.counters.served,
                 failovers: live.counters.failovers,

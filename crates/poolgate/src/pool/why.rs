@@ -1,6 +1,6 @@
 //! Who would serve a request now, and why not the others; nothing is reserved by asking.
 
-use poolgate_core::availability::Reason;
+use poolgate_core::availability::{Reason, slots};
 use poolgate_core::choose::Choice;
 use poolgate_core::explain::explain;
 use poolgate_core::units::Timestamp;
@@ -28,6 +28,9 @@ pub struct WhyAccount {
     pub until: Option<i64>,
     pub priority: i32,
     pub score: Option<f64>,
+    /// Most attempts at the same time, allowed or learnt; any number: absent.
+    #[serde(default)]
+    pub concurrency: Option<u32>,
 }
 
 impl Pool {
@@ -57,6 +60,7 @@ impl Pool {
             until: verdict.fit.err().and_then(Reason::until).map(|at| at.0),
             priority: verdict.priority,
             score: verdict.score,
+            concurrency: candidates.iter().find(|a| a.id == verdict.id).and_then(|a| slots(a)),
         };
         Why {
             model: wish.ask.model.to_owned(),

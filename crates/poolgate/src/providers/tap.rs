@@ -23,10 +23,13 @@ const JSON_MAX: usize = 16 << 20;
 const END_MAX: usize = 4 << 10;
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts of their own; most orders occur")]
 pub struct Tap {
     surface: Surface,
     now: Timestamp,
     format: Format,
+    /// The upstream has begun the response: of a stream, with its first event about it.
+    pub created: bool,
     /// Output, or the end, has been seen: from here on nothing may be replayed.
     pub semantic: bool,
     /// The dialect's own last event has been seen.
@@ -95,6 +98,7 @@ impl Tap {
         Self {
             surface,
             now,
+            created: !matches!(format, Format::Events(_)),
             format,
             semantic: false,
             finished: false,
@@ -182,6 +186,8 @@ impl Tap {
     }
 
     fn see(&mut self, kind: &[u8], data: &[u8]) {
+        // Limits are told before, too.
+        self.created |= !kind.starts_with(b"codex.");
         match self.surface {
             // No type at all is junk, not news.
             Surface::Responses | Surface::Compact | Surface::Messages if kind.is_empty() => {}

@@ -241,6 +241,7 @@ impl Connections {
             state,
             settings: &self.settings,
             fresh: Some(fresh),
+            began: Instant::now(),
             round: self.orders.borrow().round,
             close_by: None,
             is_closing: false,
@@ -275,6 +276,7 @@ struct Watch<'a> {
     settings: &'a Listener,
     /// Until the first request.
     fresh: Option<TaskTrackerToken>,
+    began: Instant,
     round: u32,
     /// It is to be closed once its first request has come, or then.
     close_by: Option<Instant>,
@@ -337,7 +339,9 @@ impl Watch<'_> {
         if requests > 0 {
             self.fresh = None;
         }
-        let is_idle = self.state.running.load(Ordering::Relaxed) == 0;
+        // The first request of a new connection may be on its way.
+        let has_come = requests > 0 || now >= self.began + FIRST_REQUEST;
+        let is_idle = has_come && self.state.running.load(Ordering::Relaxed) == 0;
         let makes_room =
             std::mem::replace(&mut self.round, orders.round) != orders.round && is_idle;
         let stops = orders.stage >= Stage::Close;

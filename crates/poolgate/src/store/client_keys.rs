@@ -18,6 +18,15 @@ pub struct ClientKeyRow {
     pub created_at: Timestamp,
     pub expires_at: Option<Timestamp>,
     pub revoked_at: Option<Timestamp>,
+    pub limits: KeyLimits,
+}
+
+/// What one key may ask for at most; `None`: any number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// Requests at the same time.
+    pub concurrency: Option<u32>,
+    pub requests_per_minute: Option<u32>,
 }
 
 impl ClientKeyRow {
@@ -34,6 +43,7 @@ pub struct NewClientKey {
     pub pools: Vec<String>,
     pub models: Vec<String>,
     pub expires_at: Option<Timestamp>,
+    pub limits: KeyLimits,
 }
 
 impl Store {
@@ -54,6 +64,10 @@ impl Store {
                     created_at: Timestamp(row.get("created_at")),
                     expires_at: row.get::<Option<i64>, _>("expires_at").map(Timestamp),
                     revoked_at: row.get::<Option<i64>, _>("revoked_at").map(Timestamp),
+                    limits: KeyLimits {
+                        concurrency: row.get("concurrency"),
+                        requests_per_minute: row.get("requests_per_minute"),
+                    },
                 })
             })
             .collect()
@@ -63,8 +77,9 @@ impl Store {
     pub async fn add_client_key(&self, key: &NewClientKey, now: Timestamp) -> anyhow::Result<bool> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         let done = sqlx::query(
-            "INSERT INTO client_keys (name, digest, hint, pools, models, created_at, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (name) DO NOTHING",
+            "INSERT INTO client_keys (name, digest, hint, pools, models, created_at, expires_at,
+                 concurrency, requests_per_minute)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name) DO NOTHING",
         )
         .bind(&key.name)
         .bind(key.digest.as_slice())
@@ -73,6 +88,8 @@ impl Store {
         .bind(serde_json::to_string(&key.models)?)
         .bind(now.0)
         .bind(key.expires_at.map(|at| at.0))
+        .bind(key.limits.concurrency)
+        .bind(key.limits.requests_per_minute)
         .execute(&mut *tx)
         .await?;
         Self::bump(&mut tx).await?;
@@ -111,11 +128,13 @@ mod tests {
             pools: vec!["keys".into()],
             models: vec![],
             expires_at: Some(Timestamp(50)),
+            limits: KeyLimits { concurrency: Some(3), requests_per_minute: None },
         };
         assert!(store.add_client_key(&key, Timestamp(1)).await.unwrap());
         assert!(!store.add_client_key(&key, Timestamp(1)).await.unwrap(), "the name is taken");
         let row = store.client_keys().await.unwrap().remove(0);
         assert_eq!((row.digest, row.pools.as_slice()), ([7; 32], ["keys".to_owned()].as_slice()));
+        assert_eq!(row.limits, key.limits);
         assert!(row.is_valid(Timestamp(49)) && !row.is_valid(Timestamp(50)));
         assert!(store.revoke_client_key("laptop", Timestamp(2)).await.unwrap());
         assert!(!store.revoke_client_key("laptop", Timestamp(3)).await.unwrap());

@@ -23,6 +23,8 @@ fn account(name: &str, kind: &str, windows: Vec<WindowView>) -> AccountView {
         heard_at: Some(NOW - 3 * MINUTE),
         plan: None,
         in_flight: 1,
+        concurrency: None,
+        concurrency_is_learnt: false,
         attempts: 9,
         served: 8,
         failovers: 1,

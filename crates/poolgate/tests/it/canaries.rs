@@ -144,7 +144,7 @@ async fn callers_who_err(h: &Harness) {
         vec![("authorization", bearer.as_str()), ("x-api-key", h.key.as_str())],
         vec![("x-api-key", h.key.as_str()), ("cookie", "session=canary-cookie-of-a-caller")],
     ] {
-        for path in ["/v1/responses", "/v1/messages", "/api/admin/status", "/healthz"] {
+        for path in ["/v1/responses", "/v1/messages", "/api/admin/status", "/metrics", "/healthz"] {
             h.send(Method::POST, path, &headers, body()).await;
             h.send(Method::GET, path, &headers, Bytes::new()).await;
         }

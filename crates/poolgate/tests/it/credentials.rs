@@ -16,6 +16,7 @@ fn token_calls(h: &Harness) -> usize {
 async fn a_thousand_requests_that_meet_an_expired_token_make_one_token_call() {
     let (h, (a, c)) = Harness::start(|s: &mut Setup| {
         s.raw.limits.proxy_http = Some(0);
+        s.raw.limits.response_create = Some(0);
         (s.codex("a"), s.claude("c"))
     })
     .await;

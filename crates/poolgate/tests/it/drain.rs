@@ -215,7 +215,8 @@ impl How {
     }
 }
 
-const TAKE_OVER: &str = "listener.drain_delay_s = 0\nlimits.proxy_http = 0\n";
+const TAKE_OVER: &str =
+    "listener.drain_delay_s = 0\nlimits.proxy_http = 0\nlimits.response_create = 0\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_process_shares_the_port() {

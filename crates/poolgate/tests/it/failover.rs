@@ -111,6 +111,7 @@ async fn a_hundred_streams_over_four_accounts_of_which_one_fails() {
     for (name, fault) in FAULTS {
         let (h, accounts) = Harness::start(|s: &mut Setup| {
             s.pool("default", &[], "round-robin");
+            s.raw.limits.response_create = Some(0);
             ["a", "b", "c", "d"].map(|name| s.codex(name))
         })
         .await;

@@ -37,6 +37,7 @@ fn view(h: &Harness, name: &str) -> AccountView {
 async fn pair() -> (Harness, Account, Account) {
     let (h, (a, b)) = Harness::start(|s: &mut Setup| {
         s.in_order();
+        s.raw.limits.response_create = Some(0);
         (s.codex("a"), s.codex("b"))
     })
     .await;

@@ -35,7 +35,7 @@ async fn prepare(setup: &Setup, dir: &Path) -> (u16, String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut file = format!("listen = \"127.0.0.1:{port}\"\n");
     file += &format!("data_dir = '{}'\n", dir.join("data").display());
-    file += "[limits]\nproxy_http = 0\n";
+    file += "[limits]\nproxy_http = 0\nresponse_create = 0\n";
     for account in &setup.raw.account {
         file += "[[account]]\n";
         file += &toml::to_string(account).unwrap();

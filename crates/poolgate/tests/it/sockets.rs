@@ -246,7 +246,7 @@ async fn what_is_no_turn_is_refused_and_costs_nothing() {
     h.finish().await;
 }
 
-/// codex-lb H5; pending turns are never reclaimed.
+/// codex-lb H5, H6: pending turns are never reclaimed.
 #[tokio::test]
 async fn codex_lb_h5_an_idle_socket_is_given_up_and_one_with_a_turn_is_not() {
     let mut setup = Setup::new().await;

@@ -82,6 +82,11 @@ pub fn sink_files(dir: &Path) {
     }
 }
 
+/// What was logged since [`listen`].
+pub fn logged() -> String {
+    String::from_utf8_lossy(SINKS.lock().get("the log").map_or(&[][..], Vec::as_slice)).into_owned()
+}
+
 /// Bytes searched, by sink.
 pub fn sizes() -> BTreeMap<String, usize> {
     SINKS.lock().iter().map(|(name, bytes)| (name.clone(), bytes.len())).collect()

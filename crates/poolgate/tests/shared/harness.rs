@@ -18,6 +18,7 @@ use poolgate::clock::ShiftedClock;
 use poolgate::config::{Config, RawAccount, RawConfig, RawLimits, RawListener, RawPool};
 use poolgate::keys::generate;
 use poolgate::serve::Server;
+use poolgate::store::{KeyLimits, NewClientKey};
 use poolgate_sim::{Account, Scenario, Sim};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -237,7 +238,16 @@ impl Harness {
 
     pub async fn new_key(&self, name: &str, pools: &[&str], models: &[&str]) -> String {
         let owned = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
-        let (key, new) = generate(name.into(), owned(pools), owned(models), None).unwrap();
+        self.keep(generate(name.into(), owned(pools), owned(models), None).unwrap()).await
+    }
+
+    /// A key with limits of its own.
+    pub async fn limited_key(&self, name: &str, limits: KeyLimits) -> String {
+        let (key, new) = generate(name.into(), vec![], vec![], None).unwrap();
+        self.keep((key, NewClientKey { limits, ..new })).await
+    }
+
+    async fn keep(&self, (key, new): (String, NewClientKey)) -> String {
         assert!(
             self.app.store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap()
         );

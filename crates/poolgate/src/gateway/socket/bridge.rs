@@ -10,11 +10,12 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
+use crate::admission::Permit;
 use crate::app::App;
 use crate::egress::Received;
 use crate::gateway::Call;
 use crate::gateway::attempt::{self, AttemptError, Target};
-use crate::gateway::read::Payload;
+use crate::gateway::read::{Payload, Purpose};
 use crate::json::{Document, Patch};
 
 /// The answer to a handshake where there are no sockets.
@@ -26,18 +27,14 @@ pub async fn send(
     app: &App,
     call: &Call,
     target: &Target<'_>,
-) -> Result<Response<Received>, AttemptError> {
-    if is_warm_up(&target.payload.document) {
-        return Ok(warmed_up(&call.head.model));
+) -> Result<(Response<Received>, Permit), AttemptError> {
+    if call.head.purpose == Purpose::WarmUp {
+        return Ok((warmed_up(&call.head.model), Permit::default()));
     }
     let payload = without_frame(target.payload).ok_or(AttemptError::ChainLost)?;
     let target = Target { payload: &payload, ..*target };
-    let (response, _) = attempt::send_over_http(app, call, &target).await?;
-    Ok(response)
-}
-
-pub fn is_warm_up(document: &Document) -> bool {
-    matches!(document.boolean("generate"), Ok(Some(false)))
+    let sent = attempt::send_over_http(app, call, &target).await?;
+    Ok((sent.response, sent.create))
 }
 
 /// The message as a request's body.
@@ -82,7 +79,6 @@ mod tests {
             br#"{"type":"response.create", "model":"m","input":[ ],"generate":true}"#,
         );
         let document = Document::parse(text.clone()).unwrap();
-        assert!(!is_warm_up(&document));
         let payload = without_frame(&Payload { wire: text.into(), encoding: None, document });
         assert_eq!(payload.unwrap().wire.to_bytes(), r#"{"stream":true, "model":"m","input":[ ]}"#);
     }

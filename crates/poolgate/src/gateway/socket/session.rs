@@ -14,18 +14,20 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::{OverSocket, Wants};
+use crate::admission::Permit;
 use crate::app::App;
 use crate::egress::Slot;
 use crate::error::{Dialect, Error};
-use crate::gateway::admit::Permit;
+use crate::gateway::admit::{self, Admitted, Way};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
-use crate::gateway::read::{Head, Payload, peek, turn_in};
+use crate::gateway::read::{Head, Payload, Purpose, peek, turn_in};
 use crate::gateway::relay::{Outgoing, Relay};
-use crate::gateway::route::Contract;
+use crate::gateway::route::{Contract, Endpoint};
 use crate::gateway::settle::Record;
 use crate::gateway::{Call, Served, answer};
 use crate::json::{Document, Text};
+use crate::keys::KeyPermit;
 use crate::limits::codex_event;
 use crate::pool::SessionKey;
 use crate::providers::{codex_windows, event_kind};
@@ -182,17 +184,31 @@ impl Session {
             Err(error) => return say_error(client, &error).await,
         };
         let app = Arc::clone(&self.app);
+        let key = match call.head.purpose {
+            // It is nobody's request yet, and counts in no limit.
+            Purpose::WarmUp => Ok(KeyPermit::default()),
+            _ => admit::key(&app, &call.caller, call.surface),
+        };
+        let key = match key {
+            Ok(key) => key,
+            Err(limit) => {
+                let error = Error::from(limit);
+                record.fail(&error);
+                return say_error(client, &error).await;
+            }
+        };
         let dispatched = tokio::select! {
             dispatched = dispatch(&app, &call, &mut record) => dispatched,
             gone = keep_waiting(client, &self.slot) => return Err(gone),
         };
         let served = dispatched.map(|dispatched| {
-            answer(app, call, dispatched, self.contract, Permit::default(), &mut record)
+            let admitted = Admitted { lane: Permit::default(), key };
+            answer(app, call, dispatched, self.contract, admitted, &mut record)
         });
         match served {
             Ok(Served::Relay(_, parts)) => {
-                let (app, lease, permit, opening, of) = *parts;
-                let relay = Relay::new(app, lease, record, permit, opening, of);
+                let (app, lease, admitted, opening, of) = *parts;
+                let relay = Relay::new(app, lease, record, admitted, opening, of);
                 relay_events(client, &self.slot, Outgoing::Relay(Box::new(relay))).await
             }
             Ok(Served::Whole(response)) => say_refusal(client, response).await,
@@ -203,6 +219,9 @@ impl Session {
                     error => error,
                 };
                 record.fail(&error);
+                let endpoint = Some(Endpoint::Socket(self.contract));
+                let way = Way { request_id: record.id(), endpoint };
+                admit::log(&self.app, way, &error);
                 say_error(client, &error).await
             }
         }
@@ -245,11 +264,11 @@ impl Session {
         }
         let chained = self.is_chained(&mut head)?;
         // A warm-up is nobody's request yet: it has no row.
-        let mut record = if document.boolean("generate")?.unwrap_or(true) {
-            let id = uuid::Uuid::now_v7().simple().to_string();
-            Record::new(Arc::clone(&self.app), id, key.id, Surface::Responses.name())
-        } else {
+        let mut record = if head.purpose == Purpose::WarmUp {
             Record::unrecorded(Arc::clone(&self.app))
+        } else {
+            let id = uuid::Uuid::now_v7().simple().to_string();
+            Record::new(Arc::clone(&self.app), id, key.id, Surface::Responses)
         };
         head.stream = true;
         head.session = Some(head.session.unwrap_or(self.home));
