@@ -59,7 +59,12 @@ impl Socket {
                 Some(Ok(Message::Text(text))) => Some(Said::Text(text.into())),
                 Some(Ok(Message::Binary(_))) => Some(Said::Binary),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
-                Some(Ok(Message::Close(_)) | Err(_)) | None => None,
+                Some(Ok(Message::Close(_))) => {
+                    // It is owed an answer, which waits to be sent.
+                    let _ = self.0.poll_flush_unpin(cx);
+                    None
+                }
+                Some(Err(_)) | None => None,
             });
         }
     }

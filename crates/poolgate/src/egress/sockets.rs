@@ -17,6 +17,9 @@ use super::{BodyError, SendError};
 use crate::providers::event_kind;
 use crate::ws::{Said, Socket};
 
+/// As much may wait for an upstream to take it, or one message that is larger.
+const WAITING_MAX: usize = 1 << 20;
+
 /// The upstream's end of a client's socket.
 #[derive(Debug)]
 pub struct Leg {
@@ -27,6 +30,16 @@ pub struct Leg {
 /// What a client's socket has on the other side.
 #[derive(Clone, Debug, Default)]
 pub struct Slot(Arc<Mutex<Held>>);
+
+/// What became of a message to the turn under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interjected {
+    Queued,
+    /// No turn is under way on a socket.
+    Nowhere,
+    /// The upstream has not taken what was said before.
+    Full,
+}
 
 #[derive(Debug, Default)]
 struct Held {
@@ -61,13 +74,16 @@ impl Slot {
         self.0.lock().without == Some(account)
     }
 
-    /// Hands a message to the turn under way, which sends it when it is polled next. False: no turn
-    /// is under way on a socket.
-    pub fn interject(&self, text: Bytes) -> bool {
+    /// Hands a message to the turn under way, which sends it when it is polled next.
+    pub fn interject(&self, text: Bytes) -> Interjected {
         let mut held = self.0.lock();
-        let Some(said) = &mut held.said else { return false };
+        let Some(said) = &mut held.said else { return Interjected::Nowhere };
+        let waiting: usize = said.iter().map(Bytes::len).sum();
+        if waiting > 0 && waiting + text.len() > WAITING_MAX {
+            return Interjected::Full;
+        }
         said.push_back(text);
-        true
+        Interjected::Queued
     }
 
     /// What the upstream says between turns; `None`: it has closed, and the slot is empty now. Never

@@ -9,6 +9,7 @@
 //! that a refusal is a plain HTTP answer with its true status.
 
 mod bridge;
+mod saying;
 mod session;
 
 use std::sync::Arc;
@@ -16,7 +17,10 @@ use std::time::Duration;
 
 use base64::Engine;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
@@ -41,6 +45,9 @@ use session::Session;
 
 /// What clients of this protocol ask for, and upstreams require.
 pub const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06");
+
+/// Of the protocol (RFC 6455).
+const VERSION: &str = "13";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -85,6 +92,7 @@ pub async fn open(
     let upgrade =
         head.extensions.remove::<OnUpgrade>().filter(|_| head.version == Version::HTTP_11);
     let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+    let key = key.filter(|_| head.headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|v| v == VERSION));
     let (upgrade, accept) = upgrade.zip(key).ok_or(Error::BadHandshake)?;
     let own: [u8; 16] = rand::random();
     let slot = Slot::default();
@@ -241,7 +249,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
 fn handshake(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
     let key = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>());
     headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).expect("base64"));
 }
