@@ -12,6 +12,7 @@ mod bridge;
 mod saying;
 mod session;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,9 +38,11 @@ use super::route::Contract;
 use super::settle::Record;
 use super::{Call, authenticate, client_status, headers, limits, prepare, remember_turn};
 use crate::app::App;
-use crate::egress::{Leg, Received, Slot, Turn, Upgrade};
+use crate::config::Upstream;
+use crate::egress::{Leg, NotBegun, Received, SendError, Slot, Turn, Upgrade};
 use crate::error::Error;
 use crate::json::{Document, Text, TextBody};
+use crate::pool::Account;
 use crate::ws::derive_accept_key;
 use session::Session;
 
@@ -99,7 +102,7 @@ pub async fn open(
     let call = Call {
         turn: turn_of(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
-        gate: None,
+        gate: model_named(&head.headers).and_then(|model| app.gates.of(&model).cloned()),
         surface: Surface::Responses,
         payload: nothing(),
         head: Head {
@@ -120,6 +123,7 @@ pub async fn open(
         Dispatched::Whole(_, reply, _) => return Ok(refused(&reply.head, reply.body)),
     };
     remember_turn(&app, &call.caller, &lease, &answer.head.headers);
+    let moves = lease.moves();
     drop(lease);
     let mut response = Response::new(Outgoing::Whole(Full::default()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -136,9 +140,20 @@ pub async fn open(
         .iter()
         .any(|value| value.to_str().is_ok_and(|value| value.contains("responses_websockets")));
     let contract = if asks_for_codex { Contract::Codex } else { contract };
-    let session = Session::new(Arc::clone(&app), call, slot, contract, permit);
+    let session = Session::new(Arc::clone(&app), call, slot, contract, (permit, moves));
     app.sockets.spawn(session.run(upgrade));
     Ok(response)
+}
+
+/// The model that Codex names in its handshake, for the first turn. An account whose ordinary quota
+/// is spent may still serve it; whether the turn asks for it is seen then.
+fn model_named(headers: &HeaderMap) -> Option<String> {
+    let value = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let hint = value("x-codex-routing-hint").and_then(|hint| hint.strip_prefix("model="));
+    hint.map(str::to_owned).or_else(|| {
+        let told = Bytes::copy_from_slice(value("x-codex-turn-metadata")?.as_bytes());
+        Some(Document::parse(told).ok()?.string("model").ok()??.into_owned())
+    })
 }
 
 fn refused(head: &http::response::Parts, body: Bytes) -> Response<Outgoing> {
@@ -162,7 +177,9 @@ pub async fn send(
     over: &OverSocket,
 ) -> Result<Response<Received>, AttemptError> {
     let account = target.account;
-    let kept = over.slot.take().filter(|leg| leg.account == account.id);
+    let mark = mark(account);
+    let kept = over.slot.take().filter(|leg| leg.account == account.id && leg.mark == mark);
+    let is_kept = kept.is_some();
     let is_chained = over.wants == Wants::Turn { chained: true };
     let mut response = opened();
     let leg = match kept {
@@ -174,7 +191,7 @@ pub async fn send(
         None => match connect(app, call, target).await? {
             Upgrade::Open(head, socket) => {
                 *response.headers_mut() = head;
-                Leg { account: account.id, socket }
+                Leg::new(account.id, mark, socket)
             }
             Upgrade::Refused(response) if bridge::lacks_sockets(response.status()) => {
                 over.slot.bridge(account.id);
@@ -196,9 +213,21 @@ pub async fn send(
     match turn {
         Ok(turn) => *response.body_mut() = Received::Turn(Box::new(turn)),
         Err(_) if is_chained => return Err(AttemptError::ChainLost),
-        Err(error) => return Err(error.into()),
+        // It was closed while it waited, and the two have crossed on the way: nobody's failure.
+        Err(NotBegun::Closed) if is_kept => return Box::pin(send(app, call, target, over)).await,
+        Err(NotBegun::Closed) => return Err(SendError::Broke("the socket closed".into()).into()),
+        Err(NotBegun::Failed(error)) => return Err(error.into()),
     }
     Ok(response)
+}
+
+/// What a socket is opened with. One that was opened by another person's sign-in, or leads elsewhere,
+/// is not the account's any more.
+pub fn mark(account: &Account) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Upstream { origin, prefix, proxy, .. } = &account.upstream;
+    (account.credential.owner(), origin, prefix, proxy).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A yes without a body, in a shape that is judged like any other answer.

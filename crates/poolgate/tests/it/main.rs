@@ -35,6 +35,7 @@ mod shared_files;
 mod signin;
 mod simulate;
 mod socket_client;
+mod socket_legs;
 mod socket_told;
 mod socket_turns;
 mod socket_upstream;

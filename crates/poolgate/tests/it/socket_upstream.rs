@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 
 use crate::harness::{Harness, PATIENCE, Setup};
-use crate::socket_client::{BETA, Client, connect, create, kinds, said};
+use crate::socket_client::{BETA, Client, connect, create, id, kinds, said};
 
 type Upstream = WebSocketStream<TcpStream>;
 
@@ -50,6 +50,25 @@ async fn tell(upstream: &mut Upstream, events: &[Value]) {
     upstream.flush().await.unwrap();
 }
 
+/// codex-lb 5.7: stale events are dropped.
+#[tokio::test]
+async fn what_is_still_said_of_a_failed_turn_is_not_the_next_ones() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let error = json!({"type": "error", "status": 500, "error": {"code": "server_error"}});
+    let failed = event("response.failed", "resp_1");
+    tell(&mut upstream, &[event("response.created", "resp_1"), error, failed]).await;
+    heard(&mut upstream).await;
+    let second = ["response.created", "response.completed"].map(|kind| event(kind, "resp_2"));
+    tell(&mut upstream, &second).await;
+    let events = client.rest_of_turn().await;
+    assert_eq!((said(&events).as_str(), id(&events).as_str()), ("completed", "resp_2"));
+    drop((client, upstream));
+    h.finish().await;
+}
+
 /// spec §8: neither the limits of a gateway behind this one, nor events its clients have not asked for.
 #[tokio::test]
 async fn another_gateways_limits_are_not_told() {
@@ -65,6 +84,21 @@ async fn another_gateways_limits_are_not_told() {
     let events = client.rest_of_turn().await;
     assert_eq!(kinds(&events), ["response.created", "response.completed"]);
     drop(upstream);
+    h.finish().await;
+}
+
+/// codex-lb 1.7.
+#[tokio::test]
+async fn a_turn_may_be_interrupted_before_its_first_event() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    client.send(&json!({"type": "response.interrupt"})).await;
+    assert_eq!(heard(&mut upstream).await["type"], "response.interrupt");
+    tell(&mut upstream, &[event("response.completed", "resp_1")]).await;
+    assert_eq!(said(&client.rest_of_turn().await), "completed");
+    drop((client, upstream));
     h.finish().await;
 }
 

@@ -8,12 +8,15 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use poolgate_core::account::{Kind, Surface, model_matches};
+use poolgate_core::availability::Ask;
+use poolgate_core::gate::Gate;
 use poolgate_core::limits::Limits;
 use poolgate_core::quota::Source;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::saying::{CREATE, STUCK, TEXT_ONLY, Telling, keep_waiting, say, say_error, say_refusal};
-use super::{OverSocket, Wants};
+use super::{OverSocket, Wants, mark};
 use crate::app::App;
 use crate::egress::Slot;
 use crate::error::Error;
@@ -48,6 +51,10 @@ pub struct Session {
     turn_state: Option<SessionKey>,
     slot: Slot,
     contract: Contract,
+    /// The model of the turn before, and the limit that governs it.
+    asks: (String, Option<Arc<Gate>>),
+    /// Cancelled when a rebalance moves the session.
+    moves: Option<CancellationToken>,
     /// The limits the client was told last.
     told: Option<Limits>,
     _permit: Permit,
@@ -62,8 +69,14 @@ pub enum Left {
 }
 
 impl Session {
-    pub fn new(app: Arc<App>, call: Call, slot: Slot, contract: Contract, permit: Permit) -> Self {
-        let Call { caller, headers, query, turn, head, .. } = call;
+    pub fn new(
+        app: Arc<App>,
+        call: Call,
+        slot: Slot,
+        contract: Contract,
+        (permit, moves): (Permit, Option<CancellationToken>),
+    ) -> Self {
+        let Call { caller, headers, query, turn, head, gate, .. } = call;
         Self {
             app,
             caller,
@@ -73,6 +86,8 @@ impl Session {
             turn_state: turn,
             slot,
             contract,
+            asks: (head.model, gate),
+            moves,
             told: None,
             _permit: permit,
         }
@@ -148,8 +163,12 @@ impl Session {
 
     /// The next turn goes elsewhere anyway: the account's socket is closed, the client's stays.
     fn leave_unable(&self) {
-        let now = self.app.clock.now();
-        if self.slot.account().is_some_and(|id| !self.app.pool.is_able(id, now)) {
+        let Some((id, leg)) = self.slot.account().zip(self.slot.mark()) else { return };
+        let (model, gate) = &self.asks;
+        let ask = Ask { surface: Surface::Responses, model, gate: gate.as_deref() };
+        let account = self.app.pool.able(id, ask, self.app.clock.now());
+        let has_moved = self.moves.as_ref().is_some_and(CancellationToken::is_cancelled);
+        if has_moved || account.is_none_or(|account| mark(&account) != leg) {
             self.slot.take();
         }
     }
@@ -172,10 +191,12 @@ impl Session {
     }
 
     async fn turn(&mut self, client: &mut Socket, text: Bytes) -> Result<(), Left> {
+        self.leave_unable();
         let (call, mut record) = match self.understand(text) {
             Ok(understood) => understood,
             Err(error) => return say_error(client, &error).await,
         };
+        self.asks = (call.head.model.clone(), call.gate.clone());
         let app = Arc::clone(&self.app);
         let dispatched = tokio::select! {
             dispatched = dispatch(&app, &call, &mut record) => dispatched,
@@ -194,6 +215,7 @@ impl Session {
         match served {
             Ok(Served::Relay(_, parts)) => {
                 let (of_app, lease, permit, opening, of) = *parts;
+                self.moves = lease.moves();
                 let telling = Telling {
                     app: &app,
                     key: &self.caller.key,
