@@ -28,7 +28,7 @@ use connections::Connections;
 pub use connections::Upgrade;
 use dial::Dialer;
 pub use received::{BodyError, Received};
-pub use sockets::{Leg, Slot, Turn};
+pub use sockets::{Interjected, Leg, NotBegun, Slot, Turn};
 pub use unreachable::Unreachable;
 
 pub const USER_AGENT: &str = concat!("poolgate/", env!("CARGO_PKG_VERSION"));

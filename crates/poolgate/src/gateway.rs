@@ -253,7 +253,7 @@ fn answer(
     admitted: Admitted,
     record: &mut Record,
 ) -> Served {
-    let Call { caller, surface, head: request_head, gate, .. } = call;
+    let Call { caller, surface, head: request_head, gate, over, .. } = call;
     let (lease, reply, assembled) = match dispatched {
         Dispatched::Stream(lease, answer) => {
             record.headed(answer.head.status.as_u16());
@@ -268,10 +268,13 @@ fn answer(
                 key: caller.key,
                 stores: request_head.stores && lease.account.kind != Kind::Codex,
                 gate,
-                codex_events: (lease.account.kind == Kind::Codex).then_some(match contract {
-                    Contract::Strict => CodexEvents::LeftOut,
-                    Contract::Codex => CodexEvents::LimitsExchanged,
-                }),
+                // On a socket another gateway's are told, too.
+                codex_events: (lease.account.kind == Kind::Codex || over.is_some()).then_some(
+                    match contract {
+                        Contract::Strict => CodexEvents::LeftOut,
+                        Contract::Codex => CodexEvents::LimitsExchanged,
+                    },
+                ),
             };
             return Served::Relay(response, Box::new((app, lease, admitted, answer.opening, of)));
         }

@@ -5,8 +5,8 @@
 //! `data` lines) and keeps only what is needed: the event's name and its data. An event larger than
 //! [`EVENT_MAX`] is passed over: it is relayed all the same, and only its inspection is given up.
 
-/// Larger events are not inspected.
-const EVENT_MAX: usize = 16 << 20;
+/// Larger events are not inspected. As much as a message of a socket may hold, and its field's name.
+const EVENT_MAX: usize = (64 << 20) + 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event<'a> {

@@ -23,7 +23,10 @@ const BUFFER: usize = 4 << 10;
 
 /// One end of a socket.
 #[derive(Debug)]
-pub struct Socket(WebSocketStream<TokioIo<Upgraded>>);
+pub struct Socket {
+    stream: WebSocketStream<TokioIo<Upgraded>>,
+    is_closing: bool,
+}
 
 /// What the other end says. Its pings are answered while somebody listens, and not told.
 #[derive(Debug)]
@@ -48,18 +51,30 @@ impl Socket {
             .max_message_size(Some(MESSAGE_MAX))
             .max_frame_size(Some(MESSAGE_MAX));
         let stream = TokioIo::new(upgraded);
-        Self(WebSocketStream::from_raw_socket(stream, role, Some(config)).await)
+        let stream = WebSocketStream::from_raw_socket(stream, role, Some(config)).await;
+        Self { stream, is_closing: false }
+    }
+
+    /// The other end has said that it closes.
+    pub const fn is_closing(&self) -> bool {
+        self.is_closing
     }
 
     /// `None`: the socket is closed or broken.
     pub fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<Option<Said>> {
         loop {
-            let message = std::task::ready!(Pin::new(&mut self.0).poll_next(cx));
+            let message = std::task::ready!(Pin::new(&mut self.stream).poll_next(cx));
             return Poll::Ready(match message {
                 Some(Ok(Message::Text(text))) => Some(Said::Text(text.into())),
                 Some(Ok(Message::Binary(_))) => Some(Said::Binary),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
-                Some(Ok(Message::Close(_)) | Err(_)) | None => None,
+                Some(Ok(Message::Close(_))) => {
+                    self.is_closing = true;
+                    // It is owed an answer, which waits to be sent.
+                    let _ = self.stream.poll_flush_unpin(cx);
+                    None
+                }
+                Some(Err(_)) | None => None,
             });
         }
     }
@@ -71,24 +86,24 @@ impl Socket {
     /// False: the socket is closed or broken. `text` is UTF-8.
     pub async fn say(&mut self, text: Bytes) -> bool {
         let Ok(text) = Utf8Bytes::try_from(text) else { return false };
-        self.0.send(Message::Text(text)).await.is_ok()
+        self.stream.send(Message::Text(text)).await.is_ok()
     }
 
     /// Sends what is queued, as far as the other end takes it now; it is asked again with what is
     /// read next. A broken socket is noticed there.
     pub fn poll_say(&mut self, cx: &mut Context<'_>, queue: &mut VecDeque<Bytes>) {
         while !queue.is_empty() {
-            let Poll::Ready(Ok(())) = self.0.poll_ready_unpin(cx) else { return };
+            let Poll::Ready(Ok(())) = self.stream.poll_ready_unpin(cx) else { return };
             let text = queue.pop_front().and_then(|text| Utf8Bytes::try_from(text).ok());
-            if text.is_some_and(|text| self.0.start_send_unpin(Message::Text(text)).is_err()) {
+            if text.is_some_and(|text| self.stream.start_send_unpin(Message::Text(text)).is_err()) {
                 return;
             }
         }
-        let _ = self.0.poll_flush_unpin(cx);
+        let _ = self.stream.poll_flush_unpin(cx);
     }
 
     pub async fn close(mut self, code: u16, reason: &'static str) {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        let _ = self.0.close(Some(frame)).await;
+        let _ = self.stream.close(Some(frame)).await;
     }
 }

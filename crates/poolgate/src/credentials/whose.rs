@@ -7,7 +7,7 @@
 use super::{Identity, Likeness, SignIn};
 
 /// How often it was exchanged, counted since the process started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// For a sign-in that is known to be somebody else's.
     others: u64,

@@ -11,22 +11,46 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use poolgate_core::account::AccountId;
+use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{BodyError, SendError};
 use crate::providers::event_kind;
 use crate::ws::{Said, Socket};
 
+/// As much may wait for an upstream to take it, or one message that is larger.
+const WAITING_MAX: usize = 1 << 20;
+
 /// The upstream's end of a client's socket.
 #[derive(Debug)]
 pub struct Leg {
     pub account: AccountId,
+    /// Whose sign-in opened it, and where it leads: with another one it is not the account's.
+    pub mark: u64,
     pub socket: Socket,
+    /// The response of the turn before. What is still said of it is not the next turn's.
+    before: Option<String>,
+}
+
+impl Leg {
+    pub fn new(account: AccountId, mark: u64, socket: Socket) -> Self {
+        Self { account, mark, socket, before: None }
+    }
 }
 
 /// What a client's socket has on the other side.
 #[derive(Clone, Debug, Default)]
 pub struct Slot(Arc<Mutex<Held>>);
+
+/// What became of a message to the turn under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interjected {
+    Queued,
+    /// No turn is under way on a socket.
+    Nowhere,
+    /// The upstream has not taken what was said before.
+    Full,
+}
 
 #[derive(Debug, Default)]
 struct Held {
@@ -47,6 +71,11 @@ impl Slot {
         self.0.lock().leg.take()
     }
 
+    /// Of the leg that waits.
+    pub fn mark(&self) -> Option<u64> {
+        self.0.lock().leg.as_ref().map(|leg| leg.mark)
+    }
+
     /// Whose leg it is.
     pub fn account(&self) -> Option<AccountId> {
         self.0.lock().leg.as_ref().map(|leg| leg.account)
@@ -61,13 +90,16 @@ impl Slot {
         self.0.lock().without == Some(account)
     }
 
-    /// Hands a message to the turn under way, which sends it when it is polled next. False: no turn
-    /// is under way on a socket.
-    pub fn interject(&self, text: Bytes) -> bool {
+    /// Hands a message to the turn under way, which sends it when it is polled next.
+    pub fn interject(&self, text: Bytes) -> Interjected {
         let mut held = self.0.lock();
-        let Some(said) = &mut held.said else { return false };
+        let Some(said) = &mut held.said else { return Interjected::Nowhere };
+        let waiting: usize = said.iter().map(Bytes::len).sum();
+        if waiting > 0 && waiting + text.len() > WAITING_MAX {
+            return Interjected::Full;
+        }
         said.push_back(text);
-        true
+        Interjected::Queued
     }
 
     /// What the upstream says between turns; `None`: it has closed, and the slot is empty now. Never
@@ -94,6 +126,16 @@ pub struct Turn {
     leg: Option<Leg>,
     slot: Slot,
     first: Option<Bytes>,
+    /// The response that this turn is given.
+    response: Option<String>,
+}
+
+/// Why a turn did not begin.
+#[derive(Debug)]
+pub enum NotBegun {
+    /// The upstream has closed the socket in good order, or takes no more turns on it.
+    Closed,
+    Failed(SendError),
 }
 
 impl Turn {
@@ -103,31 +145,59 @@ impl Turn {
         slot: Slot,
         frame: Bytes,
         wait: Duration,
-    ) -> Result<Self, SendError> {
-        let broke = || SendError::Broke("the socket closed".into());
+    ) -> Result<Self, NotBegun> {
+        let ended = |leg: Option<&Leg>| match leg {
+            Some(leg) if leg.socket.is_closing() => NotBegun::Closed,
+            _ => NotBegun::Failed(SendError::Broke("the socket closed".into())),
+        };
         if !leg.socket.say(frame).await {
-            return Err(broke());
+            return Err(ended(Some(&leg)));
         }
-        let said = timeout(wait, leg.socket.said()).await.map_err(|_| SendError::Timeout)?;
-        let Some(Said::Text(first)) = said else { return Err(broke()) };
         slot.0.lock().said = Some(VecDeque::new());
-        Ok(Self { leg: Some(leg), slot, first: Some(first) })
+        let mut turn = Self { leg: Some(leg), slot, first: None, response: None };
+        let first = timeout(wait, std::future::poll_fn(|cx| turn.poll_said(cx))).await;
+        let first = first.map_err(|_| NotBegun::Failed(SendError::Timeout))?;
+        let Some(first) = first else { return Err(ended(turn.leg.as_ref())) };
+        if end_of_turn(&first) == Some(End::Leg) {
+            return Err(NotBegun::Closed);
+        }
+        turn.first = Some(first);
+        Ok(turn)
     }
 
     pub fn is_over(&self) -> bool {
         self.leg.is_none() && self.first.is_none()
     }
 
-    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        let text = if let Some(first) = self.first.take() {
-            first
-        } else {
+    /// The next message of this turn; `None`: the socket is closed or broken.
+    fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
             let Some(leg) = &mut self.leg else { return Poll::Ready(None) };
             if let Some(queue) = &mut self.slot.0.lock().said {
                 leg.socket.poll_say(cx, queue);
             }
-            let said = std::task::ready!(leg.socket.poll_said(cx));
-            let Some(Said::Text(text)) = said else {
+            let Some(Said::Text(text)) = std::task::ready!(leg.socket.poll_said(cx)) else {
+                return Poll::Ready(None);
+            };
+            if self.response.is_none() && event_kind(&text).starts_with(b"response.") {
+                let of = response_id(&text);
+                if of.is_some() && of == leg.before {
+                    continue;
+                }
+                self.response = of;
+            }
+            return Poll::Ready(Some(text));
+        }
+    }
+
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        let text = if let Some(first) = self.first.take() {
+            first
+        } else {
+            if self.leg.is_none() {
+                return Poll::Ready(None);
+            }
+            let Some(text) = std::task::ready!(self.poll_said(cx)) else {
                 self.leg = None;
                 return Poll::Ready(Some(Err(BodyError::Socket)));
             };
@@ -141,7 +211,8 @@ impl Turn {
         match end_of_turn(&text) {
             Some(End::Leg) => self.leg = None,
             Some(End::Turn) => {
-                if let Some(leg) = self.leg.take() {
+                if let Some(mut leg) = self.leg.take() {
+                    leg.before = self.response.take().or(leg.before);
                     self.slot.put(leg);
                 }
             }
@@ -149,6 +220,19 @@ impl Turn {
         }
         Poll::Ready(Some(Ok(event(&text))))
     }
+}
+
+/// Of an event that tells of a response as a whole.
+fn response_id(text: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Event {
+        response: Response,
+    }
+    #[derive(Deserialize)]
+    struct Response {
+        id: String,
+    }
+    serde_json::from_slice::<Event>(text).ok().map(|event| event.response.id)
 }
 
 impl Drop for Turn {

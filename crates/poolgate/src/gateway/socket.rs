@@ -9,14 +9,19 @@
 //! that a refusal is a plain HTTP answer with its true status.
 
 mod bridge;
+mod saying;
 mod session;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
@@ -34,14 +39,19 @@ use super::settle::Record;
 use super::{Call, authenticate, client_status, headers, limits, prepare, remember_turn, stage};
 use crate::admission::{Bound, Permit};
 use crate::app::App;
-use crate::egress::{Leg, Received, Slot, Turn, Upgrade};
+use crate::config::Upstream;
+use crate::egress::{Leg, NotBegun, Received, SendError, Slot, Turn, Upgrade};
 use crate::error::Error;
 use crate::json::{Document, Text, TextBody};
+use crate::pool::Account;
 use crate::ws::derive_accept_key;
 use session::Session;
 
 /// What clients of this protocol ask for, and upstreams require.
 pub const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06");
+
+/// Of the protocol (RFC 6455).
+const VERSION: &str = "13";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -86,13 +96,14 @@ pub async fn open(
     let upgrade =
         head.extensions.remove::<OnUpgrade>().filter(|_| head.version == Version::HTTP_11);
     let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+    let key = key.filter(|_| head.headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|v| v == VERSION));
     let (upgrade, accept) = upgrade.zip(key).ok_or(Error::BadHandshake)?;
     let own: [u8; 16] = rand::random();
     let slot = Slot::default();
     let call = Call {
         turn: turn_of(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
-        gate: None,
+        gate: model_named(&head.headers).and_then(|model| app.gates.of(&model).cloned()),
         surface: Surface::Responses,
         payload: nothing(),
         head: Head {
@@ -114,6 +125,7 @@ pub async fn open(
         Dispatched::Whole(_, reply, _) => return Ok(refused(&reply.head, reply.body)),
     };
     remember_turn(&app, &call.caller, &lease, &answer.head.headers);
+    let moves = lease.moves();
     drop(lease);
     let mut response = Response::new(Outgoing::Whole(Full::default()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -130,9 +142,20 @@ pub async fn open(
         .iter()
         .any(|value| value.to_str().is_ok_and(|value| value.contains("responses_websockets")));
     let contract = if asks_for_codex { Contract::Codex } else { contract };
-    let session = Session::new(Arc::clone(&app), call, slot, contract, permit);
+    let session = Session::new(Arc::clone(&app), call, slot, contract, (permit, moves));
     app.sockets.spawn(session.run(upgrade));
     Ok(response)
+}
+
+/// The model that Codex names in its handshake, for the first turn. An account whose ordinary quota
+/// is spent may still serve it; whether the turn asks for it is seen then.
+fn model_named(headers: &HeaderMap) -> Option<String> {
+    let value = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let hint = value("x-codex-routing-hint").and_then(|hint| hint.strip_prefix("model="));
+    hint.map(str::to_owned).or_else(|| {
+        let told = Bytes::copy_from_slice(value("x-codex-turn-metadata")?.as_bytes());
+        Some(Document::parse(told).ok()?.string("model").ok()??.into_owned())
+    })
 }
 
 fn refused(head: &http::response::Parts, body: Bytes) -> Response<Outgoing> {
@@ -156,7 +179,9 @@ pub async fn send(
     over: &OverSocket,
 ) -> Result<(Response<Received>, Permit), AttemptError> {
     let account = target.account;
-    let kept = over.slot.take().filter(|leg| leg.account == account.id);
+    let mark = mark(account);
+    let kept = over.slot.take().filter(|leg| leg.account == account.id && leg.mark == mark);
+    let is_kept = kept.is_some();
     let is_chained = over.wants == Wants::Turn { chained: true };
     let mut response = opened();
     let leg = match kept {
@@ -168,7 +193,7 @@ pub async fn send(
         None => match connect(app, call, target).await? {
             Upgrade::Open(head, socket) => {
                 *response.headers_mut() = head;
-                Leg { account: account.id, socket }
+                Leg::new(account.id, mark, socket)
             }
             Upgrade::Refused(response) if bridge::lacks_sockets(response.status()) => {
                 over.slot.bridge(account.id);
@@ -198,9 +223,21 @@ pub async fn send(
     match turn {
         Ok(turn) => *response.body_mut() = Received::Turn(Box::new(turn)),
         Err(_) if is_chained => return Err(AttemptError::ChainLost),
-        Err(error) => return Err(error.into()),
+        // It was closed while it waited, and the two have crossed on the way: nobody's failure.
+        Err(NotBegun::Closed) if is_kept => return Box::pin(send(app, call, target, over)).await,
+        Err(NotBegun::Closed) => return Err(SendError::Broke("the socket closed".into()).into()),
+        Err(NotBegun::Failed(error)) => return Err(error.into()),
     }
     Ok((response, create))
+}
+
+/// What a socket is opened with. One that was opened by another person's sign-in, or leads elsewhere,
+/// is not the account's any more.
+pub fn mark(account: &Account) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Upstream { origin, prefix, proxy, .. } = &account.upstream;
+    (account.credential.owner(), origin, prefix, proxy).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A yes without a body, in a shape that is judged like any other answer.
@@ -252,7 +289,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
 fn handshake(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
     let key = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>());
     headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).expect("base64"));
 }

@@ -58,6 +58,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Cancelled when a rebalance moves its sessions away.
+    pub fn moves(&self) -> Option<CancellationToken> {
+        self.interrupts[1].clone()
+    }
+
     /// Resolves when the account has become unable to serve, or its sessions have moved away: a
     /// request that still waits for a head should go elsewhere.
     pub async fn interrupted(&self) {

@@ -1,11 +1,13 @@
 //! What a key's pools have left, for clients.
 
+use std::sync::Arc;
+
 use poolgate_core::account::{AccountId, Kind, Surface};
-use poolgate_core::availability::state;
+use poolgate_core::availability::{Ask, Reason, availability};
 use poolgate_core::limits::Limits;
 use poolgate_core::units::Timestamp;
 
-use super::Pool;
+use super::{Account, Pool};
 
 /// The subscription whose limits the clients of a surface know.
 pub const fn subscription(surface: Surface) -> Kind {
@@ -16,9 +18,15 @@ pub const fn subscription(surface: Surface) -> Kind {
 }
 
 impl Pool {
-    /// Whether an account can be given ordinary work now.
-    pub fn is_able(&self, id: AccountId, now: Timestamp) -> bool {
-        self.with(id, |live| state(&live.facts, now).is_ok()) == Some(true)
+    /// The account, unless it can be given no such work now. Whoever is only busy, or does not serve
+    /// this model for a moment, is none to be left.
+    pub fn able(&self, id: AccountId, ask: Ask<'_>, now: Timestamp) -> Option<Arc<Account>> {
+        self.with(id, |live| match availability(&live.facts, ask, now) {
+            Ok(_) | Err(Reason::Busy | Reason::Probing { .. } | Reason::Model { .. }) => {
+                Some(Arc::clone(&live.account))
+            }
+            Err(_) => None,
+        })?
     }
 
     /// Of the pools' accounts of that kind. `None`: there are none, or nothing is known of them.

@@ -6,8 +6,9 @@ use poolgate_sim::Account;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, responses};
@@ -36,7 +37,9 @@ pub async fn connect_to(url: &str, key: &str, headers: &[(&str, &str)]) -> Resul
     }
     let address = url.strip_prefix("http://").unwrap();
     let stream = TcpStream::connect(address).await.unwrap();
-    let answer = tokio::time::timeout(PATIENCE, client_async(request, stream)).await;
+    let any_size = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
+    let opening = client_async_with_config(request, stream, Some(any_size));
+    let answer = tokio::time::timeout(PATIENCE, opening).await;
     match answer.expect("in time") {
         Ok((socket, response)) => Ok(Client { socket, head: response.into_parts().0.headers }),
         Err(Error::Http(response)) => {

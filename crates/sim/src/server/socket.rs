@@ -153,6 +153,11 @@ impl Session {
 
     /// Begins the answer to a frame, or refuses to.
     async fn hear(&mut self, ws: &mut Ws, text: Utf8Bytes) -> Result<(), Error> {
+        // A fast client has read the last event before this has gone on behind it.
+        if self.play.is_all_said() {
+            self.learn();
+            self.play = Play::default();
+        }
         let body = Bytes::from(text);
         let name = Some(self.account.name());
         let turn_of = Some(self.seat.number());

@@ -1,28 +1,31 @@
 //! A client's socket, from its upgrade to its end.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response};
-use http_body_util::{BodyExt, Collected};
+use http::{HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use poolgate_core::account::{Kind, Surface, model_matches};
+use poolgate_core::availability::Ask;
+use poolgate_core::gate::Gate;
 use poolgate_core::limits::Limits;
 use poolgate_core::quota::Source;
-use serde_json::{Map, Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::{OverSocket, Wants};
+use super::saying::{CREATE, STUCK, TEXT_ONLY, Telling, keep_waiting, say, say_error, say_refusal};
+use super::{OverSocket, Wants, mark};
 use crate::admission::Permit;
 use crate::app::App;
 use crate::egress::Slot;
-use crate::error::{Dialect, Error};
+use crate::error::Error;
 use crate::gateway::admit::{self, Admitted, Way};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
 use crate::gateway::read::{Head, Payload, Purpose, peek, turn_in};
-use crate::gateway::relay::{Outgoing, Relay};
+use crate::gateway::relay::Relay;
 use crate::gateway::route::{Contract, Endpoint};
 use crate::gateway::settle::Record;
 use crate::gateway::{Call, Served, answer};
@@ -31,21 +34,14 @@ use crate::keys::KeyPermit;
 use crate::limits::codex_event;
 use crate::pool::SessionKey;
 use crate::providers::{codex_windows, event_kind};
-use crate::sse::Scanner;
 use crate::ws::{Said, Socket};
 
 /// Whether the pool's limits have changed is looked for so often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A client that takes nothing for so long is given up.
-const STUCK: Duration = Duration::from_mins(1);
-
 /// For the close of a socket that the drain has cut.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-const CREATE: &[u8] = b"response.create";
-
 const GOING_AWAY: u16 = 1001;
-const UNSUPPORTED: u16 = 1003;
 const POLICY: u16 = 1008;
 const RESTART: u16 = 1012;
 
@@ -59,17 +55,32 @@ pub struct Session {
     turn_state: Option<SessionKey>,
     slot: Slot,
     contract: Contract,
+    /// The model of the turn before, and the limit that governs it.
+    asks: (String, Option<Arc<Gate>>),
+    /// Cancelled when a rebalance moves the session.
+    moves: Option<CancellationToken>,
     /// The limits the client was told last.
     told: Option<Limits>,
     _permit: Permit,
 }
 
-/// The client's end is gone, or takes nothing more.
-struct Gone;
+/// Why a client's socket ends.
+pub enum Left {
+    /// The client's end is gone, or takes nothing more.
+    Gone,
+    /// With this code and reason.
+    Close(u16, &'static str),
+}
 
 impl Session {
-    pub fn new(app: Arc<App>, call: Call, slot: Slot, contract: Contract, permit: Permit) -> Self {
-        let Call { caller, headers, query, turn, head, .. } = call;
+    pub fn new(
+        app: Arc<App>,
+        call: Call,
+        slot: Slot,
+        contract: Contract,
+        (permit, moves): (Permit, Option<CancellationToken>),
+    ) -> Self {
+        let Call { caller, headers, query, turn, head, gate, .. } = call;
         Self {
             app,
             caller,
@@ -79,6 +90,8 @@ impl Session {
             turn_state: turn,
             slot,
             contract,
+            asks: (head.model, gate),
+            moves,
             told: None,
             _permit: permit,
         }
@@ -94,18 +107,22 @@ impl Session {
         };
         let mut client = Socket::server(upgraded).await;
         let abort = self.app.sockets.abort.clone();
-        let ended = abort.run_until_cancelled(self.serve(&mut client)).await;
-        let (close, patience) = match ended {
-            Some(Ok(close)) => (close, STUCK),
-            Some(Err(Gone)) => return,
-            // In the middle of a turn.
-            None => ((RESTART, "Server is shutting down"), LAST_WORD),
-        };
-        let _ = tokio::time::timeout(patience, client.close(close.0, close.1)).await;
+        match abort.run_until_cancelled(self.serve(&mut client)).await {
+            Some(Err(Left::Close(code, reason))) => {
+                let close = timeout(STUCK, client.close(code, reason));
+                let _ = abort.run_until_cancelled(close).await;
+            }
+            Some(Err(Left::Gone)) => {}
+            None => {
+                // In the middle of a turn.
+                let close = client.close(RESTART, "Server is shutting down");
+                let _ = timeout(LAST_WORD, close).await;
+            }
+        }
     }
 
-    /// Turn after turn, until the close code to end with.
-    async fn serve(&mut self, client: &mut Socket) -> Result<(u16, &'static str), Gone> {
+    /// Turn after turn, until it ends.
+    async fn serve(&mut self, client: &mut Socket) -> Result<Infallible, Left> {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
@@ -115,26 +132,26 @@ impl Session {
         loop {
             tokio::select! {
                 biased;
-                said = client.said() => match said.ok_or(Gone)? {
+                said = client.said() => match said.ok_or(Left::Gone)? {
                     Said::Text(text) => {
                         // Boxed: most sockets are idle, and a turn is large.
                         Box::pin(self.turn(client, text)).await?;
                         heard = Instant::now();
                     }
-                    Said::Binary => return Ok((UNSUPPORTED, "text only")),
+                    Said::Binary => return Err(TEXT_ONLY),
                 },
-                () = draining.cancelled() => return Ok((RESTART, "Server is draining")),
+                () = draining.cancelled() => return Err(Left::Close(RESTART, "Server is draining")),
                 // A close is remembered by the empty slot.
                 said = self.slot.idle() => self.learn(&said.unwrap_or_default()),
                 _ = looks.tick() => {
                     if !self.key_is_good() {
-                        return Ok((POLICY, "The key is no longer valid"));
+                        return Err(Left::Close(POLICY, "The key is no longer valid"));
                     }
                     self.leave_unable();
                     self.tell_limits(client).await?;
                 }
                 () = sleep_until(heard + idle) => {
-                    return Ok((GOING_AWAY, "Idle downstream websocket timeout"));
+                    return Err(Left::Close(GOING_AWAY, "Idle downstream websocket timeout"));
                 }
             }
         }
@@ -155,14 +172,18 @@ impl Session {
 
     /// The next turn goes elsewhere anyway: the account's socket is closed, the client's stays.
     fn leave_unable(&self) {
-        let now = self.app.clock.now();
-        if self.slot.account().is_some_and(|id| !self.app.pool.is_able(id, now)) {
+        let Some((id, leg)) = self.slot.account().zip(self.slot.mark()) else { return };
+        let (model, gate) = &self.asks;
+        let ask = Ask { surface: Surface::Responses, model, gate: gate.as_deref() };
+        let account = self.app.pool.able(id, ask, self.app.clock.now());
+        let has_moved = self.moves.as_ref().is_some_and(CancellationToken::is_cancelled);
+        if has_moved || account.is_none_or(|account| mark(&account) != leg) {
             self.slot.take();
         }
     }
 
     /// The pool's limits, if they are not what the client knows.
-    async fn tell_limits(&mut self, client: &mut Socket) -> Result<(), Gone> {
+    async fn tell_limits(&mut self, client: &mut Socket) -> Result<(), Left> {
         if self.contract == Contract::Strict {
             return Ok(());
         }
@@ -178,11 +199,13 @@ impl Session {
         }
     }
 
-    async fn turn(&mut self, client: &mut Socket, text: Bytes) -> Result<(), Gone> {
+    async fn turn(&mut self, client: &mut Socket, text: Bytes) -> Result<(), Left> {
+        self.leave_unable();
         let (call, mut record) = match self.understand(text) {
             Ok(understood) => understood,
             Err(error) => return say_error(client, &error).await,
         };
+        self.asks = (call.head.model.clone(), call.gate.clone());
         let app = Arc::clone(&self.app);
         let key = match call.head.purpose {
             // It is nobody's request yet, and counts in no limit.
@@ -199,17 +222,24 @@ impl Session {
         };
         let dispatched = tokio::select! {
             dispatched = dispatch(&app, &call, &mut record) => dispatched,
-            gone = keep_waiting(client, &self.slot) => return Err(gone),
+            left = keep_waiting(client, &self.slot) => return Err(left),
         };
         let served = dispatched.map(|dispatched| {
             let admitted = Admitted { lane: Permit::default(), key };
-            answer(app, call, dispatched, self.contract, admitted, &mut record)
+            answer(Arc::clone(&app), call, dispatched, self.contract, admitted, &mut record)
         });
         match served {
             Ok(Served::Relay(_, parts)) => {
-                let (app, lease, admitted, opening, of) = *parts;
-                let relay = Relay::new(app, lease, record, admitted, opening, of);
-                relay_events(client, &self.slot, Outgoing::Relay(Box::new(relay))).await
+                let (of_app, lease, admitted, opening, of) = *parts;
+                self.moves = lease.moves();
+                let telling = Telling {
+                    app: &app,
+                    key: &self.caller.key,
+                    slot: &self.slot,
+                    is_refused: opening.tap.finished && !opening.tap.semantic,
+                };
+                let relay = Relay::new(of_app, lease, record, admitted, opening, of);
+                telling.relay(client, relay).await
             }
             Ok(Served::Whole(response)) => say_refusal(client, response).await,
             Err(error) => {
@@ -293,78 +323,4 @@ impl Session {
 fn alone(headers: &HeaderMap) -> HeaderMap {
     let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
     headers.iter().filter_map(|(name, value)| Some((name.clone(), copy(value)?))).collect()
-}
-
-/// Each event as a message. A cut ends the turn, not the socket: the last event has said so.
-async fn relay_events(client: &mut Socket, slot: &Slot, mut body: Outgoing) -> Result<(), Gone> {
-    let mut scanner = Scanner::default();
-    loop {
-        let frame = tokio::select! {
-            frame = body.frame() => frame,
-            gone = keep_waiting(client, slot) => return Err(gone),
-        };
-        let Some(Ok(frame)) = frame else { return Ok(()) };
-        let Ok(data) = frame.into_data() else { continue };
-        let mut events = Vec::new();
-        scanner.feed(&data, |event| events.push(Bytes::copy_from_slice(event.data)));
-        for event in events {
-            say(client, event).await?;
-        }
-    }
-}
-
-/// One turn at a time: another is refused meanwhile. What else the client says is about the turn
-/// under way (`response.interrupt`, `response.steer`), and its upstream's to understand; over HTTP
-/// nobody can be told. Resolves when the client has left.
-async fn keep_waiting(client: &mut Socket, slot: &Slot) -> Gone {
-    loop {
-        let text = match client.said().await {
-            None | Some(Said::Binary) => return Gone,
-            Some(Said::Text(text)) => text,
-        };
-        let kind = event_kind(&text);
-        if kind.is_empty() || kind == CREATE {
-            let error = Error::BadQuestion("a turn is under way on this socket");
-            if let Err(gone) = say_error(client, &error).await {
-                return gone;
-            }
-        } else if slot.interject(text) {
-            // The turn is polled beside this, and may have been already.
-            tokio::task::yield_now().await;
-        }
-    }
-}
-
-async fn say(client: &mut Socket, text: Bytes) -> Result<(), Gone> {
-    match tokio::time::timeout(STUCK, client.say(text)).await {
-        Ok(true) => Ok(()),
-        Ok(false) | Err(_) => Err(Gone),
-    }
-}
-
-async fn say_error(client: &mut Socket, error: &Error) -> Result<(), Gone> {
-    say_refusal(client, error.render(Dialect::OpenAi).map(Outgoing::Whole)).await
-}
-
-async fn say_refusal(client: &mut Socket, response: Response<Outgoing>) -> Result<(), Gone> {
-    let (head, body) = response.into_parts();
-    let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
-    say(client, error_event(&Response::from_parts(head, body)).to_string().into()).await
-}
-
-/// A refusal as Codex reads it on a socket: its status, its error, and the limits in its headers.
-fn error_event(response: &Response<Bytes>) -> Value {
-    let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
-    let error = body.get("error").cloned().unwrap_or_else(|| {
-        json!({"type": "server_error", "code": "upstream_error", "message": "the upstream refused"})
-    });
-    let told = |name: &str| name.starts_with("x-codex-") || name == "retry-after";
-    let headers: Map<String, Value> = response
-        .headers()
-        .iter()
-        .filter(|(name, _)| told(name.as_str()))
-        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.into())))
-        .collect();
-    let status = response.status().as_u16();
-    json!({"type": "error", "status": status, "error": error, "headers": headers})
 }

@@ -55,6 +55,11 @@ impl Play {
         !self.steps.is_empty()
     }
 
+    /// Whether nothing is left but to note that it is complete.
+    pub fn is_all_said(&self) -> bool {
+        self.steps.len() == 1 && matches!(self.steps.front(), Some(Step::Done))
+    }
+
     /// Whether the next frame follows without a pause.
     pub fn goes_on_at_once(&self) -> bool {
         matches!(self.steps.front(), Some(Step::Send { .. }))

@@ -1,0 +1,178 @@
+//! What a client is told on its socket: the events of its turns, errors, and nothing of an account.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body_util::{BodyExt, Collected};
+use poolgate_core::account::Surface;
+use serde_json::{Map, Value, json};
+use tokio::time::timeout;
+
+use super::session::Left;
+use crate::app::App;
+use crate::egress::{Interjected, Slot};
+use crate::error::{Dialect, Error};
+use crate::gateway::limits;
+use crate::gateway::relay::{Outgoing, Relay};
+use crate::json::{Document, Patch};
+use crate::providers::event_kind;
+use crate::sse::Scanner;
+use crate::store::ClientKeyRow;
+use crate::ws::{Said, Socket};
+
+/// A client that takes nothing for so long is given up.
+pub const STUCK: Duration = Duration::from_mins(1);
+/// What comes over HTTP may end a moment after its last event; then its connection is used again.
+const TAIL: Duration = Duration::from_millis(250);
+
+pub const CREATE: &[u8] = b"response.create";
+
+const UNSUPPORTED: u16 = 1003;
+
+/// Binary messages mean nothing here.
+pub const TEXT_ONLY: Left = Left::Close(UNSUPPORTED, "text only");
+
+/// The words of the relay for a turn that broke, for what it cannot say itself.
+const BROKE: &[u8] = br#"{"type":"response.failed","response":{"status":"failed","error":{"code":"upstream_broke","message":"the upstream broke off; the answer is incomplete"}}}"#;
+
+/// The events of one turn for one client.
+pub struct Telling<'a> {
+    pub app: &'a App,
+    pub key: &'a ClientKeyRow,
+    pub slot: &'a Slot,
+    /// The request's own fault, before any output: relayed as the upstream told it.
+    pub is_refused: bool,
+}
+
+impl Telling<'_> {
+    /// Each event as a message, up to the one that ends the turn, which is always said: a client's
+    /// socket stays, so that nothing else tells it of a cut. Whatever is said behind that, like the
+    /// `response.failed` behind an `error`, would be taken for the next turn's.
+    pub async fn relay(&self, client: &mut Socket, relay: Relay) -> Result<(), Left> {
+        let mut body = Outgoing::Relay(Box::new(relay));
+        let mut scanner = Scanner::default();
+        let mut has_ended = false;
+        loop {
+            let frame = if has_ended {
+                // The next turn may have come already, and is nobody's interruption.
+                timeout(TAIL, body.frame()).await.ok().flatten()
+            } else {
+                tokio::select! {
+                    frame = body.frame() => frame,
+                    left = keep_waiting(client, self.slot) => return Err(left),
+                }
+            };
+            let Some(Ok(frame)) = frame else { break };
+            let Ok(data) = frame.into_data() else { continue };
+            let mut events = Vec::new();
+            scanner.feed(&data, |event| events.push(Bytes::copy_from_slice(event.data)));
+            for event in events {
+                let kind = event_kind(&event);
+                // `[DONE]` ends a stream, and is no message.
+                if has_ended || kind.is_empty() {
+                    continue;
+                }
+                has_ended = ends_turn(kind);
+                let event = if kind == b"error" { self.as_ours(event) } else { event };
+                say(client, event).await?;
+            }
+        }
+        if has_ended { Ok(()) } else { say(client, Bytes::from_static(BROKE)).await }
+    }
+
+    /// An upstream's error as a client may hear it: with the pool's limits in place of the account's.
+    /// What is the account's own trouble, like its quota, is nothing that the client should stop for:
+    /// behind output, where it is not served elsewhere, it is told as a break.
+    fn as_ours(&self, event: Bytes) -> Bytes {
+        let broke = || Bytes::from_static(BROKE);
+        let Ok(document) = Document::parse(event) else { return broke() };
+        let mut patch = Patch::default();
+        for field in ["status", "status_code"] {
+            let Some(status) = document.raw(field) else { continue };
+            match status.parse().unwrap_or(0) {
+                401 | 403 if self.is_refused => patch.set(&document, field, "400"),
+                401 | 402 | 403 | 408 | 409 | 429 | 500.. if !self.is_refused => return broke(),
+                _ => {}
+            }
+        }
+        if document.raw("headers").is_some() {
+            let mut headers = HeaderMap::new();
+            limits::tell(self.app, self.key, Surface::Responses, &mut headers);
+            patch.set(&document, "headers", &told(&headers).to_string());
+        }
+        patch.apply(&document).to_bytes()
+    }
+}
+
+fn ends_turn(kind: &[u8]) -> bool {
+    matches!(kind, b"response.completed" | b"response.failed" | b"response.incomplete" | b"error")
+}
+
+/// One turn at a time: another is refused meanwhile. What else the client says is about the turn
+/// under way (`response.interrupt`, `response.steer`), and its upstream's to understand; over HTTP
+/// nobody can be told. Resolves when the client has left, or has to.
+pub async fn keep_waiting(client: &mut Socket, slot: &Slot) -> Left {
+    loop {
+        let text = match client.said().await {
+            None => return Left::Gone,
+            Some(Said::Binary) => return TEXT_ONLY,
+            Some(Said::Text(text)) => text,
+        };
+        let kind = event_kind(&text);
+        let why = if kind.is_empty() || kind == CREATE {
+            "a turn is under way on this socket"
+        } else {
+            match slot.interject(text) {
+                Interjected::Queued => {
+                    // The turn is polled beside this, and may have been already.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Interjected::Nowhere => continue,
+                Interjected::Full => "the upstream does not take what was said before",
+            }
+        };
+        if let Err(left) = say_error(client, &Error::BadQuestion(why)).await {
+            return left;
+        }
+    }
+}
+
+pub async fn say(client: &mut Socket, text: Bytes) -> Result<(), Left> {
+    match timeout(STUCK, client.say(text)).await {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err(Left::Gone),
+    }
+}
+
+pub async fn say_error(client: &mut Socket, error: &Error) -> Result<(), Left> {
+    say_refusal(client, error.render(Dialect::OpenAi).map(Outgoing::Whole)).await
+}
+
+pub async fn say_refusal(client: &mut Socket, response: Response<Outgoing>) -> Result<(), Left> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
+    say(client, error_event(&Response::from_parts(head, body)).to_string().into()).await
+}
+
+/// A refusal as Codex reads it on a socket: its status, its error, and the limits in its headers.
+fn error_event(response: &Response<Bytes>) -> Value {
+    let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
+    let error = body.get("error").cloned().unwrap_or_else(|| {
+        json!({"type": "server_error", "code": "upstream_error", "message": "the upstream refused"})
+    });
+    let status = response.status().as_u16();
+    json!({"type": "error", "status": status, "error": error, "headers": told(response.headers())})
+}
+
+/// Of headers those that Codex reads in an error.
+fn told(headers: &HeaderMap) -> Value {
+    let told = |name: &str| name.starts_with("x-codex-") || name == "retry-after";
+    let headers: Map<String, Value> = headers
+        .iter()
+        .filter(|(name, _)| told(name.as_str()))
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.into())))
+        .collect();
+    headers.into()
+}

@@ -1,0 +1,146 @@
+//! The account's end of a client's socket: when it is kept, left, and opened again.
+
+use std::time::Duration;
+
+use poolgate_sim::{Fault, Phase};
+use serde_json::{Value, json};
+
+use crate::harness::{Harness, Setup};
+use crate::requests::{CODEX, responses};
+use crate::socket_client::{
+    BETA, Client, chained, connect, create, id, said, sockets, turns, until,
+};
+
+const WEEK: Duration = Duration::from_hours(168);
+
+/// spec §4: what keeps an account from ordinary work keeps it from no gated model.
+#[tokio::test]
+async fn a_gated_models_leg_stays_where_the_ordinary_quota_is_capped() {
+    let mut setup = Setup::new().await;
+    let a = setup.sim.codex("a");
+    a.plan("pro").renew();
+    setup.add_codex(&a);
+    setup.settings("a").limit_weekly = Some(50);
+    a.window(WEEK, 1e9, 4e8, Duration::from_hours(100));
+    let h = setup.start().await;
+    let mut client = Client::open(&h).await;
+    let gated = |mut frame: Value| {
+        frame["model"] = json!("gpt-5.3-codex-spark");
+        frame
+    };
+    let first = client.turn(&gated(create("hi"))).await;
+    a.set_used(WEEK, 0.6);
+    let second = client.turn(&gated(chained("more", &id(&first)))).await;
+    assert_eq!(said(&second), "completed");
+    let told = client.next().await.unwrap().unwrap();
+    assert_eq!(told["type"], "codex.rate_limits", "it has been looked after since");
+    let third = client.turn(&gated(chained("more", &id(&second)))).await;
+    assert_eq!(said(&third), "completed");
+    assert_eq!(sockets(&h), 1);
+    drop(client);
+    h.finish().await;
+}
+
+/// The same before the first turn: Codex names its model in the handshake.
+#[tokio::test]
+async fn a_handshake_for_a_gated_model_needs_no_ordinary_quota() {
+    let mut setup = Setup::new().await;
+    let a = setup.sim.codex("a");
+    a.plan("pro").renew();
+    setup.add_codex(&a);
+    setup.settings("a").limit_weekly = Some(50);
+    a.window(WEEK, 1e9, 6e8, Duration::from_hours(100));
+    let h = setup.start().await;
+    let mut frame = create("hi");
+    frame["model"] = json!("gpt-5.3-codex-spark");
+    let mut body = frame.clone();
+    body.as_object_mut().unwrap().remove("type");
+    assert_eq!(h.post(CODEX, &body).await.status, 200, "its windows are known now");
+    let (status, _) = connect(&h, &[BETA]).await.err().unwrap();
+    assert_eq!(status, 429);
+    for named in [
+        ("x-codex-routing-hint", "model=gpt-5.3-codex-spark"),
+        ("x-codex-turn-metadata", r#"{"turn_id":"t","model":"gpt-5.3-codex-spark"}"#),
+    ] {
+        let mut client = connect(&h, &[BETA, named]).await.unwrap();
+        client.next().await.unwrap().unwrap();
+        assert_eq!(said(&client.turn(&frame).await), "completed", "{named:?}");
+        let refused = client.turn(&create("an ordinary one")).await;
+        assert_eq!(said(&refused), "usage_limit_reached", "{named:?}");
+    }
+    h.finish().await;
+}
+
+/// codex-lb 5.7: an upstream that closes as a turn comes has not taken it.
+#[tokio::test]
+async fn a_leg_that_closes_as_a_turn_comes_is_opened_again() {
+    for fault in [Fault::close_frame(Phase::Head, 1012), Fault::connection_limit()] {
+        let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+        let mut client = Client::open(&h).await;
+        client.next().await.unwrap().unwrap();
+        let first = client.turn(&create("hi")).await;
+        let name = format!("{fault:?}");
+        a.fault(fault.clone()).turns().times(1);
+        assert_eq!(said(&client.turn(&create("hi, and more")).await), "completed", "{name}");
+        assert_eq!(sockets(&h), 2, "{name}");
+        a.fault(fault).turns().times(1);
+        let lost = client.turn(&chained("more", &id(&first))).await;
+        assert_eq!(said(&lost), "previous_response_not_found", "{name}");
+        let rows = h.rows("SELECT outcome FROM attempts WHERE outcome <> 'request_fault'").await;
+        assert!(rows.is_empty(), "{name}: {rows:?}");
+        drop(client);
+        h.finish().await;
+    }
+}
+
+/// spec §7, multiplexer 9.7.
+#[tokio::test]
+async fn a_rebalance_takes_idle_legs_along() {
+    let (h, (a, b)) = Harness::start(|s: &mut Setup| {
+        s.pool("default", &[], "least-used");
+        s.raw.pool[0].rebalance_threshold = Some(20.0);
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    let turn = async |session: &str| {
+        let got = h.post_with(CODEX, &[("session-id", session)], &responses("hi", true)).await;
+        assert_eq!(got.status, 200, "{}", got.text());
+        h.asked().pop().unwrap()
+    };
+    assert_eq!(turn("s-1").await, "a");
+    let mut client = connect(&h, &[BETA, ("session-id", "s-1")]).await.unwrap();
+    client.next().await.unwrap().unwrap();
+    let first = client.turn(&create("hi")).await;
+    assert_eq!(a.open_sockets(), 1);
+    turn("s-2").await;
+    b.set_used(WEEK, 0.05);
+    turn("s-2").await;
+    a.set_used(WEEK, 0.40);
+    turn("s-1").await;
+    assert_eq!(turn("s-1").await, "b", "it has moved");
+    until("the idle leg is closed", || a.open_sockets() == 0).await;
+    let lost = client.turn(&chained("more", &id(&first))).await;
+    assert_eq!(said(&lost), "previous_response_not_found");
+    assert_eq!(said(&client.turn(&create("all of it")).await), "completed");
+    assert_eq!(turns(&h).last().unwrap(), "b");
+    drop(client);
+    h.finish().await;
+}
+
+/// A sign-in that becomes somebody else's takes over no socket of the one before.
+#[tokio::test]
+async fn a_leg_of_another_persons_sign_in_is_left() {
+    let mut setup = Setup::new().await;
+    let a = setup.codex("a");
+    let other = setup.sim.codex("other");
+    let h = setup.start().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    std::fs::write(h.dir.path().join("a.json"), other.auth_json()).unwrap();
+    until("its socket is closed", || a.open_sockets() == 0).await;
+    assert_eq!(said(&client.turn(&create("all of it")).await), "completed");
+    assert_eq!(turns(&h).last().unwrap(), "other");
+    drop(client);
+    h.finish().await;
+}

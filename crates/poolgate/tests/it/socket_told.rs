@@ -1,0 +1,196 @@
+//! What clients are told on their sockets: all of a turn, its end, and nothing of an account.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use poolgate_sim::{Account, Fault, Phase};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::harness::{Harness, PATIENCE, Setup};
+use crate::requests::{CODEX, responses};
+use crate::socket_client::{BETA, Client, connect, create, pair, said, turns, until};
+
+fn without_sockets(account: &Account) {
+    account.fault(Fault::status(404, "{}")).on_handshakes().forever();
+}
+
+/// spec §8: the limits in the headers of an error are the pool's, too.
+#[tokio::test]
+async fn an_error_tells_the_pools_limits_and_no_accounts() {
+    let (h, (a, _b)) = Harness::start(|s: &mut Setup| {
+        let accounts = [(s.codex("a"), 20.0), (s.codex("b"), 60.0)];
+        for (account, percent) in &accounts {
+            let hour = Duration::from_hours(1);
+            account.window(Duration::from_hours(5), 1e9, percent * 1e7, hour);
+            let settings = s.settings(account.name());
+            (settings.limit_5h, settings.plan_weight) = (Some(100), Some(1.0));
+        }
+        s.settings("b").priority = Some(5);
+        let [(a, _), (b, _)] = accounts;
+        (a, b)
+    })
+    .await;
+    a.fault(Fault::server_error(500)).times(2);
+    assert_eq!(h.post(CODEX, &responses("both are known", true)).await.status, 200);
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    a.fault(Fault::error_frame(Phase::Head, 400, "some_code")).turns().times(1);
+    let events = client.turn(&create("hi")).await;
+    let error = events.last().unwrap();
+    assert_eq!((&error["status"], &error["error"]["code"]), (&json!(400), &json!("some_code")));
+    assert_eq!(error["headers"]["x-codex-primary-used-percent"], "40.00", "{error}");
+    assert_eq!(error["headers"].get("x-codex-credits-balance"), None, "{error}");
+    drop(client);
+    h.finish().await;
+}
+
+/// spec §6: the account's own trouble behind output, like its quota, stops no client: another serves.
+#[tokio::test]
+async fn an_accounts_trouble_behind_output_is_told_as_a_break() {
+    for (status, code) in
+        [(401, "token_expired"), (403, "forbidden_error"), (429, "usage_limit_reached"), (500, "x")]
+    {
+        let (h, a, _) = pair().await;
+        let mut client = Client::open(&h).await;
+        client.next().await.unwrap().unwrap();
+        a.fault(Fault::error_frame(Phase::Output(1), status, code)).turns().times(1);
+        let events = client.turn(&create("hi [[events=5]]")).await;
+        assert_eq!(said(&events), "upstream_broke", "{status}");
+        drop(client);
+        h.finish().await;
+    }
+}
+
+/// spec §6: a policy's 403 goes out as 400.
+#[tokio::test]
+async fn a_policys_403_is_400_on_a_socket_too() {
+    let (h, a, _) = pair().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    a.fault(Fault::error_frame(Phase::Head, 403, "content_policy_violation")).turns().times(1);
+    let events = client.turn(&create("hi")).await;
+    let error = events.last().unwrap();
+    assert_eq!(error["status"], 400, "{error}");
+    assert_eq!(error["error"]["code"], "content_policy_violation");
+    drop(client);
+    h.finish().await;
+}
+
+/// spec §7: messages up to 64 MiB.
+#[tokio::test]
+async fn a_large_event_arrives() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    let events = client.turn(&create("hi [[bytes=20000000]][[events=1]]")).await;
+    let texts = events.iter().filter_map(|event| event["delta"].as_str());
+    let size: usize = texts.map(str::len).sum();
+    assert_eq!((said(&events).as_str(), size), ("completed", 20_000_000));
+    drop(client);
+    h.finish().await;
+}
+
+/// On a socket nothing is cut: whatever becomes of the answer, its end is told.
+#[tokio::test]
+async fn a_bridged_turn_that_cannot_be_told_is_told_as_broken() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    without_sockets(&a);
+    let whole = h.direct(&a, CODEX, &[], &responses("hi [[events=9]]", true)).await.text();
+    let inside = whole.find("event: response.completed").unwrap() + 60;
+    let json = ("content-type".to_owned(), "application/json".to_owned());
+    let body = r#"{"id":"resp_1","object":"response","status":"completed","output":[]}"#.to_owned();
+    let no_stream = Fault::Status { status: 200, headers: vec![json], body };
+    let mut client = Client::open(&h).await;
+    for fault in [Fault::cut(inside), no_stream] {
+        let name = format!("{fault:?}");
+        a.fault(fault).times(1);
+        assert_eq!(
+            said(&client.turn(&create("hi [[events=9]]")).await),
+            "upstream_broke",
+            "{name}"
+        );
+        assert_eq!(said(&client.turn(&create("again")).await), "completed", "{name}");
+    }
+    drop(client);
+    h.finish().await;
+}
+
+/// RFC 6455, 5.5.1.
+#[tokio::test]
+async fn a_clients_close_is_answered() {
+    for busy in [false, true] {
+        let (h, a, _) = pair().await;
+        let mut client = Client::open(&h).await;
+        client.next().await.unwrap().unwrap();
+        if busy {
+            a.fault(Fault::stall(Phase::Output(1))).turns().times(1);
+            client.send(&create("hi [[events=9]]")).await;
+            while client.next().await.unwrap().unwrap()["type"] != "response.output_text.delta" {}
+        }
+        client.socket.close(None).await.unwrap();
+        let mut last = None;
+        while let Some(next) = tokio::time::timeout(PATIENCE, client.socket.next()).await.unwrap() {
+            last = Some(next);
+        }
+        assert!(matches!(last, Some(Ok(Message::Close(_)))), "busy {busy}: {last:?}");
+        h.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_binary_message_during_a_turn_is_told_by_its_code() {
+    let (h, a, _) = pair().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    a.fault(Fault::stall(Phase::Output(1))).turns().times(1);
+    client.send(&create("hi [[events=9]]")).await;
+    until("it is asked", || turns(&h).len() == 1).await;
+    client.socket.send(Message::binary(vec![1])).await.unwrap();
+    let code = loop {
+        if let Err(code) = client.next().await.expect("a close, not a cut") {
+            break code;
+        }
+    };
+    assert_eq!(code, 1003);
+    h.finish().await;
+}
+
+/// RFC 6455, 4.2.1.
+#[tokio::test]
+async fn another_version_of_the_protocol_is_refused() {
+    let (h, _, _) = pair().await;
+    let mut headers = vec![
+        ("upgrade", "websocket"),
+        ("connection", "upgrade"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    for version in [None, Some("8")] {
+        headers.truncate(3);
+        headers.extend(version.map(|version| ("sec-websocket-version", version)));
+        let got = h.get(CODEX, &headers).await;
+        assert_eq!((got.status.as_u16(), got.code()), (400, "bad_handshake"), "{version:?}");
+    }
+    connect(&h, &[BETA]).await.unwrap();
+    h.finish().await;
+}
+
+/// 500 here, 10,000 with `make soak`, each as soon as the one before has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_socket_takes_turn_after_turn() {
+    let count = if std::env::var_os("POOLGATE_SOAK").is_some() { 10_000 } else { 500 };
+    for bridged in [false, true] {
+        let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+        if bridged {
+            without_sockets(&a);
+        }
+        let mut client = Client::open(&h).await;
+        for n in 0..count {
+            let events = client.turn(&create("hi")).await;
+            assert_eq!(said(&events), "completed", "{n} {:?}", events.last().map(Value::to_string));
+        }
+        assert_eq!(h.outcomes().await, [("complete".to_owned(), count)]);
+        drop(client);
+        h.finish().await;
+    }
+}
