@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 pub use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -33,6 +33,8 @@ pub struct Socket {
 pub enum Said {
     Text(Bytes),
     Binary,
+    /// More than a message may hold; nothing can be read after it.
+    TooLarge,
 }
 
 impl Socket {
@@ -67,6 +69,7 @@ impl Socket {
             return Poll::Ready(match message {
                 Some(Ok(Message::Text(text))) => Some(Said::Text(text.into())),
                 Some(Ok(Message::Binary(_))) => Some(Said::Binary),
+                Some(Err(Error::Capacity(_))) => Some(Said::TooLarge),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
                 Some(Ok(Message::Close(_))) => {
                     self.is_closing = true;

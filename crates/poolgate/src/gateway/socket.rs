@@ -55,8 +55,11 @@ const VERSION: &str = "13";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// Codex itself waits 15 s for all of ours.
+/// For one with an upstream.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// For all of ours: Codex waits for 15 s, and then speaks HTTP for the rest of its session.
+const OPENING: Duration = Duration::from_secs(13);
 
 /// How a request's attempt goes over the account's socket.
 #[derive(Clone, Debug)]
@@ -116,7 +119,7 @@ pub async fn open(
         },
         headers: head.headers,
         caller,
-        deadline: Instant::now() + app.limits().request_timeout,
+        deadline: Instant::now() + app.limits().request_timeout.min(OPENING),
         over: Some(OverSocket { slot: slot.clone(), wants: Wants::Socket }),
     };
     let mut record = Record::unrecorded(Arc::clone(&app));

@@ -72,6 +72,10 @@ pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<L
             return Err(refused);
         };
         until = Instant::now() + now.until(at);
+        if until >= call.deadline {
+            // It would only learn later what is known now.
+            return Err(refused);
+        }
         match &waiter {
             Some(waiter) => waiter.in_vain(),
             None => match join() {

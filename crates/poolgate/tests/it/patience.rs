@@ -214,8 +214,9 @@ async fn so_is_a_stream_of_http_2() {
 }
 
 /// From `most` on nothing is taken on; health is always told.
+/// codex-lb H15.
 #[tokio::test]
-async fn short_of_memory_it_refuses_before_it_begins() {
+async fn codex_lb_h15_short_of_memory_it_refuses_before_it_begins() {
     let listener = RawListener { memory_max_bytes: Some(1 << 20), ..RawListener::default() };
     let h = start(listener, RawLimits::default()).await;
     let refused = async {

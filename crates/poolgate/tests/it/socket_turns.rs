@@ -1,7 +1,11 @@
 //! WebSocket turns over upstreams that have no sockets, that stall, that are interrupted.
 
+use std::time::Duration;
+
+use poolgate::clock::Clock;
 use poolgate_sim::{Account, Fault, Phase};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::harness::{Harness, Setup};
 use crate::socket_client::{
@@ -57,7 +61,7 @@ async fn an_upstream_without_sockets_is_asked_over_http() {
     assert!(post.header("upgrade").is_none() && post.header("sec-websocket-key").is_none());
     let body: Value = serde_json::from_slice(&post.body).unwrap();
     assert!(body.get("type").is_none() && body["stream"] == true, "{body}");
-    assert_eq!(h.outcomes().await, [("complete".to_owned(), 2)]);
+    assert_eq!(h.outcomes().await, [("complete".to_owned(), 2), ("refused".to_owned(), 2)]);
     drop(client);
     until("everything is given back", || h.app.sockets.is_empty()).await;
     h.finish().await;
@@ -205,10 +209,31 @@ async fn turn_state_leads_back_to_its_account_and_to_no_other() {
     other.next().await.unwrap().unwrap();
     let mut theirs = create("go on");
     let state = other.head["x-codex-turn-state"].to_str().unwrap();
-    assert_eq!(b.open_sockets(), 1, "a is spent");
+    until("a is spent, and only this one is open", || b.open_sockets() == 1).await;
     theirs["client_metadata"] = json!({"x-codex-turn-state": state});
     assert_eq!(said(&other.turn(&theirs).await), "completed");
     assert_eq!(turns(&h).last().unwrap(), "b");
     drop(other);
+    h.finish().await;
+}
+
+/// codex-lb I2: Codex gives a handshake 15 s and speaks HTTP from then on; a turn may wait for a minute.
+#[tokio::test]
+async fn a_handshake_does_not_wait_for_longer_than_its_client() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    a.fault(Fault::rate_limited(Duration::from_secs(40))).turns().times(1);
+    client.send(&create("hi")).await;
+    until("the account is limited", || {
+        h.app.pool.view(h.clock.now()).accounts[0].state.starts_with("limited")
+    })
+    .await;
+    let asked = Instant::now();
+    let (status, body) = connect(&h, &[BETA]).await.err().unwrap();
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("accounts_unavailable")));
+    assert!(asked.elapsed() < Duration::from_secs(5), "at once: it is known");
+    drop(client);
+    until("who waits has left", || h.app.sockets.is_empty()).await;
     h.finish().await;
 }

@@ -6,6 +6,7 @@ use futures_util::SinkExt;
 use http::Method;
 use poolgate_sim::{Fault, Garbage, Phase};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::Setup;
@@ -243,6 +244,40 @@ async fn what_is_no_turn_is_refused_and_costs_nothing() {
             break;
         }
     }
+    h.finish().await;
+}
+
+/// codex-lb I3, spec §7.
+#[tokio::test]
+async fn a_message_that_is_too_large_ends_the_socket_with_a_reason() {
+    let (h, _, _) = pair().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    // The head of a text message of 65 MiB.
+    let head = [&[0x81, 0xff][..], &(65_u64 << 20).to_be_bytes(), &[1, 2, 3, 4]].concat();
+    client.socket.get_mut().write_all(&head).await.unwrap();
+    let code = loop {
+        if let Err(code) = client.next().await.expect("not a cut") {
+            break code;
+        }
+    };
+    assert_eq!(code, 1009);
+    until("its place is free", || h.app.sockets.is_empty()).await;
+    h.finish().await;
+}
+
+/// codex-lb I3: a turn that is refused before it reaches an account has its row, as over HTTP.
+#[tokio::test]
+async fn a_refused_turn_has_its_row() {
+    let (h, _, _) = pair().await;
+    let key = h.new_key("other", &[], &["gpt-other"]).await;
+    let mut client = Client::at(&h.url, &key).await;
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "model_not_allowed");
+    assert_eq!(h.outcomes().await, [("refused".to_owned(), 1)]);
+    let rows = h.rows("SELECT code, model FROM requests").await;
+    assert_eq!(rows[0], ["model_not_allowed", "gpt-5.5"]);
+    drop(client);
     h.finish().await;
 }
 

@@ -29,9 +29,12 @@ const TAIL: Duration = Duration::from_millis(250);
 pub const CREATE: &[u8] = b"response.create";
 
 const UNSUPPORTED: u16 = 1003;
+const MESSAGE_TOO_BIG: u16 = 1009;
 
 /// Binary messages mean nothing here.
 pub const TEXT_ONLY: Left = Left::Close(UNSUPPORTED, "text only");
+
+pub const TOO_LARGE: Left = Left::Close(MESSAGE_TOO_BIG, "a message holds 64 MiB at most");
 
 /// The words of the relay for a turn that broke, for what it cannot say itself.
 const BROKE: &[u8] = br#"{"type":"response.failed","response":{"status":"failed","error":{"code":"upstream_broke","message":"the upstream broke off; the answer is incomplete"}}}"#;
@@ -117,6 +120,7 @@ pub async fn keep_waiting(client: &mut Socket, slot: &Slot) -> Left {
         let text = match client.said().await {
             None => return Left::Gone,
             Some(Said::Binary) => return TEXT_ONLY,
+            Some(Said::TooLarge) => return TOO_LARGE,
             Some(Said::Text(text)) => text,
         };
         let kind = event_kind(&text);

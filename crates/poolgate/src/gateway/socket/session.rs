@@ -15,7 +15,9 @@ use poolgate_core::quota::Source;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::saying::{CREATE, STUCK, TEXT_ONLY, Telling, keep_waiting, say, say_error, say_refusal};
+use super::saying::{
+    CREATE, STUCK, TEXT_ONLY, TOO_LARGE, Telling, keep_waiting, say, say_error, say_refusal,
+};
 use super::{OverSocket, Wants, mark};
 use crate::admission::Permit;
 use crate::app::App;
@@ -139,6 +141,7 @@ impl Session {
                         heard = Instant::now();
                     }
                     Said::Binary => return Err(TEXT_ONLY),
+                    Said::TooLarge => return Err(TOO_LARGE),
                 },
                 () = draining.cancelled() => return Err(Left::Close(RESTART, "Server is draining")),
                 // A close is remembered by the empty slot.
@@ -201,9 +204,17 @@ impl Session {
 
     async fn turn(&mut self, client: &mut Socket, text: Bytes) -> Result<(), Left> {
         self.leave_unable();
-        let (call, mut record) = match self.understand(text) {
-            Ok(understood) => understood,
+        let document = match self.understand(&text) {
+            Ok(document) => document,
             Err(error) => return say_error(client, &error).await,
+        };
+        let mut record = self.record(&document);
+        let call = match self.call(text, document, &mut record) {
+            Ok(call) => call,
+            Err(error) => {
+                record.fail(&error);
+                return say_error(client, &error).await;
+            }
         };
         self.asks = (call.head.model.clone(), call.gate.clone());
         let app = Arc::clone(&self.app);
@@ -274,9 +285,9 @@ impl Session {
     }
 
     /// A message as a request.
-    fn understand(&self, text: Bytes) -> Result<(Call, Record), Error> {
+    fn understand(&self, text: &Bytes) -> Result<Document, Error> {
         let document = Document::parse(text.clone())?;
-        if event_kind(&text) != CREATE {
+        if event_kind(text) != CREATE {
             let why = "no turn is under way: only messages of type response.create begin one";
             return Err(Error::BadQuestion(why));
         }
@@ -286,24 +297,30 @@ impl Session {
         if !self.app.spool.has_room() {
             return Err(Error::CannotRecord);
         }
+        Ok(document)
+    }
+
+    /// A warm-up is nobody's request yet: it has no row.
+    fn record(&self, document: &Document) -> Record {
+        if matches!(document.boolean("generate"), Ok(Some(false))) {
+            return Record::unrecorded(Arc::clone(&self.app));
+        }
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        Record::new(Arc::clone(&self.app), id, self.caller.key.id, Surface::Responses)
+    }
+
+    fn call(&self, text: Bytes, document: Document, record: &mut Record) -> Result<Call, Error> {
         let key = &self.caller.key;
         let mut head = peek(Surface::Responses, &self.headers, &document, key.id)?;
+        head.stream = true;
+        head.session = Some(head.session.unwrap_or(self.home));
+        record.read(&head);
         let fits = |pattern: &String| model_matches(pattern, &head.model);
         if !key.models.is_empty() && !key.models.iter().any(fits) {
             return Err(Error::ModelForbidden(head.model));
         }
         let chained = self.is_chained(&mut head)?;
-        // A warm-up is nobody's request yet: it has no row.
-        let mut record = if head.purpose == Purpose::WarmUp {
-            Record::unrecorded(Arc::clone(&self.app))
-        } else {
-            let id = uuid::Uuid::now_v7().simple().to_string();
-            Record::new(Arc::clone(&self.app), id, key.id, Surface::Responses)
-        };
-        head.stream = true;
-        head.session = Some(head.session.unwrap_or(self.home));
-        record.read(&head);
-        let call = Call {
+        Ok(Call {
             turn: turn_in(&document, key.id).or(self.turn_state),
             query: self.query.clone(),
             gate: self.app.gates.of(&head.model).cloned(),
@@ -314,8 +331,7 @@ impl Session {
             head,
             deadline: Instant::now() + self.app.limits().request_timeout,
             over: Some(OverSocket { slot: self.slot.clone(), wants: Wants::Turn { chained } }),
-        };
-        Ok((call, record))
+        })
     }
 }
 
