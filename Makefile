@@ -5,7 +5,7 @@ export POOLGATE_CACHE ?= $(HOME)/.cache/poolgate
 export PATH := $(POOLGATE_CACHE)/bin:$(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clients soak bench dev setup advisories
+.PHONY: help demo test check clients soak fuzz bench dev setup advisories
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; \
@@ -30,6 +30,11 @@ soak: ## the long forms of the tests, then all at trace level, searched for secr
 	@scripts/setup.sh build tools clients
 	POOLGATE_SOAK=1 cargo nextest run --workspace --profile soak $(ARGS)
 	POOLGATE_CANARIES=1 cargo nextest run --workspace --profile soak $(ARGS)
+	@scripts/fuzz.sh 600
+
+fuzz: ## libFuzzer on each target, 10 min each; ARGS="60 events" for a minute of one
+	@scripts/setup.sh build
+	@scripts/fuzz.sh $(ARGS)
 
 bench: ## CPU per request beside nginx and a direct connection
 	@scripts/setup.sh build bench

@@ -67,6 +67,16 @@ use settle::Record;
 use socket::OverSocket;
 use splitter::CodexEvents;
 
+/// The steps that read what strangers wrote, for the fuzz targets.
+#[doc(hidden)]
+pub mod steps {
+    pub use super::headers::{to_client, to_upstream};
+    pub use super::read::{Payload, peek, session_of, turn_in, turn_of};
+    pub use super::route::{dialect, route};
+    pub use super::splitter::{CodexEvents, Splitter};
+    pub use super::strip::strip;
+}
+
 /// A request that has been understood.
 #[derive(Debug)]
 pub struct Call {

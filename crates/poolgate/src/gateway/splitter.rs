@@ -12,7 +12,9 @@ use crate::sse::Scanner;
 pub struct Splitter {
     codex_events: CodexEvents,
     pending: Vec<u8>,
-    /// No event ends in `pending` at a line feed before this one.
+    /// Where the line under way begins in `pending`.
+    line: usize,
+    /// No line ends in `pending` from there to here.
     searched: usize,
 }
 
@@ -24,7 +26,7 @@ pub enum CodexEvents {
 
 impl Splitter {
     pub fn new(codex_events: CodexEvents) -> Self {
-        Self { codex_events, pending: Vec::new(), searched: 0 }
+        Self { codex_events, pending: Vec::new(), line: 0, searched: 0 }
     }
 
     /// The bytes that may go on now. `limits` are those of the pool, as an event.
@@ -59,38 +61,41 @@ impl Splitter {
             }
         }
         self.pending.drain(..start);
+        self.line -= start;
         self.searched -= start;
         Bytes::from(out)
     }
 
-    /// Where the next event ends, its blank line included. Every byte is looked at once, however
-    /// many pieces an event comes in.
+    /// Where the next event ends, its blank line included; lines end as the grammar says, by LF, CR or
+    /// both. Every byte is looked at once, however many pieces an event comes in.
     fn next_end(&mut self) -> Option<usize> {
-        while let Some(at) = memchr::memchr(b'\n', &self.pending[self.searched..]) {
-            let feed = self.searched + at;
-            let blank = match &self.pending[feed + 1..] {
-                [b'\n', ..] => 1,
-                [b'\r', b'\n', ..] => 2,
-                [] | [b'\r'] => {
-                    self.searched = feed;
+        while let Some(at) = memchr::memchr2(b'\n', b'\r', &self.pending[self.searched..]) {
+            let end = self.searched + at;
+            let after = match &self.pending[end..] {
+                [b'\r', b'\n', ..] => end + 2,
+                // A line feed may follow, and would belong to it.
+                [b'\r'] => {
+                    self.searched = end;
                     return None;
                 }
-                _ => {
-                    self.searched = feed + 1;
-                    continue;
-                }
+                _ => end + 1,
             };
-            self.searched = feed + 1 + blank;
-            return Some(self.searched);
+            let is_blank = end == self.line;
+            (self.line, self.searched) = (after, after);
+            if is_blank {
+                return Some(after);
+            }
         }
         self.searched = self.pending.len();
         None
     }
 
-    /// What is left at the end of the stream.
+    /// What is left at the end of the stream: half an event, or one whose last CR could have had a
+    /// line feed behind it.
     pub fn rest(&mut self) -> Bytes {
-        self.searched = 0;
-        Bytes::from(std::mem::take(&mut self.pending))
+        (self.line, self.searched) = (0, 0);
+        let rest = std::mem::take(&mut self.pending);
+        if kind(&rest) == Kind::Other { Bytes::from(rest) } else { Bytes::new() }
     }
 }
 
@@ -175,6 +180,7 @@ mod tests {
             "data:{ \"n\":1,\"type\" :\"codex.rate_limits\"}\r\n\r\n",
             "event:codex.rate_limits\r\ndata: not JSON\r\n\r\n",
             "data: {\"n\":1,\ndata: \"type\":\"codex.rate_limits\"}\n\n",
+            "data: {\"n\":1,\rdata: \"type\":\"codex.rate_limits\"}\r\r\n",
         ] {
             for size in [1, 1000] {
                 assert_eq!(split(CodexEvents::LeftOut, event, size), "", "{event}");
@@ -192,13 +198,24 @@ mod tests {
 
     #[test]
     fn finds_the_same_ends_whatever_the_line_ends_and_the_pieces() {
-        let stream = "a: 1\r\n\r\nb: 2\n\n\n\nc: 3\r\nd\r\n\r\ne: 4\n\nf";
+        let stream = "a: 1\r\n\r\nb: 2\n\n\n\nc: 3\r\nd\r\n\r\ne: 4\r\rg: 5\n\r\nh\n\nf";
         for size in 1..=stream.len() {
             let mut splitter = Splitter::new(CodexEvents::LeftOut);
             for chunk in stream.as_bytes().chunks(size) {
                 splitter.pass(&Bytes::copy_from_slice(chunk), || None);
             }
             assert_eq!(splitter.rest(), "f", "in pieces of {size}");
+        }
+    }
+
+    /// As the grammar allows and no known upstream does.
+    #[test]
+    fn lines_may_end_with_a_carriage_return() {
+        let text = "data: {\"type\":\"response.x\"}\r\r";
+        let limits = "event: codex.rate_limits\rdata: {}\r\r";
+        for size in [1, 2, 1000] {
+            let got = split(CodexEvents::LeftOut, &[text, limits, text, limits].concat(), size);
+            assert_eq!(got, [text, text].concat(), "in pieces of {size}");
         }
     }
 
