@@ -155,7 +155,7 @@ async fn serve(
     listen: Option<String>,
     take_over: bool,
 ) -> anyhow::Result<ExitCode> {
-    telemetry::init(global.json);
+    let _logs = telemetry::init(global.json);
     let stop = stop_signal()?;
     let config = global.load(listen)?;
     crate::files::create_private_dir(&config.data_dir)?;

@@ -33,7 +33,7 @@ pub use document::{Grant, SignIn};
 pub use identity::{Identity, Likeness};
 pub use issuer::{CLAUDE_CLIENT, CLAUDE_SCOPES, CODEX_CLIENT, Issuers};
 pub use refresh::RefreshContext;
-use source::Seen;
+use source::{Seen, Unread};
 pub use source::{Source, Stored, place};
 pub use whose::Owner;
 use whose::Whose;
@@ -164,7 +164,7 @@ impl Credential {
     }
 
     /// Reads the source again. A missing or broken source leaves the account without a credential
-    /// until it is back. Returns whether the credential changed.
+    /// until it is back; one that this process cannot read now, with the one it has. Returns whether the credential changed.
     pub async fn reload(&self) -> bool {
         self.seen.lock().note(self.source.stamp());
         let mut read = self.read().await;
@@ -186,16 +186,24 @@ impl Credential {
                 self.loaded.store(Some(Arc::new(loaded)));
                 changed
             }
+            Err(Unread::NotNow(problem)) if before.is_some() => {
+                tracing::warn!(problem, "a credential cannot be read, and stays as it was");
+                self.seen.lock().forget();
+                false
+            }
             Err(problem) => {
-                *self.problem.lock() = Some(problem);
+                if matches!(problem, Unread::NotNow(_)) {
+                    self.seen.lock().forget();
+                }
+                *self.problem.lock() = Some(problem.to_string());
                 self.loaded.store(None);
                 before.is_some()
             }
         }
     }
 
-    async fn read(&self) -> Result<Loaded, String> {
-        self.source.read().await.and_then(|bytes| self.parse(&bytes))
+    async fn read(&self) -> Result<Loaded, Unread> {
+        self.parse(&self.source.read().await?).map_err(Unread::Missing)
     }
 
     /// Tokens that could not be saved are newer than the ones they replace, and older than any

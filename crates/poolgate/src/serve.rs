@@ -205,6 +205,7 @@ pub fn stop_signal() -> anyhow::Result<CancellationToken> {
         token.cancel();
         next().await;
         tracing::warn!("second signal: ending at once");
+        crate::telemetry::flush();
         #[expect(clippy::disallowed_methods, reason = "asked to, twice; the spool survives it")]
         std::process::exit(130);
     });

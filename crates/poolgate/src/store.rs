@@ -13,13 +13,15 @@ mod requests;
 mod sealing;
 mod used;
 
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqlSafeStr, SqlitePool};
+use sqlx::{Connection, SqlSafeStr, SqlitePool};
 
 pub use accounts::{AccountRow, Origin};
 pub use client_keys::{ClientKeyRow, KeyLimits, NewClientKey};
@@ -38,6 +40,9 @@ const SQLITE_FIXED_LINES: [(u32, u32, u32); 2] = [(3, 44, 6), (3, 50, 7)];
 pub struct Store {
     write: SqlitePool,
     read: SqlitePool,
+    path: PathBuf,
+    /// Device and number of the file that was opened.
+    file: (u64, u64),
 }
 
 impl Store {
@@ -62,6 +67,12 @@ impl Store {
         let write = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(Duration::from_mins(10))
+            // SQLite rolls back by itself where a disk is full, which sqlx (0.9) does not notice: such
+            // a connection would refuse every later transaction.
+            .before_acquire(|connection, _| {
+                let is_sound = !connection.is_in_transaction();
+                Box::pin(std::future::ready(Ok(is_sound)))
+            })
             .connect_with(writer)
             .await
             .with_context(|| format!("opening {}", path.display()))?;
@@ -69,7 +80,19 @@ impl Store {
         migrations().run(&write).await.context("bringing the database schema up to date")?;
         let reader = options.synchronous(SqliteSynchronous::Normal).read_only(true);
         let read = SqlitePoolOptions::new().max_connections(4).connect_lazy_with(reader);
-        Ok(Self { write, read })
+        Ok(Self { write, read, file: file_at(&path)?, path })
+    }
+
+    /// An error while the file that was opened is not at its place: what is written to it then might
+    /// never be seen again. Another file there is left alone; whoever put it there restarts us.
+    fn is_in_place(&self) -> sqlx::Result<()> {
+        match file_at(&self.path) {
+            Ok(file) if file == self.file => Ok(()),
+            Ok(_) => Err(sqlx::Error::Io(io::Error::other(
+                "another file is in the place of the open database: restart to use it",
+            ))),
+            Err(error) => Err(sqlx::Error::Io(error)),
+        }
     }
 
     /// The database in `dir` as it is, only to be read: nothing is made, brought up to date or written.
@@ -85,7 +108,7 @@ impl Store {
             .pragma("trusted_schema", "OFF");
         let read = SqlitePoolOptions::new().max_connections(1).connect_with(options).await;
         let read = read.with_context(|| format!("opening {}", path.display()))?;
-        Ok(Self { write: read.clone(), read })
+        Ok(Self { write: read.clone(), read, file: file_at(&path)?, path })
     }
 
     /// Versions of the schema: the database's, and the one this program writes.
@@ -98,6 +121,7 @@ impl Store {
 
     /// Grows with every change to accounts, pools or keys, by whatever process.
     pub async fn revision(&self) -> sqlx::Result<String> {
+        self.is_in_place()?;
         sqlx::query_scalar("SELECT value FROM meta WHERE name = 'revision'")
             .fetch_one(&self.read)
             .await
@@ -126,6 +150,10 @@ impl Store {
         self.read.close().await;
         self.write.close().await;
     }
+}
+
+fn file_at(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// Forward only: a migration that has landed is never changed.

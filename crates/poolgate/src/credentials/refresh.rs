@@ -256,7 +256,7 @@ impl Credential {
             Ok(found) if !is_asked(found) => Ok(false),
             Ok(_) => self.source.write(renewed.to_bytes(), now).await,
             // Somebody took it away, and may have meant it.
-            Err(problem) => Err(problem.clone()),
+            Err(problem) => Err(problem.to_string()),
         };
         match written {
             Ok(true) => {

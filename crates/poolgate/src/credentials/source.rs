@@ -1,7 +1,8 @@
 //! Where a credential is kept.
 
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -35,6 +36,30 @@ pub struct Stored {
     pub sealed: Mutex<Option<(Vec<u8>, i64)>>,
 }
 
+/// Why there are no bytes. Messages name paths, never content.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unread {
+    #[error("{0}")]
+    Missing(String),
+    /// It may well be there: this process cannot look, for want of descriptors or memory, or because
+    /// the disk is failing.
+    #[error("{0}")]
+    NotNow(String),
+}
+
+impl Unread {
+    fn of(path: &Path, error: &io::Error) -> Self {
+        let problem = format!("{}: {error}", path.display());
+        match error.kind() {
+            ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::IsADirectory
+            | ErrorKind::NotADirectory => Self::Missing(problem),
+            _ => Self::NotNow(problem),
+        }
+    }
+}
+
 /// When its content and its permissions changed (ns), its length, and which file it is.
 pub type FileStamp = (i128, i128, u64, u64);
 
@@ -52,6 +77,11 @@ impl Seen {
     pub fn note(&mut self, stamp: Option<FileStamp>) {
         self.settled = self.stamp == stamp;
         self.stamp = stamp;
+    }
+
+    /// It could not be read: whatever its stamp, it is looked at again.
+    pub fn forget(&mut self) {
+        *self = Self::default();
     }
 
     pub fn differs(&self, stamp: Option<FileStamp>) -> bool {
@@ -89,8 +119,8 @@ impl Source {
         }
     }
 
-    /// The credential's bytes, or why there are none. Messages name paths, never content.
-    pub async fn read(&self) -> Result<Vec<u8>, String> {
+    /// The credential's bytes, or why there are none.
+    pub async fn read(&self) -> Result<Vec<u8>, Unread> {
         match self {
             Self::Stored(stored) => {
                 // A store that cannot be read now leaves what is known.
@@ -98,14 +128,17 @@ impl Source {
                     stored.take_newer(row);
                 }
                 let sealed = stored.sealed.lock().clone();
-                let (sealed, _) = sealed.ok_or("no credential is stored")?;
-                stored.data_key.open(&place(stored.account), &sealed).map_err(|e| e.to_string())
+                let missing = |why: String| Unread::Missing(why);
+                let (sealed, _) =
+                    sealed.ok_or_else(|| missing("no credential is stored".into()))?;
+                let opened = stored.data_key.open(&place(stored.account), &sealed);
+                opened.map_err(|error| missing(error.to_string()))
             }
-            Self::KeyEnv(name) => std::env::var(name)
-                .map(String::into_bytes)
-                .map_err(|_| format!("the environment variable {name} is not set")),
+            Self::KeyEnv(name) => std::env::var(name).map(String::into_bytes).map_err(|_| {
+                Unread::Missing(format!("the environment variable {name} is not set"))
+            }),
             Self::AuthFile(path) | Self::KeyFile(path) => {
-                tokio::fs::read(path).await.map_err(|error| format!("{}: {error}", path.display()))
+                tokio::fs::read(path).await.map_err(|error| Unread::of(path, &error))
             }
         }
     }

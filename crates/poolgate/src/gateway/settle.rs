@@ -72,10 +72,7 @@ impl Record {
         self.end.begin.account = Some(account.0);
         if !self.begun {
             self.end.wait_ms = self.elapsed_ms();
-            self.app.spool.begin(&self.end.begin).map_err(|error| {
-                tracing::error!(%error, "the spool cannot be written");
-                Error::CannotRecord
-            })?;
+            self.app.spool.begin(&self.end.begin).map_err(|_| Error::CannotRecord)?;
             self.begun = true;
         }
         Ok(())
@@ -126,6 +123,8 @@ impl Record {
     }
 
     pub fn fail(&mut self, error: &Error) {
+        // Where nothing can be written, refusals would be the first to fill what space there is.
+        self.unrecorded |= !self.begun && matches!(error, Error::CannotRecord);
         let (status, code) = error.parts();
         self.end.status = status.as_u16();
         self.end.code = Some(Cow::Borrowed(code));

@@ -55,6 +55,7 @@ impl Mover {
         let mut round = 0_u32;
         while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
             round = round.wrapping_add(1);
+            self.spool.retry();
             if round.is_multiple_of(SYNC_EVERY) {
                 self.spool.sync().await;
             }
@@ -67,6 +68,10 @@ impl Mover {
             } else {
                 self.spool.note_caught_up();
             }
+        }
+        let held = self.spool.retry();
+        if held > 0 {
+            tracing::error!(requests = held, "the disk never took the records of these");
         }
         // Requests end a moment after the stop: whatever they append now is moved here or at the
         // next start.

@@ -1,7 +1,7 @@
 //! The writing side: append-only segments of lines.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +32,10 @@ pub struct Spool {
     dirty: AtomicBool,
     /// When everything appended before was in the store.
     caught_up: Mutex<Instant>,
+    /// The last write failed. Until one succeeds no request is taken on.
+    failing: AtomicBool,
+    /// Ends of requests that were running by then; counted as appended, and written first of all.
+    held: Mutex<Vec<Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -64,6 +68,8 @@ impl Spool {
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
             caught_up: Mutex::new(Instant::now()),
+            failing: AtomicBool::new(false),
+            held: Mutex::default(),
         })
     }
 
@@ -78,6 +84,8 @@ impl Spool {
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
             caught_up: Mutex::new(Instant::now()),
+            failing: AtomicBool::new(false),
+            held: Mutex::default(),
         }
     }
 
@@ -91,7 +99,7 @@ impl Spool {
 
     /// Whether another request may be taken on.
     pub fn has_room(&self) -> bool {
-        self.waiting() < self.max_bytes
+        self.waiting() < self.max_bytes && !self.failing.load(Ordering::Relaxed)
     }
 
     /// Bytes not yet in the store.
@@ -112,8 +120,8 @@ impl Spool {
         let _ = moved.wait_for(|moved| *moved >= goal).await;
     }
 
-    /// One `write`, so that lines of two threads never mix. It begins with a line feed too: a line
-    /// torn by a full disk must not take the next one with it.
+    /// A begin that cannot be written is an error, since its request can still be refused. An end is
+    /// held here until the disk takes it.
     fn append(
         &self,
         kind: u8,
@@ -121,26 +129,72 @@ impl Spool {
         record: &impl Serialize,
         decisions: Option<&impl Serialize>,
     ) -> io::Result<()> {
-        let mut line = Vec::with_capacity(LINE);
-        line.extend([b'\n', kind]);
-        line.extend(id.as_bytes());
-        serde_json::to_writer(&mut line, record)?;
-        if let Some(decisions) = decisions {
-            // JSON has no tab of its own: in text it is escaped.
-            line.push(b'\t');
-            serde_json::to_writer(&mut line, decisions)?;
+        let line = line(kind, id, record, decisions)?;
+        let written = if self.failing.load(Ordering::Relaxed) {
+            Err(ErrorKind::StorageFull.into())
+        } else {
+            self.write(&line)
+        };
+        let Err(error) = written else {
+            self.appended.fetch_add(length(&line), Ordering::Relaxed);
+            return Ok(());
+        };
+        let mut held = self.held.lock();
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, "the spool cannot be written: requests are refused");
         }
-        line.push(b'\n');
-        let bytes = u64::try_from(line.len()).unwrap_or(0);
+        if kind == BEGIN {
+            return Err(error);
+        }
+        self.appended.fetch_add(length(&line), Ordering::Relaxed);
+        held.push(line);
+        Ok(())
+    }
+
+    /// Writes what is held, if the disk takes it again. Returns how many lines are left.
+    pub(super) fn retry(&self) -> usize {
+        if !self.failing.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let mut held = self.held.lock();
+        // With nothing to write, an empty line shows whether it could be.
+        let probe = if held.is_empty() { self.write_counted(b"\n") } else { Ok(()) };
+        let written = held.iter().take_while(|line| self.write(line).is_ok()).count();
+        held.drain(..written);
+        if probe.is_ok() && held.is_empty() {
+            self.failing.store(false, Ordering::Relaxed);
+            tracing::warn!(lines = written, "the spool can be written again");
+        }
+        held.len()
+    }
+
+    fn write_counted(&self, line: &[u8]) -> io::Result<()> {
+        self.write(line)?;
+        self.appended.fetch_add(length(line), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// One `write`, so that lines of two threads never mix. A part of a line counts as appended here,
+    /// because it is passed over later; a whole one is counted by the caller.
+    fn write(&self, line: &[u8]) -> io::Result<()> {
         let writer = self.writer.read();
         // Appending, whatever the offset (pwrite(2), BUGS); a plain write would have the two threads
         // wait for the file's own position.
-        writer.file.write_all_at(&line, 0)?;
-        let length = writer.length.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let written = loop {
+            match writer.file.write_at(line, 0) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                written => break written?,
+            }
+        };
+        let bytes = u64::try_from(written).unwrap_or(0);
+        let size = writer.length.fetch_add(bytes, Ordering::Relaxed) + bytes;
         drop(writer);
-        self.appended.fetch_add(bytes, Ordering::Relaxed);
         self.dirty.store(true, Ordering::Relaxed);
-        if length >= SEGMENT_MAX {
+        if written < line.len() {
+            self.appended.fetch_add(bytes, Ordering::Relaxed);
+            return Err(ErrorKind::StorageFull.into());
+        }
+        if size >= SEGMENT_MAX {
             self.begin_segment();
         }
         Ok(())
@@ -198,6 +252,30 @@ impl Spool {
     }
 }
 
+/// It begins with a line feed too: a line torn by a full disk must not take the next one with it.
+fn line(
+    kind: u8,
+    id: &str,
+    record: &impl Serialize,
+    decisions: Option<&impl Serialize>,
+) -> io::Result<Vec<u8>> {
+    let mut line = Vec::with_capacity(LINE);
+    line.extend([b'\n', kind]);
+    line.extend(id.as_bytes());
+    serde_json::to_writer(&mut line, record)?;
+    if let Some(decisions) = decisions {
+        // JSON has no tab of its own: in text it is escaped.
+        line.push(b'\t');
+        serde_json::to_writer(&mut line, decisions)?;
+    }
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn length(line: &[u8]) -> u64 {
+    u64::try_from(line.len()).unwrap_or(0)
+}
+
 fn path(dir: &Path, segment: u64) -> PathBuf {
     dir.join(format!("{segment:012}.spool"))
 }
@@ -217,4 +295,40 @@ fn segments(dir: &Path) -> io::Result<Vec<u64>> {
         .collect();
     segments.sort_unstable();
     Ok(segments)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    /// `/dev/full` takes nothing, as a full disk does.
+    #[test]
+    fn a_line_that_the_disk_does_not_take_is_held_and_counts_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 1 << 20, SpoolPosition::default()).unwrap();
+        let begin = Begin { id: Cow::Borrowed("a"), ..Begin::default() };
+        let end =
+            || End::<()> { begin: Begin { id: "a".into(), ..Begin::default() }, ..End::default() };
+        spool.begin(&begin).unwrap();
+        let before = spool.waiting();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let disk = std::mem::replace(&mut spool.writer.write().file, full);
+        spool.end(&end()).expect("it is held");
+        assert!(!spool.has_room());
+        assert_eq!(spool.retry(), 1, "still full");
+        let other = Begin { id: Cow::Borrowed("b"), ..Begin::default() };
+        assert!(spool.begin(&other).is_err(), "its request can be refused");
+        let waiting = spool.waiting();
+        assert!(waiting > before, "what is held waits too");
+        spool.writer.write().file = disk;
+        assert!(!spool.has_room(), "nobody has tried");
+        assert_eq!(spool.retry(), 0);
+        assert!(spool.has_room());
+        assert_eq!(spool.waiting(), waiting);
+        let text = std::fs::read_to_string(spool.path(spool.current_segment())).unwrap();
+        assert_eq!(text.len() as u64, waiting);
+        assert_eq!(text.matches("\nBa[").count() + text.matches("\nEa[").count(), 2, "{text}");
+    }
 }

@@ -89,6 +89,7 @@ impl Store {
         decisions: Option<&Archive>,
         position: SpoolPosition,
     ) -> sqlx::Result<()> {
+        self.is_in_place()?;
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         for chunk in begins.chunks(ROWS) {
             let rows = chunk.iter().fold(sqlx::query(BEGINS.as_str()), bind_begin);

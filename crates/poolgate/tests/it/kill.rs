@@ -4,6 +4,7 @@
 //! 50 times here, 500 with `make soak`.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::harness::{PATIENCE, Setup};
 use crate::requests::{CODEX, responses};
 
 /// Where processes log when canaries are searched for.
-const LOG: &str = "log";
+pub const LOG: &str = "log";
 
 /// Searches what processes in `dir` logged and stored for secrets.
 pub fn search(dir: &std::path::Path, sim: &Sim) {
@@ -35,6 +36,33 @@ pub fn search(dir: &std::path::Path, sim: &Sim) {
         canary::sink_files(&dir.join("data"));
         canary::check();
     }
+}
+
+/// What processes are started with.
+pub struct Installed {
+    pub dir: PathBuf,
+    pub port: u16,
+    pub key: String,
+}
+
+/// A configuration with the accounts of `setup` and `more`, and a client key.
+pub async fn install(setup: &Setup, more: &str) -> Installed {
+    let dir = setup.dir.path().to_owned();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let data = dir.join("data").display().to_string();
+    let mut file = format!("listen = \"127.0.0.1:{port}\"\ndata_dir = {data:?}\n");
+    file += more;
+    for account in &setup.raw.account {
+        file += "[[account]]\n";
+        file += &toml::to_string(account).unwrap();
+    }
+    std::fs::write(dir.join("poolgate.toml"), file).unwrap();
+    let (key, new) = generate("load".into(), vec![], vec![], None).unwrap();
+    canary::secret("a client key", &key);
+    let store = Store::open(&dir.join("data")).await.unwrap();
+    store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap();
+    store.close().await;
+    Installed { dir, port, key }
 }
 
 pub struct Gateway {
@@ -94,19 +122,7 @@ async fn killed_under_load_it_loses_and_doubles_nothing() {
     let rounds = if std::env::var_os("POOLGATE_SOAK").is_some() { 500 } else { 50 };
     let mut setup = Setup::new().await;
     let accounts = [setup.codex("a"), setup.codex("b")];
-    let dir = setup.dir.path().to_owned();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut file = format!("listen = \"127.0.0.1:{port}\"\ndata_dir = {:?}\n", dir.join("data"));
-    for account in &setup.raw.account {
-        file += "[[account]]\n";
-        file += &toml::to_string(account).unwrap();
-    }
-    std::fs::write(dir.join("poolgate.toml"), file).unwrap();
-    let (key, new) = generate("load".into(), vec![], vec![], None).unwrap();
-    canary::secret("a client key", &key);
-    let store = Store::open(&dir.join("data")).await.unwrap();
-    store.add_client_key(&new, poolgate_core::units::Timestamp(0)).await.unwrap();
-    store.close().await;
+    let Installed { dir, port, key } = install(&setup, "").await;
 
     let mut complete: Vec<String> = Vec::new();
     for round in 0..rounds {
