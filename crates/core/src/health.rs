@@ -264,6 +264,25 @@ impl Health {
         *self = Self::default();
     }
 
+    /// The wall clock was set back by `by`: pauses of ours keep the length they had left. Resets that
+    /// the provider named are points in time, and stay.
+    pub fn set_back(&mut self, by: Duration) {
+        for block in &mut self.blocks {
+            block.since = block.since.minus(by);
+            if block.cause != Cause::Quota {
+                block.until = block.until.minus(by);
+            }
+        }
+        for block in self.models.values_mut() {
+            block.since = block.since.minus(by);
+            if block.missing || block.times > 0 {
+                block.until = block.until.minus(by);
+            }
+        }
+        self.last_error_at = self.last_error_at.minus(by);
+        self.last_strike_at = self.last_strike_at.minus(by);
+    }
+
     /// A fresh credential ends what the old one caused. `refused`: what its issuer had said of that.
     pub fn logged_in(&mut self, refused: Option<Fault>) {
         let ends = match self.stop {

@@ -247,3 +247,27 @@ fn overload_cools_one_model_a_little_longer_each_time() {
     let until = health.model_block("m", later(5)).map(|b| b.until);
     assert_eq!(until, Some(later(60)), "sent before it was extended");
 }
+
+#[test]
+fn a_clock_that_is_set_back_lengthens_no_pause_of_ours() {
+    let hours = Duration::from_hours(3);
+    let before = NOW.minus(hours);
+    let minute = |at: Timestamp| at.plus(Duration::from_mins(1));
+    type Cause = fn(&mut Health);
+    let cases: [(&str, Cause, Timestamp); 6] = [
+        ("told to wait", |h| h.block(super::Cause::Rate, later(60), NOW), minute(before)),
+        ("spent until its reset", |h| h.block(super::Cause::Quota, later(60), NOW), later(60)),
+        ("no such model", |h| h.model_missing("m", NOW), before.plus(Duration::from_mins(30))),
+        ("overloaded", |h| h.overloaded("m", NOW), before.plus(Duration::from_secs(5))),
+        ("a model's own reset", |h| h.block_model("m", later(60), NOW), later(60)),
+        ("errors", |h| (0..4).for_each(|_| h.error(NOW)), minute(before)),
+    ];
+    for (name, cause, want) in cases {
+        let mut health = Health::default();
+        cause(&mut health);
+        health.set_back(hours);
+        let block = health.blocked(before).map(|b| b.until);
+        let model = health.model_block("m", before).map(|b| b.until);
+        assert_eq!(block.or(model).or(health.backoff_until()), Some(want), "{name}");
+    }
+}

@@ -84,6 +84,16 @@ pub enum Past {
     InDoubt { tries: u32, at: Timestamp },
 }
 
+impl Past {
+    /// The wall clock was set back by `by`: nobody waits for longer because of it.
+    pub fn set_back(&mut self, by: Duration) {
+        match self {
+            Self::Failed { until: at } | Self::InDoubt { at, .. } => *at = at.minus(by),
+            Self::Nothing | Self::Blocked | Self::Refused(_) => {}
+        }
+    }
+}
+
 /// May the issuer be asked?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

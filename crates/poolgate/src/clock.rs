@@ -29,6 +29,10 @@ impl ShiftedClock {
     pub fn advance(&self, by: std::time::Duration) {
         self.0.fetch_add(i64::try_from(by.as_millis()).unwrap_or(0), Ordering::Relaxed);
     }
+
+    pub fn set_back(&self, by: std::time::Duration) {
+        self.0.fetch_sub(i64::try_from(by.as_millis()).unwrap_or(0), Ordering::Relaxed);
+    }
 }
 
 impl Clock for ShiftedClock {

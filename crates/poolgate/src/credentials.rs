@@ -223,6 +223,13 @@ impl Credential {
         }
     }
 
+    /// The wall clock was set back by `by`.
+    pub fn set_back(&self, by: Duration) {
+        if let Some(mark) = self.past.lock().as_mut() {
+            mark.past.set_back(by);
+        }
+    }
+
     /// What an operator should know: why it cannot be used, or not for much longer.
     pub fn problem(&self) -> Option<String> {
         let missing = self.problem.lock().clone();

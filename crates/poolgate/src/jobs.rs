@@ -15,6 +15,8 @@ pub use credentials::keep_fresh;
 
 /// How soon a change made by the command line, or a revoked key, takes effect.
 const CHANGES_EVERY: Duration = Duration::from_millis(500);
+/// More than what a clock is corrected by while it runs.
+const SET_BACK: Duration = Duration::from_secs(2);
 const SAVE_EVERY: Duration = Duration::from_secs(5);
 const IDLE_EVERY: Duration = Duration::from_secs(20);
 const PRUNE_EVERY: Duration = Duration::from_hours(1);
@@ -49,7 +51,15 @@ async fn pause(app: &App, span: Duration) -> bool {
 async fn follow_changes(app: &App) {
     let mut told = credentials::Told::default();
     let mut revision = app.store.revision().await.unwrap_or_default();
+    let mut looked_at = app.clock.now();
     while pause(app, CHANGES_EVERY).await {
+        let now = app.clock.now();
+        let back = now.until(looked_at);
+        if back > SET_BACK {
+            tracing::warn!(seconds = back.as_secs(), "the clock was set back");
+            app.pool.set_back(back, now);
+        }
+        looked_at = now;
         match app.store.revision().await {
             Ok(now) if now == revision => {}
             Ok(now) => match app.reload().await {

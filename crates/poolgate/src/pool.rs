@@ -5,6 +5,7 @@
 //! slot, and fifty first requests of one session land on one account. Leases exist only in memory,
 //! so a crash leaves nothing to repair.
 
+mod clock;
 mod decision;
 mod evidence;
 mod lease;

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use poolgate::clock::Clock;
+use poolgate_core::units::Timestamp;
 use poolgate_sim::Fault;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
@@ -112,5 +114,46 @@ async fn an_account_whose_name_does_not_resolve_costs_the_others_nothing() {
     let answer = tokio::time::timeout(PATIENCE, ask(&h)).await.unwrap();
     assert!(answer.status.is_server_error() || answer.status == 429, "{}", answer.status);
     assert!(answer.headers.contains_key("retry-after"), "{}", answer.text());
+    h.finish().await;
+}
+
+/// Five hours on and eight back, under a stream and beside an account that was told to wait a minute.
+#[tokio::test]
+async fn a_clock_that_jumps_ends_no_stream_and_lengthens_no_pause() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    let jumps = async {
+        let is_asked = |entries: &[poolgate_sim::Entry]| !entries.is_empty();
+        assert!(h.sim.wait_for(is_asked, PATIENCE).await);
+        h.clock.advance(Duration::from_hours(5));
+        assert_eq!(ask(&h).await.status, 200);
+        h.sim.clear_journal();
+        a.fault(Fault::rate_limited(Duration::from_mins(1))).times(1);
+        assert_eq!(ask(&h).await.status, 200);
+        assert_eq!(h.asked(), ["a", "b"]);
+        h.clock.set_back(Duration::from_hours(8));
+        // The pause is what it was.
+        let noticed = async {
+            let until = || h.app.pool.view(h.clock.now()).accounts[0].until.unwrap();
+            while h.clock.now().until(Timestamp(until())) > Duration::from_mins(1) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, noticed).await.expect("it is noticed");
+        assert_eq!(ask(&h).await.status, 200);
+        assert_eq!(h.asked(), ["a", "b", "b"], "it still lasts");
+        h.clock.advance(Duration::from_mins(1));
+        assert_eq!(ask(&h).await.status, 200);
+        assert_eq!(h.asked(), ["a", "b", "b", "a"]);
+    };
+    let slow = responses("hi [[events=80]] [[gap_ms=20]]", true);
+    let (stream, ()) = tokio::join!(h.post(CODEX, &slow), jumps);
+    assert!(!stream.cut && stream.text().contains("response.completed"));
+    let odd = "SELECT COUNT(*) FROM requests WHERE total_ms < 0 OR ended_at < started_at";
+    assert_eq!(h.rows(odd).await, [["0"]]);
+    assert_eq!(h.outcomes().await, complete(5));
     h.finish().await;
 }
