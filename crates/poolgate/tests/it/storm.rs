@@ -11,9 +11,10 @@ use poolgate_sim::{Account, Fault, Garbage, Phase};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::harness::{Harness, Setup};
+use crate::idle::resident;
 use crate::socket_client::{Client, chained, create, id, said};
 
 const CLIENTS: usize = 16;
@@ -77,6 +78,17 @@ async fn client(h: &Harness, until: Instant, served: &AtomicU64) {
     }
 }
 
+/// What the process holds, eight times in `span`; the simulator and its journal, which is bounded, are
+/// in it.
+async fn memory(span: Duration) -> Vec<u64> {
+    let mut samples = Vec::new();
+    for _ in 0..8 {
+        sleep(span / 8).await;
+        samples.push(resident(std::process::id()));
+    }
+    samples
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_random_faults_sockets_leave_nothing() {
     let soak = std::env::var_os("POOLGATE_SOAK").is_some();
@@ -89,9 +101,16 @@ async fn under_random_faults_sockets_leave_nothing() {
     let served = Arc::new(AtomicU64::new(0));
     let clients = join_all((0..CLIENTS).map(|_| client(&h, until, &served)));
     let random = rand::rngs::StdRng::seed_from_u64(seed);
-    tokio::join!(clients, trouble(&accounts, until, random));
+    let ((), (), held) = tokio::join!(
+        async { drop(clients.await) },
+        trouble(&accounts, until, random),
+        memory(span)
+    );
     let served = served.load(Ordering::Relaxed);
     println!("{served} turns served in {span:?}");
+    println!("KiB held, each eighth of it: {held:?}");
+    // At first everything fills up that is bounded: the journal, pools, caches.
+    assert!(!soak || held[7] < held[3] + held[3] / 5, "it grows: {held:?}");
     assert!(served > span.as_secs(), "only {served} turns were served");
     let gone = async {
         let upstream = || accounts.iter().map(Account::open_sockets).sum::<usize>();
