@@ -71,7 +71,7 @@ pub enum Ending {
     Refused,
     ClientLeft,
     UpstreamBroke,
-    /// We ended it, at the end of the drain.
+    /// We ended it: at the end of the drain, or because the key was revoked.
     Interrupted,
 }
 

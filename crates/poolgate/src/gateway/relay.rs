@@ -64,9 +64,15 @@ pub struct Relay {
     idle: Duration,
     heard_at: Instant,
     alarm: Pin<Box<Sleep>>,
+    /// The client's key is no longer valid.
+    revoked: bool,
     state: State,
     _admitted: Admitted,
 }
+
+/// A running stream looks so often whether its client's key is still valid (reliability AUTH-4: it ends
+/// within 5 s of a revocation).
+const KEY_EVERY: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -110,7 +116,8 @@ impl Relay {
             splitter: of.codex_events.map(Splitter::new),
             idle,
             heard_at: now,
-            alarm: Box::pin(sleep_until(now + idle)),
+            alarm: Box::pin(sleep_until(now + idle.min(KEY_EVERY))),
+            revoked: false,
             state: State::Relaying,
             _admitted: admitted,
         }
@@ -154,11 +161,12 @@ impl Relay {
     /// One timer per stream, moved only when it goes off: streams have thousands of frames.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         while self.alarm.as_mut().poll_it(cx).is_ready() {
-            let until = self.heard_at + self.idle;
-            if until <= Instant::now() {
+            let (until, now) = (self.heard_at + self.idle, Instant::now());
+            self.revoked = !self.app.keys.is_known(&self.key, self.app.clock.now());
+            if until <= now || self.revoked {
                 return Poll::Ready(Some(Err(Cut)));
             }
-            self.alarm.as_mut().reset(until);
+            self.alarm.as_mut().reset(until.min(now + KEY_EVERY));
         }
         Poll::Pending
     }
@@ -202,7 +210,7 @@ impl Relay {
         self.app.cutting.load(Ordering::Relaxed)
     }
 
-    /// The upstream broke, or the drain is over. What can still be said, if the client would not take it for part of a
+    /// The upstream broke, or we end it. What can still be said, if the client would not take it for part of a
     /// torn event.
     fn last_words(&mut self) -> Option<Bytes> {
         let (ending, code, message) = if self.is_cut() {
@@ -210,6 +218,10 @@ impl Relay {
             self.settle(Outcome::Served);
             let message = "the gateway is shutting down; the answer is incomplete";
             (Ending::Interrupted, "draining", message)
+        } else if self.revoked {
+            self.settle(Outcome::Served);
+            let message = "the client key is no longer valid; the answer is incomplete";
+            (Ending::Interrupted, "invalid_api_key", message)
         } else {
             self.settle(Outcome::Broke);
             let message = "the upstream broke off; the answer is incomplete";

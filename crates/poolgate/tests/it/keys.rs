@@ -1,8 +1,9 @@
 //! Who is served, and with what.
 
 use http::Method;
+use poolgate_sim::{End, Fault, Phase};
 
-use crate::harness::{Harness, PATIENCE, Setup};
+use crate::harness::{Harness, PATIENCE, Setup, collect};
 use crate::requests::{CODEX, chat, responses};
 
 #[tokio::test]
@@ -65,5 +66,26 @@ async fn a_revoked_key_is_refused_within_a_second_or_two() {
         }
     };
     tokio::time::timeout(PATIENCE, refused).await.expect("the running gateway noticed");
+    h.finish().await;
+}
+
+/// reliability AUTH-4: within five seconds of the revocation, though the upstream says nothing.
+#[tokio::test]
+async fn a_running_stream_of_a_revoked_key_ends() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    a.fault(Fault::stall(Phase::Output(2))).times(1);
+    let bearer = format!("Bearer {}", h.key);
+    let body = responses("hi [[events=9]]", true).to_string();
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    let url = format!("{}{CODEX}", h.url);
+    let answer = h.request(Method::POST, &url, &headers, body.into()).await;
+    assert_eq!(answer.status(), 200);
+    h.app.store.revoke_client_key("test", poolgate_core::units::Timestamp(1)).await.unwrap();
+    h.app.reload().await.unwrap();
+    let answer = collect(answer).await;
+    assert!(answer.cut && answer.text().contains("invalid_api_key"), "{}", answer.text());
+    assert!(!answer.text().contains("response.completed"));
+    assert!(h.sim.wait_for(|all| all[0].end == Some(End::ClientGone), PATIENCE).await);
+    assert_eq!(h.outcomes().await, [("interrupted".to_owned(), 1)]);
     h.finish().await;
 }

@@ -280,8 +280,10 @@ async fn so_is_a_websocket() {
     let mut turn: serde_json::Value = serde_json::from_str(&endless()).unwrap();
     turn["type"] = "response.create".into();
     socket.send(Message::text(turn.to_string())).await.unwrap();
+    let asked = |all: &[poolgate_sim::Entry]| all.iter().any(poolgate_sim::Entry::is_turn);
+    assert!(h.sim.wait_for(asked, PATIENCE).await);
     let ended = async {
-        while h.sim.journal().iter().all(|entry| !entry.is_turn()) || !h.app.sockets.is_empty() {
+        while !h.app.sockets.is_empty() {
             tokio::task::yield_now().await;
         }
     };
