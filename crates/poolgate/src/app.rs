@@ -20,6 +20,7 @@ use crate::pool::{self, OWNED_FOR, Pool};
 use crate::reconfigure::{Last, Live};
 use crate::sealing::DataKey;
 use crate::serve::memory::Memory;
+use crate::serve::strangers::Strangers;
 use crate::store::Store;
 use crate::tasks::{Sockets, Tasks};
 use crate::vault;
@@ -39,6 +40,7 @@ pub struct App {
     /// Answers that still run are to end now.
     pub cutting: AtomicBool,
     pub memory: Memory,
+    pub strangers: Strangers,
     live: ArcSwap<Live>,
     pub configured: Last,
     pub store: Store,
@@ -112,6 +114,7 @@ impl App {
             draining: CancellationToken::new(),
             cutting: AtomicBool::new(false),
             memory: Memory::default(),
+            strangers: Strangers::default(),
             live,
             configured: Last::default(),
             tasks,

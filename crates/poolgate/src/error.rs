@@ -95,6 +95,8 @@ pub enum Error {
     CannotRecord,
     #[error("poolgate is shutting down")]
     Draining,
+    #[error("too many unknown keys from this address: slow down")]
+    TooManyStrangers,
     #[error("poolgate is short of memory")]
     ShortOfMemory,
     #[error(transparent)]
@@ -172,6 +174,7 @@ impl Error {
             }
             Self::KeyLimit(KeyLimit::Rate { .. }) => (S::TOO_MANY_REQUESTS, "key_rate_exceeded"),
             Self::Overloaded(_) => (S::TOO_MANY_REQUESTS, "proxy_overloaded"),
+            Self::TooManyStrangers => (S::TOO_MANY_REQUESTS, "too_many_unknown_keys"),
             Self::CannotRecord | Self::ShortOfMemory => {
                 (S::SERVICE_UNAVAILABLE, "proxy_unavailable")
             }
@@ -200,6 +203,7 @@ impl Error {
             | Self::Overloaded(_)
             | Self::CannotRecord
             | Self::Draining
+            | Self::TooManyStrangers
             | Self::ShortOfMemory => Some(OVERLOAD_RETRY),
             _ => None,
         }

@@ -10,6 +10,7 @@ mod respond;
 mod sending;
 mod socket;
 mod state;
+pub mod strangers;
 pub mod tls;
 mod transport;
 mod wire;

@@ -226,7 +226,7 @@ impl Connections {
         }) else {
             return;
         };
-        let state = Arc::new(State::default());
+        let state = Arc::new(State { address: Some(seat.address), ..State::default() });
         let Listener { head_timeout: head, keep_alive: first, write_timeout: write, .. } =
             self.settings;
         let wire = Wire::new(transport, Arc::clone(&state), Patience { head, first, write }, seat);

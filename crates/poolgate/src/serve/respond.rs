@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::{Body, Incoming};
+use tokio::time::Instant;
 
 use super::sending::{Running, Sending};
 use super::state::{Answered, State};
@@ -22,14 +23,19 @@ pub async fn respond(
     let is_stream = request.version() == Version::HTTP_2;
     let mut running = Running::new(&state, is_stream);
     let upgrades = request.headers().contains_key(header::UPGRADE);
-    let answer = match check(&app, &state, &request, upgrades) {
+    let dialect = gateway::dialect(request.uri().path(), request.headers());
+    let mut answer = match check(&app, &state, &request, upgrades) {
         Ok(()) => gateway::handle(Arc::clone(&app), request).await,
         Err(error) => {
             tracing::info!(code = error.parts().1, %error, "refused at the door");
-            let dialect = gateway::dialect(request.uri().path(), request.headers());
             error.render(dialect).map(Outgoing::Whole)
         }
     };
+    let is_stranger = answer.status() == StatusCode::UNAUTHORIZED;
+    if is_stranger && state.address.is_some_and(|ip| app.strangers.failed(ip, Instant::now())) {
+        answer = Error::TooManyStrangers.render(dialect).map(Outgoing::Whole);
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if upgrades {
         let is_upgraded = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         state.answered.set(if is_upgraded { Answered::Upgraded } else { Answered::Refused });

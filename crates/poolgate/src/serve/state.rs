@@ -1,5 +1,6 @@
 //! What the parts of one connection tell each other.
 
+use std::net::IpAddr;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use crate::strict::Fault;
 
 #[derive(Debug, Default)]
 pub struct State {
+    /// Of the client; `None` only in tests.
+    pub address: Option<IpAddr>,
     /// What became of the upgrade that was asked for last.
     pub answered: AnsweredCell,
     /// Why the stand-in was put in the place of a request.

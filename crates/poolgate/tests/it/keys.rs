@@ -89,3 +89,29 @@ async fn a_running_stream_of_a_revoked_key_ends() {
     assert_eq!(h.outcomes().await, [("interrupted".to_owned(), 1)]);
     h.finish().await;
 }
+
+#[tokio::test]
+async fn wrong_keys_are_slowed_down_and_good_ones_are_not() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let wrong = [("x-api-key", "pg-nobody")];
+    let mut slowed = None;
+    // More than a second's worth, however fast they come.
+    for _ in 0..2000 {
+        let got = h.send(Method::GET, "/v1/models", &wrong, bytes::Bytes::new()).await;
+        match got.status.as_u16() {
+            401 => {}
+            429 => {
+                slowed = Some(got);
+                break;
+            }
+            status => panic!("{status}: {}", got.text()),
+        }
+    }
+    let slowed = slowed.expect("fifty within a second");
+    assert_eq!(
+        (slowed.code(), &slowed.headers["retry-after"]),
+        ("too_many_unknown_keys", &"5".parse().unwrap())
+    );
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200, "from the same address");
+    h.finish().await;
+}
