@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use poolgate::clock::Clock;
 use poolgate_sim::{Account, Fault, Garbage, Phase};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -59,6 +60,18 @@ async fn trouble(accounts: &[Account], until: Instant, mut random: rand::rngs::S
     }
 }
 
+/// Accounts that fail all the time rest for minutes, and nothing is stirred meanwhile: an operator
+/// calls them back.
+async fn call_back(h: &Harness, until: Instant) {
+    while Instant::now() < until {
+        for account in h.app.pool.accounts() {
+            h.app.store.resume(account.id, h.clock.now()).await.unwrap();
+        }
+        h.app.reload().await.unwrap();
+        sleep(Duration::from_secs(2)).await;
+    }
+}
+
 /// Turn after turn like Codex: in full after a break, on a new socket when the old one is gone.
 async fn client(h: &Harness, until: Instant, served: &AtomicU64) {
     while Instant::now() < until {
@@ -101,9 +114,10 @@ async fn under_random_faults_sockets_leave_nothing() {
     let served = Arc::new(AtomicU64::new(0));
     let clients = join_all((0..CLIENTS).map(|_| client(&h, until, &served)));
     let random = rand::rngs::StdRng::seed_from_u64(seed);
-    let ((), (), held) = tokio::join!(
+    let ((), (), (), held) = tokio::join!(
         async { drop(clients.await) },
         trouble(&accounts, until, random),
+        call_back(&h, until),
         memory(span)
     );
     let served = served.load(Ordering::Relaxed);
