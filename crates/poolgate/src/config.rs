@@ -170,6 +170,12 @@ fn lanes(raw: &RawLimits) -> [usize; 3] {
 
 impl Limits {
     /// Zero: unlimited.
+    /// Of each lane and stage that can be set, by its setting.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        let set = Bound::ALL.into_iter().filter(|bound| *bound != Bound::Watch);
+        set.map(|bound| (bound.name(), self.size_of(bound)))
+    }
+
     pub fn size_of(&self, bound: Bound) -> usize {
         match bound {
             Bound::ProxyHttp => self.proxy_http,

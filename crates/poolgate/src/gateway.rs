@@ -61,8 +61,8 @@ pub use models::{Catalogue, fetch_models};
 pub use read::scoped;
 pub use relay::Outgoing;
 use relay::{Relay, Relayed};
-pub use route::dialect;
 use route::{Contract, Endpoint};
+pub use route::{dialect, wants_socket};
 use settle::Record;
 use socket::OverSocket;
 use splitter::CodexEvents;
@@ -172,7 +172,9 @@ async fn forward(
             limits::answer(app, &caller, question, permit).await
         }
         Endpoint::Socket(contract) => socket::open(Arc::clone(app), head, contract).await,
-        Endpoint::Proxy { .. } => proxy(Arc::clone(app), head, body, dialect, endpoint).await,
+        Endpoint::Proxy { surface, contract } => {
+            proxy(Arc::clone(app), head, body, dialect, (surface, contract)).await
+        }
     }
 }
 
@@ -181,9 +183,8 @@ async fn proxy(
     head: Parts,
     body: &mut Incoming,
     dialect: Dialect,
-    endpoint: Endpoint,
+    (surface, contract): (Surface, Contract),
 ) -> Result<Response<Outgoing>, Error> {
-    let Endpoint::Proxy { surface, contract } = endpoint else { return Err(Error::Internal) };
     let caller = authenticate::authenticate(&app.keys, &head.headers, app.clock.now())?;
     if app.draining.is_cancelled() {
         return Err(Error::Draining);
@@ -201,7 +202,8 @@ async fn proxy(
         Ok(Served::Whole(response)) => response,
         Err(error) => {
             record.fail(&error);
-            admit::log(&app, Way { request_id: &id, endpoint: Some(endpoint) }, &error);
+            let endpoint = Some(Endpoint::Proxy { surface, contract });
+            admit::log(&app, Way { request_id: &id, endpoint }, &error);
             refuse(&error, dialect, body).await
         }
     };

@@ -111,11 +111,45 @@ fn needs_restart(started: &Config, now: &Config) -> Vec<String> {
         ("master_key_file", started.master_key_file != now.master_key_file),
         ("workers", started.workers != now.workers),
         ("listener", started.listener != now.listener),
-        ("limits.proxy_http", a.proxy_http != b.proxy_http),
-        ("limits.proxy_websocket", a.proxy_websocket != b.proxy_websocket),
-        ("limits.proxy_compact", a.proxy_compact != b.proxy_compact),
         ("limits.spool_max_bytes", a.spool_max != b.spool_max),
         ("limits.connect_timeout_s", a.connect_timeout != b.connect_timeout),
     ];
-    differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.into()).collect()
+    let sizes = a.sizes().zip(b.sizes()).filter(|(a, b)| a != b);
+    let differs = differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.into());
+    differs.chain(sizes.map(|((name, _), _)| format!("limits.{name}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+
+    /// All but the name that stands for two others.
+    #[test]
+    fn whatever_a_reload_does_not_take_over_is_named() {
+        let with = |setting: &str| {
+            let text = format!("data_dir = \"/d\"\n[limits]\n{setting}");
+            Config::resolve(toml::from_str::<RawConfig>(&text).unwrap()).unwrap()
+        };
+        let started = with("");
+        assert!(needs_restart(&started, &with("")).is_empty());
+        for (setting, waits) in [
+            ("proxy_http", true),
+            ("proxy_websocket", true),
+            ("proxy_compact", true),
+            ("dashboard", true),
+            ("token_refresh", true),
+            ("upstream_websocket_connect", true),
+            ("response_create", true),
+            ("compact_response_create", true),
+            ("spool_max_bytes", true),
+            ("connect_timeout_s", true),
+            ("body_max_bytes", false),
+            ("request_timeout_s", false),
+            ("drain_timeout_s", false),
+        ] {
+            let named = needs_restart(&started, &with(&format!("{setting} = 7")));
+            assert_eq!(named.contains(&format!("limits.{setting}")), waits, "{setting}: {named:?}");
+        }
+    }
 }

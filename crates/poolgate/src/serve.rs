@@ -90,7 +90,7 @@ impl Server {
                 return false;
             }
         };
-        watch_files(&app, tls.clone());
+        watch(&app, tls.clone());
         let connections = Arc::new(Connections::new(Arc::clone(&app), tls));
         {
             let mut accepting = pin!(accept(&connections, &listener, &workers));
@@ -163,7 +163,7 @@ async fn cut(app: &App, connections: &Connections) {
 }
 
 /// Memory, and the files of the certificate.
-fn watch_files(app: &Arc<App>, tls: Option<Arc<Tls>>) {
+fn watch(app: &Arc<App>, tls: Option<Arc<Tls>>) {
     let job = Arc::clone(app);
     if let Some(gauge) = memory::Gauge::new(app.config.listener.memory_max) {
         app.tasks.supervise("watch memory", async move { watch_memory(&job, &gauge).await });

@@ -51,7 +51,7 @@ fn describe(config: &Config) -> serde_json::Value {
         .map(|p| json!({"name": p.name, "members": p.members, "strategy": p.strategy.name()}))
         .collect();
     let (limits, listener) = (&config.limits, &config.listener);
-    json!({
+    let mut shown = json!({
         "listen": config.listen.to_string(),
         "data_dir": config.data_dir,
         "master_key_file": config.master_key_file,
@@ -72,9 +72,6 @@ fn describe(config: &Config) -> serde_json::Value {
             "memory_max_bytes": listener.memory_max,
         },
         "limits": {
-            "proxy_http": limits.proxy_http,
-            "proxy_websocket": limits.proxy_websocket,
-            "proxy_compact": limits.proxy_compact,
             "body_idle_timeout_s": limits.body_idle_timeout.as_secs(),
             "body_timeout_s": limits.body_timeout.as_secs(),
             "body_max_bytes": limits.body_max,
@@ -90,5 +87,43 @@ fn describe(config: &Config) -> serde_json::Value {
         },
         "accounts": accounts,
         "pools": pools,
-    })
+    });
+    for (name, size) in limits.sizes() {
+        shown["limits"][name] = size.into();
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+
+    #[test]
+    fn every_setting_of_the_example_is_shown() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../poolgate.example.toml");
+        let example = std::fs::read_to_string(path).unwrap();
+        let all: String = example
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let settings: toml::Table = all.parse().unwrap();
+        let config = Config::resolve(toml::from_str::<RawConfig>(&all).unwrap()).unwrap();
+        let shown = describe(&config);
+        let mut missing = Vec::new();
+        for (name, value) in &settings {
+            // Accounts and pools are tested by what they come to.
+            if shown.get(name).is_none() && !value.is_array() {
+                missing.push(name.clone());
+            }
+            for inner in value.as_table().into_iter().flat_map(toml::Table::keys) {
+                // It stands for two others, which are there.
+                if shown[name].get(inner).is_none() && inner != "proxy" {
+                    missing.push(format!("{name}.{inner}"));
+                }
+            }
+        }
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }

@@ -97,6 +97,12 @@ pub fn dialect(path: &str, headers: &HeaderMap) -> Dialect {
     }
 }
 
+pub fn wants_socket(headers: &HeaderMap) -> bool {
+    headers.get(http::header::UPGRADE).is_some_and(|value| {
+        value.to_str().is_ok_and(|value| value.eq_ignore_ascii_case("websocket"))
+    })
+}
+
 pub fn route(
     method: &Method,
     path: &str,
@@ -104,9 +110,7 @@ pub fn route(
     headers: &HeaderMap,
 ) -> Result<Endpoint, Error> {
     let endpoint = find(path, query, headers).ok_or(Error::UnknownPath)?;
-    let upgrade = headers.get(http::header::UPGRADE).is_some_and(|value| {
-        value.to_str().is_ok_and(|value| value.eq_ignore_ascii_case("websocket"))
-    });
+    let upgrade = wants_socket(headers);
     match endpoint {
         Endpoint::Proxy { surface: Surface::Responses, contract }
             if upgrade && method == Method::GET =>

@@ -24,7 +24,7 @@ pub async fn respond(
     let mut running = Running::new(&state, is_stream);
     let upgrades = request.headers().contains_key(header::UPGRADE);
     let dialect = gateway::dialect(request.uri().path(), request.headers());
-    let mut answer = match check(&app, &state, &request, upgrades) {
+    let mut answer = match check(&app, &state, &request) {
         Ok(()) => gateway::handle(Arc::clone(&app), request).await,
         Err(error) => {
             tracing::info!(code = error.parts().1, %error, "refused at the door");
@@ -54,12 +54,7 @@ pub async fn respond(
     Response::from_parts(head, body)
 }
 
-fn check(
-    app: &App,
-    state: &State,
-    request: &Request<Incoming>,
-    upgrades: bool,
-) -> Result<(), Error> {
+fn check(app: &App, state: &State, request: &Request<Incoming>) -> Result<(), Error> {
     if request.method().as_str() == REFUSED {
         let fault = state.fault.lock().take();
         return Err(fault.unwrap_or(Fault::Method).into());
@@ -68,7 +63,7 @@ fn check(
         check_stream(request.method(), request.uri(), request.headers())?;
     }
     let is_health = matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics");
-    if !is_health && !app.memory.admits(upgrades) {
+    if !is_health && !app.memory.admits(gateway::wants_socket(request.headers())) {
         return Err(Error::ShortOfMemory);
     }
     Ok(())

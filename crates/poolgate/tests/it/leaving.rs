@@ -316,12 +316,7 @@ async fn in_every_phase_of_a_socket() {
 /// Who waits for an account that is busy.
 #[tokio::test]
 async fn while_it_waits_in_the_line() {
-    let (h, a) = Harness::start(|s: &mut Setup| {
-        let a = s.codex("a");
-        s.settings("a").max_concurrency = Some(1);
-        a
-    })
-    .await;
+    let (h, a) = Harness::one_slot().await;
     a.fault(Fault::stall(At::Head)).forever();
     let body = responses("hi", true);
     let waiting = || h.app.pool.line().waiting();

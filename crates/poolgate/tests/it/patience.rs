@@ -237,6 +237,23 @@ async fn codex_lb_h15_short_of_memory_it_refuses_before_it_begins() {
     h.finish().await;
 }
 
+/// From 80 % of it no sockets are opened; what else asks for an upgrade is an ordinary request.
+#[tokio::test]
+async fn codex_lb_h15_sockets_are_refused_before_requests() {
+    let h = start(RawListener::default(), RawLimits::default()).await;
+    h.app.memory.judge(85, 100);
+    let socket = [("connection", "upgrade"), ("upgrade", "websocket")];
+    let got = h.get(CODEX, &socket).await;
+    assert_eq!((got.status.as_u16(), got.code()), (503, "proxy_unavailable"));
+    assert_eq!(got.headers["retry-after"], "5");
+    let h2c = [("connection", "upgrade"), ("upgrade", "h2c")];
+    assert_eq!(h.get("/v1/usage", &h2c).await.status, 200);
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    h.app.memory.judge(70, 100);
+    assert_eq!(h.get(CODEX, &socket).await.code(), "bad_handshake", "it is looked at again");
+    h.finish().await;
+}
+
 /// A process with few descriptors goes on by itself when they are back.
 #[tokio::test]
 async fn descriptors_that_run_out_come_back() {

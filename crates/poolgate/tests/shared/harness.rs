@@ -236,6 +236,16 @@ impl Harness {
         (setup.start().await, added)
     }
 
+    /// One account, `a`, that serves one request at a time.
+    pub async fn one_slot() -> (Self, Account) {
+        Self::start(|s: &mut Setup| {
+            let a = s.codex("a");
+            s.settings("a").max_concurrency = Some(1);
+            a
+        })
+        .await
+    }
+
     pub async fn new_key(&self, name: &str, pools: &[&str], models: &[&str]) -> String {
         let owned = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
         self.keep(generate(name.into(), owned(pools), owned(models), None).unwrap()).await

@@ -3,7 +3,7 @@
 use futures_util::future::{join, join_all};
 use http::Method;
 use poolgate_core::line::PLACES;
-use poolgate_sim::Fault;
+use poolgate_sim::{Account, Fault};
 use serde_json::{Value, json};
 
 use super::*;
@@ -47,12 +47,7 @@ async fn sub2api_s2_a_higher_priority_number_serves_only_when_no_lower_one_can()
 /// sub2api S7.
 #[tokio::test]
 async fn sub2api_s7_a_request_waits_for_the_only_slot() {
-    let (h, a) = Harness::start(|s: &mut Setup| {
-        let a = s.codex("a");
-        s.settings("a").max_concurrency = Some(1);
-        a
-    })
-    .await;
+    let (h, a) = Harness::one_slot().await;
     a.fault(Fault::slow_drip(400, Duration::from_millis(20))).times(1);
     let body = responses("hi", true);
     let (first, second) = join(h.post(CODEX, &body), h.post(CODEX, &body)).await;
@@ -83,12 +78,7 @@ async fn codex_lb_e12_the_only_account_rests_and_the_client_is_told_for_how_long
 
 #[tokio::test]
 async fn spec_9_requests_that_wait_are_served_in_turn() {
-    let (h, a) = Harness::start(|s: &mut Setup| {
-        let a = s.codex("a");
-        s.settings("a").max_concurrency = Some(1);
-        a
-    })
-    .await;
+    let (h, a) = Harness::one_slot().await;
     a.fault(Fault::slow_drip(400, Duration::from_millis(20))).times(1);
     let other = format!("Bearer {}", h.new_key("other", &[], &[]).await);
     let ours = format!("Bearer {}", h.key);
@@ -243,18 +233,23 @@ async fn codex_lb_e16_a_limit_ends_with_its_reset() {
     h.finish().await;
 }
 
-/// codex-lb F1–F3, F11.
-#[tokio::test]
-async fn codex_lb_f1_a_gated_model_goes_on_where_the_week_is_spent() {
+/// `a` is on a plan with a gated model, `b` comes behind it; and a request for that model.
+async fn with_a_gated_model() -> (Harness, Account, Value) {
     let mut setup = Setup::new().await;
     setup.in_order();
     let a = setup.sim.codex("a");
     a.plan("pro").renew();
     setup.add_codex(&a);
     setup.codex("b");
-    let h = setup.start().await;
     let mut gated = responses("hi", true);
     gated["model"] = "gpt-5.3-codex-spark".into();
+    (setup.start().await, a, gated)
+}
+
+/// codex-lb F1–F3, F11.
+#[tokio::test]
+async fn codex_lb_f1_a_gated_model_goes_on_where_the_week_is_spent() {
+    let (h, a, gated) = with_a_gated_model().await;
     let stream = stream_of(&h, &a, &gated).await;
     a.fault(Fault::UsageLimit { resets_in_s: Some(259_200) }).times(1);
     assert_eq!(who(&h).await, "b", "the ordinary week is spent on a");
@@ -286,15 +281,7 @@ async fn codex_lb_f1_a_gated_model_goes_on_where_the_week_is_spent() {
 /// neither ends that nor is lost beneath it.
 #[tokio::test]
 async fn gated_answers_neither_end_an_ordinary_limit_nor_vanish_beneath_it() {
-    let mut setup = Setup::new().await;
-    setup.in_order();
-    let a = setup.sim.codex("a");
-    a.plan("pro").renew();
-    setup.add_codex(&a);
-    setup.codex("b");
-    let h = setup.start().await;
-    let mut gated = responses("hi", true);
-    gated["model"] = "gpt-5.3-codex-spark".into();
+    let (h, a, gated) = with_a_gated_model().await;
     let spent = r#"{"error":{"type":"usage_limit_reached","resets_in_seconds":259200}}"#;
     a.fault(Fault::status(429, spent)).times(1);
     assert_eq!(who(&h).await, "b", "spent on a for three days");
@@ -314,15 +301,7 @@ async fn gated_answers_neither_end_an_ordinary_limit_nor_vanish_beneath_it() {
 
 #[tokio::test]
 async fn a_gated_models_spent_limit_leaves_the_ordinary_work_alone() {
-    let mut setup = Setup::new().await;
-    setup.in_order();
-    let a = setup.sim.codex("a");
-    a.plan("pro").renew();
-    setup.add_codex(&a);
-    setup.codex("b");
-    let h = setup.start().await;
-    let mut gated = responses("hi", true);
-    gated["model"] = "gpt-5.3-codex-spark".into();
+    let (h, a, gated) = with_a_gated_model().await;
     let at = (h.clock.now().unix_seconds() + 3600).to_string();
     let spent = [
         ("x-codex-active-limit", "codex_bengalfox"),
