@@ -144,7 +144,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Where a running gateway listens, for `poolgate status`.
+/// Where a running gateway listens, for `poolgate status`; with `https://` in front if it speaks TLS.
 const ADDRESS_FILE: &str = "address";
 
 /// Exit status of a second gateway on the same data.
@@ -179,8 +179,9 @@ async fn serve(
         None => Server::bind(Arc::clone(&app))?,
     };
     let address = server.address;
-    if let Err(error) = std::fs::write(app.config.data_dir.join(ADDRESS_FILE), address.to_string())
-    {
+    let scheme = if server.is_encrypted() { "https://" } else { "" };
+    let written = format!("{scheme}{address}");
+    if let Err(error) = std::fs::write(app.config.data_dir.join(ADDRESS_FILE), written) {
         tracing::warn!(%error, "poolgate status will need --url");
     }
     if !address.ip().is_loopback() && !server.is_encrypted() {

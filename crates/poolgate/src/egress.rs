@@ -5,11 +5,13 @@
 
 mod connections;
 mod dial;
+mod pinned;
 mod received;
 mod resolve;
 mod sockets;
 mod unreachable;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,11 +59,19 @@ pub enum SendError {
 
 impl Egress {
     pub fn new(connect_timeout: Duration, workers: usize) -> anyhow::Result<Self> {
-        let tls = tls_config()?;
+        Ok(Self::over(tls_config()?, connect_timeout, workers))
+    }
+
+    /// For one host alone, which is known by its certificate.
+    pub fn pinned(cert_file: &Path, connect_timeout: Duration) -> anyhow::Result<Self> {
+        Ok(Self::over(pinned::config(cert_file)?, connect_timeout, 0))
+    }
+
+    fn over(tls: rustls::ClientConfig, connect_timeout: Duration, workers: usize) -> Self {
         let connects = Arc::new(Histogram::default());
         let dialer = Dialer::new(tls, connect_timeout, Arc::clone(&connects));
         let connections = |_| Arc::new(Connections::new(dialer.clone()));
-        Ok(Self { connections: (0..=workers).map(connections).collect(), connects })
+        Self { connections: (0..=workers).map(connections).collect(), connects }
     }
 
     fn mine(&self) -> &Arc<Connections> {

@@ -44,14 +44,21 @@ impl Gateway {
         let config = global.load(None)?;
         let last = std::fs::read_to_string(config.data_dir.join(ADDRESS_FILE)).ok();
         let address = last.unwrap_or_else(|| config.listen.to_string());
-        let base = self.url.clone().unwrap_or_else(|| format!("http://{}", address.trim()));
+        let own = match address.trim() {
+            https if https.starts_with("https://") => https.to_owned(),
+            plain => format!("http://{plain}"),
+        };
+        let base = self.url.clone().unwrap_or(own);
         let token = match &self.token {
             Some(token) => token.clone(),
             None => read_token(&config.data_dir)?,
         };
         let uri: Uri = format!("{}{path}", base.trim_end_matches('/')).parse()?;
         let headers = [("authorization", Secret::new(format!("Bearer {token}")))];
-        let egress = Egress::new(TIMEOUT, 0)?;
+        let egress = match &config.listener.tls {
+            Some(tls) if self.url.is_none() => Egress::pinned(&tls.cert_file, TIMEOUT)?,
+            _ => Egress::new(TIMEOUT, 0)?,
+        };
         let (head, body) = egress
             .call(Method::GET, uri, None, &headers, None, TIMEOUT)
             .await

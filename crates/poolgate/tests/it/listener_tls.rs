@@ -8,10 +8,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::harness::{Harness, PATIENCE, Setup};
+use crate::process::Place;
 use crate::wire::{Got, Raw};
 
 /// Self-signed, for localhost, for a hundred years; used nowhere else.
@@ -145,4 +147,40 @@ async fn a_new_certificate_is_taken_up_and_a_bad_one_is_not() {
     assert_eq!(ask(&mut old).await.status, 200, "running connections stay");
     drop(old);
     h.finish().await;
+}
+
+/// The operator's commands know their own gateway by the certificate that the configuration names.
+#[tokio::test]
+async fn an_operators_commands_find_it() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let dir = setup.dir.path().to_owned();
+    install(&dir, "first.crt", "first.key");
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let tls = format!(
+        "listener.drain_delay_s = 0\ntls = {{ cert_file = {cert:?}, key_file = {key:?} }}\n"
+    );
+    let place = Place::new(&setup, &tls).await;
+    let mut gateway = place.start("gateway", &[]).await;
+    let run = async |command: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_poolgate"))
+            .args([command, "--config"])
+            .arg(place.file())
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said)
+    };
+    let (code, said) = run("status").await;
+    assert!(code == Some(0) && said.contains("1 of 1 accounts ready"), "{said}");
+    let (_, said) = run("doctor").await;
+    assert!(said.contains("ok       gateway: running"), "{said}");
+    // Whoever else answers there is not told the operator's token.
+    install(&dir, "second.crt", "first.key");
+    let (code, said) = run("status").await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("not the one in tls.cert_file"), "{said}");
+    gateway.signal("TERM").await;
+    assert_eq!(gateway.ended().await.code(), Some(0));
 }
