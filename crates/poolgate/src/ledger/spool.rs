@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -178,10 +178,8 @@ impl Spool {
     /// because it is passed over later; a whole one is counted by the caller.
     fn write(&self, line: &[u8]) -> io::Result<()> {
         let writer = self.writer.read();
-        // Appending, whatever the offset (pwrite(2), BUGS); a plain write would have the two threads
-        // wait for the file's own position.
         let written = loop {
-            match writer.file.write_at(line, 0) {
+            match append(&writer.file, line) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 written => break written?,
             }
@@ -250,6 +248,19 @@ impl Spool {
     pub(super) fn first_from(&self, segment: u64) -> io::Result<Option<u64>> {
         Ok(segments(&self.dir)?.into_iter().find(|found| *found >= segment))
     }
+}
+
+/// On Linux a write at an offset appends all the same (pwrite(2), BUGS), and threads do not wait for
+/// the file's own position.
+#[cfg(target_os = "linux")]
+fn append(file: &File, line: &[u8]) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::write_at(file, line, 0)
+}
+
+/// Elsewhere it would write where it says, over what is there.
+#[cfg(not(target_os = "linux"))]
+fn append(mut file: &File, line: &[u8]) -> io::Result<usize> {
+    io::Write::write(&mut file, line)
 }
 
 /// It begins with a line feed too: a line torn by a full disk must not take the next one with it.
