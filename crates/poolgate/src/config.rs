@@ -8,6 +8,7 @@ mod account;
 mod address;
 mod listener;
 mod proxy;
+mod way;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -21,9 +22,10 @@ use serde::Deserialize;
 use crate::admission::Bound;
 
 pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
-pub use address::is_forbidden;
+pub use address::{is_forbidden, is_private};
 pub use listener::{Listener, RawListener, RawTls, Tls};
 pub use proxy::{Login, Protocol, Proxy, ProxyUrl};
+pub use way::Way;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Limited};
 
-use crate::config::Proxy;
+use crate::config::Way;
 use crate::json::{Text, TextBody};
 use crate::metrics::Histogram;
 use crate::secret::Secret;
@@ -79,14 +79,14 @@ impl Egress {
     }
 
     /// To the head of the answer. Dropping the future, or later the body, closes the connection.
-    /// With a `proxy`, nothing of it goes any other way.
+    /// Nothing of it goes any other `way`.
     pub async fn send(
         &self,
         request: Request<TextBody>,
-        proxy: Option<&Arc<Proxy>>,
+        way: &Way,
         head_timeout: Duration,
     ) -> Result<Response<Received>, SendError> {
-        let answer = tokio::time::timeout(head_timeout, self.mine().send(request, proxy)).await;
+        let answer = tokio::time::timeout(head_timeout, self.mine().send(request, way)).await;
         answer.unwrap_or(Err(SendError::Timeout))
     }
 
@@ -94,10 +94,10 @@ impl Egress {
     pub async fn upgrade(
         &self,
         request: Request<TextBody>,
-        proxy: Option<&Arc<Proxy>>,
+        way: &Way,
         within: Duration,
     ) -> Result<Upgrade, SendError> {
-        let answer = tokio::time::timeout(within, self.mine().upgrade(request, proxy)).await;
+        let answer = tokio::time::timeout(within, self.mine().upgrade(request, way)).await;
         answer.unwrap_or(Err(SendError::Timeout))
     }
 
@@ -117,7 +117,7 @@ impl Egress {
         &self,
         method: Method,
         uri: Uri,
-        proxy: Option<&Arc<Proxy>>,
+        way: &Way,
         headers: &[(&'static str, Secret)],
         body: Option<String>,
         timeout: Duration,
@@ -135,7 +135,7 @@ impl Egress {
         }
         let request = request.body(Text::from(Bytes::from(body.unwrap_or_default())).into())?;
         let answer = async {
-            let (head, body) = self.send(request, proxy, timeout).await?.into_parts();
+            let (head, body) = self.send(request, way, timeout).await?.into_parts();
             let body = Limited::new(body, SMALL_MAX).collect().await;
             let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
             anyhow::Ok((head, body.to_bytes()))

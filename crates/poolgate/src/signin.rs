@@ -136,9 +136,10 @@ impl Browser {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Way;
 
     fn begun(kind: Kind, token_url: &'static str, port: Option<u16>) -> Browser {
-        let vendor = Vendor::of(kind, &http::Uri::from_static(token_url), None).unwrap();
+        let vendor = Vendor::of(kind, &http::Uri::from_static(token_url), Way::default()).unwrap();
         let mut begun = Browser::begin(vendor, port).unwrap();
         // The example of RFC 7636, appendix B.
         begun.verifier = Secret::new("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk");
@@ -190,7 +191,8 @@ mod tests {
     #[test]
     fn two_sign_ins_share_nothing() {
         let url = "https://auth.openai.com/oauth/token";
-        let vendor = || Vendor::of(Kind::Codex, &http::Uri::from_static(url), None).unwrap();
+        let vendor =
+            || Vendor::of(Kind::Codex, &http::Uri::from_static(url), Way::default()).unwrap();
         let [a, b] = [(), ()].map(|()| Browser::begin(vendor(), None).unwrap());
         assert_ne!(a.state, b.state);
         assert_ne!(a.verifier, b.verifier);

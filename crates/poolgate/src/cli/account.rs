@@ -109,7 +109,7 @@ pub struct Settings {
     /// Where its sign-in is renewed [default: the provider's]
     #[arg(long)]
     token_url: Option<String>,
-    /// The upstream is in a private network: plain http is allowed
+    /// The upstream is in a private network: its name may lead there, and plain http is allowed
     #[arg(long)]
     private_upstream: bool,
     #[command(flatten)]

@@ -10,6 +10,7 @@ use http::{Method, StatusCode, Uri};
 
 use super::{ADDRESS_FILE, Global, is_terminal, say};
 use crate::admin::{self, read_token};
+use crate::config::Way;
 use crate::egress::Egress;
 use crate::secret::Secret;
 use crate::table;
@@ -60,7 +61,7 @@ impl Gateway {
             _ => Egress::new(TIMEOUT, 0)?,
         };
         let (head, body) = egress
-            .call(Method::GET, uri, None, &headers, None, TIMEOUT)
+            .call(Method::GET, uri, &Way::ANYWHERE, &headers, None, TIMEOUT)
             .await
             .with_context(|| format!("no gateway answers at {base}: is it running?"))?;
         match head.status {

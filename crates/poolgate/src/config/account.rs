@@ -9,7 +9,7 @@ use poolgate_core::units::Fraction;
 use serde::{Deserialize, Serialize};
 
 use super::address::{is_forbidden, is_private};
-use super::{Proxy, ProxyUrl};
+use super::{ProxyUrl, Way};
 
 /// As written in `[[account]]`, given to `poolgate account add`, and kept in the store.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -29,7 +29,7 @@ pub struct RawAccount {
     pub base_url: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_url: Option<String>,
-    /// The upstream is in a private network: plain http is allowed.
+    /// The upstream is in a private network: its name may lead there, and plain http is allowed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub private_upstream: bool,
     /// All calls for the account go through it, or nowhere.
@@ -76,14 +76,13 @@ pub struct Upstream {
     /// Path prefix without a trailing slash, e.g. `/v1`.
     pub prefix: String,
     pub token_url: Option<Uri>,
-    /// `None`: directly.
-    pub proxy: Option<Arc<Proxy>>,
+    pub way: Way,
 }
 
 impl Upstream {
     /// What a connection is made to first: the proxy, else the upstream.
     pub fn first_hop(&self) -> String {
-        self.proxy.as_ref().map_or_else(|| self.origin.clone(), ToString::to_string)
+        self.way.proxy.as_ref().map_or_else(|| self.origin.clone(), ToString::to_string)
     }
 }
 
@@ -223,7 +222,7 @@ impl RawAccount {
             origin: format!("{}://{}", base.scheme_str()?, base.authority()?),
             prefix: base.path().trim_end_matches('/').to_owned(),
             token_url,
-            proxy: proxy.map(Arc::new),
+            way: Way { proxy: proxy.map(Arc::new), private: self.private_upstream },
         })
     }
 

@@ -96,8 +96,8 @@ pub async fn ask(
     context: &RefreshContext,
 ) -> Result<Grant, Failed> {
     let body = body(kind, sign_in, refresh_token).to_string();
-    let (proxy, issuer) = (context.proxy.as_ref(), issuer.clone());
-    let call = context.egress.call(Method::POST, issuer, proxy, &[], Some(body), CALL_TIMEOUT);
+    let (way, issuer) = (&context.way, issuer.clone());
+    let call = context.egress.call(Method::POST, issuer, way, &[], Some(body), CALL_TIMEOUT);
     let (head, answer) = call.await.map_err(|error| {
         let sent = !matches!(error.downcast_ref(), Some(SendError::Connect(_)));
         Failed { sent, answer: None, code: error.to_string() }

@@ -22,7 +22,7 @@ use super::issuer::{self, Issuers};
 use super::{Bearer, Credential, CredentialError, Loaded, SignIn};
 use crate::admission::{Admission, Bound};
 use crate::clock::Clock;
-use crate::config::Proxy;
+use crate::config::Way;
 use crate::egress::Egress;
 use crate::metrics::{Metrics, Refreshed};
 use crate::store::RefreshMark;
@@ -43,8 +43,8 @@ pub struct RefreshContext {
     pub token_url: Option<Uri>,
     pub issuers: Issuers,
     pub egress: Egress,
-    /// The account's; the issuer is asked through it, too.
-    pub proxy: Option<Arc<Proxy>>,
+    /// The account's; the issuer is reached by it, too.
+    pub way: Way,
     pub admission: Arc<Admission>,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,

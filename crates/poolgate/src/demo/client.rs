@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::Demo;
 use super::request::Request;
 use super::tally::{End, Tokens};
+use crate::config::Way;
 use crate::egress::Egress;
 use crate::json::{Text, TextBody};
 
@@ -34,7 +35,7 @@ impl<'a> Client<'a> {
     }
 
     pub async fn ask(&self, ask: &Request) -> End {
-        let sent = self.egress.send(self.request(ask), None, HEAD_TIMEOUT).await;
+        let sent = self.egress.send(self.request(ask), &Way::ANYWHERE, HEAD_TIMEOUT).await;
         let response = match sent {
             Ok(response) => response,
             // The listener has gone: what was not accepted was not lost.

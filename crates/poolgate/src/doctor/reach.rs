@@ -4,7 +4,6 @@
 //! what time it is there.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -13,7 +12,7 @@ use poolgate_core::units::Timestamp;
 
 use super::Check;
 use super::accounts::Found;
-use crate::config::Proxy;
+use crate::config::Way;
 use crate::egress::{Egress, SendError};
 use crate::table::span;
 
@@ -32,8 +31,8 @@ pub async fn check(accounts: &[Found], connect_timeout: Duration, now: Timestamp
         }
     };
     let places = places(accounts);
-    let asked = places.iter().map(async |(about, Place { url, proxy, names })| {
-        let call = egress.call(Method::HEAD, url.clone(), proxy.as_ref(), &[], None, TIMEOUT);
+    let asked = places.iter().map(async |(about, Place { url, way, names })| {
+        let call = egress.call(Method::HEAD, url.clone(), way, &[], None, TIMEOUT);
         let (check, date) = match call.await {
             Ok((head, _)) => (reached(about, head.status.as_u16(), names), date(&head.headers)),
             Err(error) => (unreached(about, &error, names), None),
@@ -51,25 +50,24 @@ pub async fn check(accounts: &[Found], connect_timeout: Duration, now: Timestamp
 struct Place<'a> {
     /// One of its URLs.
     url: Uri,
-    proxy: Option<Arc<Proxy>>,
+    way: Way,
     /// Whose it is.
     names: Vec<&'a str>,
 }
 
-/// By origin and proxy.
+/// By origin and way.
 fn places(accounts: &[Found]) -> BTreeMap<String, Place<'_>> {
     let mut places: BTreeMap<String, Place<'_>> = BTreeMap::new();
     for account in accounts {
         let Ok(spec) = &account.spec else { continue };
-        let proxy = &spec.upstream.proxy;
+        let way = &spec.upstream.way;
         let base = format!("{}{}/", spec.upstream.origin, spec.upstream.prefix).parse().ok();
         for url in base.into_iter().chain(spec.upstream.token_url.clone()) {
             let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
                 continue;
             };
-            let way = proxy.as_ref().map(|proxy| format!(" through {proxy}")).unwrap_or_default();
             let about = format!("{scheme}://{authority}{way}");
-            let new = Place { url, proxy: proxy.clone(), names: Vec::new() };
+            let new = Place { url, way: way.clone(), names: Vec::new() };
             let names = &mut places.entry(about).or_insert(new).names;
             if !names.contains(&account.name.as_str()) {
                 names.push(&account.name);
@@ -95,6 +93,8 @@ fn unreached(about: &str, error: &anyhow::Error, names: &[&str]) -> Check {
     let error = format!("{error:#}");
     let advice = if by_proxy {
         "correct the account's proxy, or see what is wrong with it: nothing is sent around it"
+    } else if error.contains("private_upstream") {
+        "say so, if the upstream is in there; else somebody has changed what the name means"
     } else if error.contains("certificate") {
         "check the clock, and that the authority behind it is among the system's certificates"
     } else {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::dial::Dialer;
 use super::received::Received;
 use super::{SendError, Unreachable, cause};
-use crate::config::Proxy;
+use crate::config::Way;
 use crate::json::TextBody;
 use crate::ws::Socket;
 
@@ -33,7 +33,7 @@ const BUFFER_MAX: usize = 256 << 10;
 pub(super) struct Place {
     scheme: Scheme,
     authority: Authority,
-    proxy: Option<Arc<Proxy>>,
+    way: Way,
 }
 
 #[derive(Debug)]
@@ -65,10 +65,10 @@ impl Connections {
     pub async fn send(
         self: &Arc<Self>,
         mut request: Request<TextBody>,
-        proxy: Option<&Arc<Proxy>>,
+        way: &Way,
     ) -> Result<Response<Received>, SendError> {
         let (scheme, authority) = address(&mut request)?;
-        let place = Place { scheme, authority, proxy: proxy.cloned() };
+        let place = Place { scheme, authority, way: way.clone() };
         loop {
             let (mut sender, used) = match self.take(&place) {
                 Some(sender) => (sender, true),
@@ -92,10 +92,10 @@ impl Connections {
     pub async fn upgrade(
         &self,
         mut request: Request<TextBody>,
-        proxy: Option<&Arc<Proxy>>,
+        way: &Way,
     ) -> Result<Upgrade, SendError> {
         let (scheme, authority) = address(&mut request)?;
-        let place = Place { scheme, authority, proxy: proxy.cloned() };
+        let place = Place { scheme, authority, way: way.clone() };
         let mut sender = self.connect(&place).await?;
         let broke = |error: hyper::Error| SendError::Broke(cause(&error));
         let mut response = sender.send_request(request).await.map_err(broke)?;
@@ -136,8 +136,8 @@ impl Connections {
     }
 
     async fn connect(&self, place: &Place) -> Result<SendRequest<TextBody>, SendError> {
-        let Place { scheme, authority, proxy } = place.clone();
-        let stream = self.dialer.dial(scheme, authority, proxy.as_deref()).await?;
+        let Place { scheme, authority, way } = place.clone();
+        let stream = self.dialer.dial(scheme, authority, &way).await?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
             .handshake(stream)

@@ -36,7 +36,7 @@ fn get(uri: &str) -> Request<TextBody> {
 }
 
 async fn ask(connections: &Arc<Connections>, uri: &str) -> Result<Bytes, SendError> {
-    let response = connections.send(get(uri), None).await?;
+    let response = connections.send(get(uri), &Way::default()).await?;
     Ok(response.into_body().collect().await.unwrap().to_bytes())
 }
 
@@ -86,7 +86,7 @@ async fn a_body_that_is_dropped_closes_its_connection() {
     let (listener, uri) = listen().await;
     let connections = connections(Duration::from_secs(5));
     let client = async {
-        let response = connections.send(get(&uri), None).await.unwrap();
+        let response = connections.send(get(&uri), &Way::default()).await.unwrap();
         drop(response);
         assert_eq!(ask(&connections, &uri).await.unwrap(), "ok", "on another");
     };
@@ -116,6 +116,28 @@ async fn a_request_that_was_sent_is_not_sent_again() {
         read(&mut stream).await.unwrap();
         stream.write_all(ANSWER).await.unwrap();
         read(&mut stream).await.unwrap();
+    };
+    tokio::join!(client, server);
+}
+
+/// reliability SSRF-2.
+#[tokio::test]
+async fn a_connection_into_a_private_network_serves_no_account_that_may_not_go_there() {
+    let (listener, uri) = listen().await;
+    // Only the system's resolver takes this for an address.
+    let uri = uri.replace("127.0.0.1", "127.1");
+    let connections = connections(Duration::from_secs(5));
+    let client = async {
+        let marked = connections.send(get(&uri), &Way::ANYWHERE).await.unwrap();
+        marked.into_body().collect().await.unwrap();
+        let refused = ask(&connections, &uri).await;
+        let Err(SendError::Connect(refused)) = refused else { panic!("{refused:?}") };
+        assert!(refused.durable && refused.cause.contains("private_upstream"), "{refused}");
+    };
+    let server = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read(&mut stream).await.unwrap();
+        stream.write_all(ANSWER).await.unwrap();
     };
     tokio::join!(client, server);
 }

@@ -26,7 +26,7 @@ use tower_service::Service;
 
 use super::resolve::{self, Resolver};
 use super::{USER_AGENT, Unreachable, cause};
-use crate::config::{Login, Protocol, Proxy};
+use crate::config::{Login, Protocol, Proxy, Way};
 use crate::metrics::Histogram;
 
 /// A peer that is silent is asked after so long whether it is still there, ...
@@ -45,9 +45,11 @@ pub type Stream = MaybeHttpsStream<Tcp>;
 
 #[derive(Clone, Debug)]
 pub struct Dialer {
-    tcp: HttpConnector<Resolver>,
     tls: Arc<rustls::ClientConfig>,
-    direct: HttpsConnector<HttpConnector<Resolver>>,
+    /// A proxy may be anywhere: who named it is who could mark the account.
+    proxies: HttpConnector<Resolver>,
+    public: HttpsConnector<HttpConnector<Resolver>>,
+    private: HttpsConnector<HttpConnector<Resolver>>,
     connect_timeout: Duration,
     connects: Arc<Histogram>,
 }
@@ -58,38 +60,34 @@ impl Dialer {
         connect_timeout: Duration,
         connects: Arc<Histogram>,
     ) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(KEEP_ALIVE));
-        tcp.set_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
-        tcp.set_keepalive_retries(Some(KEEP_ALIVE_RETRIES));
-        #[cfg(target_os = "linux")]
-        tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
-        tcp.set_connect_timeout(Some(connect_timeout));
-        let direct = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.clone())
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp.clone());
-        Self { tcp, tls: Arc::new(tls), direct, connect_timeout, connects }
+        let direct = |private| {
+            HttpsConnectorBuilder::new()
+                .with_tls_config(tls.clone())
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(tcp(connect_timeout, private))
+        };
+        let (public, private) = (direct(false), direct(true));
+        let proxies = tcp(connect_timeout, true);
+        Self { tls: Arc::new(tls), proxies, public, private, connect_timeout, connects }
     }
 
     pub async fn dial(
         &self,
         scheme: Scheme,
         authority: Authority,
-        proxy: Option<&Proxy>,
+        way: &Way,
     ) -> Result<Stream, Unreachable> {
-        let by = proxy.map(|proxy| proxy.address.to_string());
+        let by = way.proxy.as_ref().map(|proxy| proxy.address.to_string());
         let late = || Unreachable::new("no connection in time", false).through(by.clone());
         let dialled = async {
-            let Some(proxy) = proxy else {
+            let Some(proxy) = &way.proxy else {
                 let uri = origin(scheme, authority)?;
-                let stream = self.direct.clone().call(uri).await;
+                let direct = if way.private { &self.private } else { &self.public };
+                let stream = direct.clone().call(uri).await;
                 return stream.map_err(|error| Unreachable::of(&*error));
             };
-            let tunnel = self.tunnel(proxy, &scheme, &authority).await;
+            let tunnel = self.tunnel(proxy, way.private, &scheme, &authority).await;
             let tunnel = tunnel.map_err(|error| error.through(by.clone()))?;
             let uri = origin(scheme, authority)?;
             // TLS is spoken with the upstream: its failures are the upstream's.
@@ -106,10 +104,11 @@ impl Dialer {
     async fn tunnel(
         &self,
         proxy: &Proxy,
+        private: bool,
         scheme: &Scheme,
         authority: &Authority,
     ) -> Result<Tcp, Unreachable> {
-        let near = self.tcp.clone().call(origin(Scheme::HTTP, proxy.address.clone())?).await;
+        let near = self.proxies.clone().call(origin(Scheme::HTTP, proxy.address.clone())?).await;
         let near = near.map_err(|error| Unreachable::of(&error))?;
         let standard = if *scheme == Scheme::HTTPS { 443 } else { 80 };
         let (host, port) = (authority.host(), authority.port_u16().unwrap_or(standard));
@@ -117,8 +116,7 @@ impl Dialer {
             Protocol::Http => connect(near, host, port, proxy.login.as_ref()).await,
             Protocol::Socks5 => {
                 let name = host.trim_matches(['[', ']']);
-                let found = tokio::net::lookup_host((name, port)).await;
-                let found = found.and_then(resolve::allowed);
+                let found = resolve::lookup(name, port, private).await;
                 let found = found.map_err(|error| Unreachable::of(&error))?.next();
                 let found =
                     found.ok_or_else(|| Unreachable::new("the name has no address", true))?;
@@ -127,6 +125,19 @@ impl Dialer {
             Protocol::Socks5h => socks(near, &format!("{host}:{port}"), proxy.login.as_ref()).await,
         }
     }
+}
+
+fn tcp(connect_timeout: Duration, private: bool) -> HttpConnector<Resolver> {
+    let mut tcp = HttpConnector::new_with_resolver(Resolver::new(private));
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEP_ALIVE));
+    tcp.set_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEP_ALIVE_RETRIES));
+    #[cfg(target_os = "linux")]
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    tcp.set_connect_timeout(Some(connect_timeout));
+    tcp
 }
 
 fn origin(scheme: Scheme, authority: Authority) -> Result<Uri, Unreachable> {

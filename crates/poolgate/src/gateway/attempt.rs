@@ -59,7 +59,7 @@ impl App {
             issuers: self.issuers.clone(),
             token_url: account.token_url.clone(),
             egress: self.egress.clone(),
-            proxy: account.upstream.proxy.clone(),
+            way: account.upstream.way.clone(),
             admission: Arc::clone(&self.admission),
             metrics: Arc::clone(&self.metrics),
             clock: self.clock.clone(),
@@ -114,9 +114,9 @@ pub async fn send_over_http(
     let timeout =
         if streams { app.limits().stream_head_timeout } else { app.limits().head_timeout };
     let request = build(call, target, prepared)?;
-    let proxy = target.account.upstream.proxy.as_ref();
+    let way = &target.account.upstream.way;
     let create = stage::create(app, call)?;
-    let response = app.egress.send(request, proxy, timeout).await?;
+    let response = app.egress.send(request, way, timeout).await?;
     Ok(Sent { response, streams, create })
 }
 

@@ -182,8 +182,10 @@ pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, St
             .into_iter()
             .filter_map(|name| Some((name, Secret::new(headers.get(name)?.to_str().ok()?))))
             .collect();
-    let proxy = account.upstream.proxy.as_ref();
-    let answer = app.egress.call(Method::GET, uri, proxy, &headers, None, CALL_TIMEOUT).await;
+    let answer = app
+        .egress
+        .call(Method::GET, uri, &account.upstream.way, &headers, None, CALL_TIMEOUT)
+        .await;
     let (head, body) = answer.map_err(|error| format!("{error:#}"))?;
     if head.status != StatusCode::OK {
         return Err(format!("the upstream answered {}", head.status.as_u16()));

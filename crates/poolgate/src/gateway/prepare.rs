@@ -157,7 +157,7 @@ mod tests {
     use poolgate_core::account::AccountId;
 
     use super::*;
-    use crate::config::Upstream;
+    use crate::config::{Upstream, Way};
     use crate::credentials::{Credential, Source};
 
     fn account(kind: Kind, prefix: &str) -> Account {
@@ -165,7 +165,7 @@ mod tests {
             origin: "https://x".into(),
             prefix: prefix.into(),
             token_url: None,
-            proxy: None,
+            way: Way::default(),
         };
         let credential = Arc::new(Credential::new(kind, Source::KeyEnv("NONE".into()), None));
         Account {

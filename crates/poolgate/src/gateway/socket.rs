@@ -238,8 +238,8 @@ pub async fn send(
 /// is not the account's any more.
 pub fn mark(account: &Account) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let Upstream { origin, prefix, proxy, .. } = &account.upstream;
-    (account.credential.owner(), origin, prefix, proxy).hash(&mut hasher);
+    let Upstream { origin, prefix, way, .. } = &account.upstream;
+    (account.credential.owner(), origin, prefix, way).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -280,9 +280,8 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
     }
     authorize(told, account.kind, call.surface, target.bearer);
     handshake(told);
-    let proxy = account.upstream.proxy.as_ref();
     let _connecting = app.admission.enter(Bound::UpstreamWebsocketConnect)?;
-    let opened = app.egress.upgrade(request, proxy, HANDSHAKE).await?;
+    let opened = app.egress.upgrade(request, &account.upstream.way, HANDSHAKE).await?;
     if let Upgrade::Refused(response) = &opened {
         tracing::info!(account = account.name, status = response.status().as_u16(), "no socket");
     }

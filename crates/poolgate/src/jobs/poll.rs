@@ -172,6 +172,5 @@ async fn call(
     if account.kind == Kind::Claude {
         headers.push(("anthropic-beta", Secret::new(claude::OAUTH_BETA)));
     }
-    let proxy = account.upstream.proxy.as_ref();
-    app.egress.call(Method::GET, uri, proxy, &headers, None, ANSWERS_WITHIN).await
+    app.egress.call(Method::GET, uri, &account.upstream.way, &headers, None, ANSWERS_WITHIN).await
 }

@@ -9,6 +9,7 @@ use poolgate_core::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
 use poolgate_core::units::Fraction;
 
 use super::*;
+use crate::config::Way;
 use crate::credentials::Source as CredentialSource;
 use crate::providers::Usage;
 
@@ -22,7 +23,7 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
         origin: "https://x".into(),
         prefix: String::new(),
         token_url: None,
-        proxy: None,
+        way: Way::default(),
     };
     let source = CredentialSource::KeyEnv("NONE".into());
     let account = Account {

@@ -118,8 +118,7 @@ pub async fn post(
     now: Timestamp,
 ) -> Result<Result<bytes::Bytes, Refusal>, SignInError> {
     let headers = [("content-type", Secret::new(encoding))];
-    let proxy = vendor.proxy.as_ref();
-    let call = egress.call(Method::POST, url, proxy, &headers, Some(body), CALL_TIMEOUT);
+    let call = egress.call(Method::POST, url, &vendor.way, &headers, Some(body), CALL_TIMEOUT);
     let (head, body) =
         call.await.map_err(|error| SignInError::Unreachable(format!("{error:#}")))?;
     if head.status == StatusCode::OK {

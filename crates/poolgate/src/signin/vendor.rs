@@ -1,12 +1,10 @@
 //! Where each vendor's sign-in lives, and what its pages are asked.
 
-use std::sync::Arc;
-
 use http::Uri;
 use poolgate_core::account::Kind;
 
 use super::query::encoded;
-use crate::config::Proxy;
+use crate::config::Way;
 use crate::credentials::{CLAUDE_CLIENT, CLAUDE_SCOPES, CODEX_CLIENT};
 
 /// The ports that Codex's client may be called back at: no other redirect is registered.
@@ -29,15 +27,15 @@ pub enum Redirect {
 pub struct Vendor {
     pub kind: Kind,
     pub token_url: Uri,
-    /// The account's: its calls go through it or nowhere.
-    pub proxy: Option<Arc<Proxy>>,
+    /// The account's: its calls go by it or nowhere.
+    pub way: Way,
     /// What stands before the paths of its endpoints.
     issuer: String,
 }
 
 impl Vendor {
     /// The pages are found beside the token endpoint, wherever that is.
-    pub fn of(kind: Kind, token_url: &Uri, proxy: Option<Arc<Proxy>>) -> Result<Self, String> {
+    pub fn of(kind: Kind, token_url: &Uri, way: Way) -> Result<Self, String> {
         let path = match kind {
             Kind::Codex => "/oauth/token",
             Kind::Claude => "/v1/oauth/token",
@@ -47,7 +45,7 @@ impl Vendor {
         let issuer = text.strip_suffix(path).ok_or_else(|| {
             format!("token_url must end in {path}: where to sign in follows from it")
         })?;
-        Ok(Self { kind, token_url: token_url.clone(), proxy, issuer: issuer.to_owned() })
+        Ok(Self { kind, token_url: token_url.clone(), way, issuer: issuer.to_owned() })
     }
 
     /// For people.
@@ -141,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_pages_stand_beside_the_token_endpoint() {
-        let of = |kind, url: &'static str| Vendor::of(kind, &Uri::from_static(url), None);
+        let of = |kind, url: &'static str| Vendor::of(kind, &Uri::from_static(url), Way::default());
         let codex = of(Kind::Codex, "http://127.0.0.1:1/x/oauth/token").unwrap();
         assert_eq!(codex.device_page(), "http://127.0.0.1:1/x/codex/device");
         assert_eq!(

@@ -3,6 +3,7 @@
 //! The upstreams' names end in `.invalid` and mean something to the test's proxy alone: a call that went
 //! any other way could not arrive.
 
+use futures_util::FutureExt;
 use poolgate::config::ProxyUrl;
 use poolgate_sim::{Account, Entry};
 
@@ -296,6 +297,39 @@ async fn tls_goes_through_the_tunnel_to_the_upstream() {
         let name = b"secure.invalid";
         assert!(hello.windows(name.len()).any(|window| window == name), "for the upstream's name");
         assert_eq!(proxy.asked()[0], "secure.invalid:443", "{protocol}");
+        h.finish().await;
+    }
+}
+
+/// reliability SSRF-2: where a name leads counts, for each account by itself. `0x7f000001` is a name to
+/// whoever reads the settings, and an address to the system's resolver.
+#[tokio::test]
+async fn a_name_that_leads_into_a_private_network_needs_an_account_marked_so() {
+    for proxied in [false, true] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut setup = Setup::new().await;
+        setup.in_order();
+        setup.openai("unmarked");
+        setup.openai("marked");
+        let proxy = TestProxy::start(&setup.sim.url(), None).await;
+        let way = proxied.then(|| ProxyUrl::new(url("socks5", "", &proxy)));
+        let unmarked = setup.settings("unmarked");
+        unmarked.base_url = Some(format!("https://0x7f000001:{port}/v1"));
+        unmarked.proxy.clone_from(&way);
+        let marked = setup.settings("marked");
+        marked.base_url =
+            marked.base_url.as_ref().map(|url| url.replace("127.0.0.1", "0x7f000001"));
+        (marked.private_upstream, marked.proxy) = (true, way);
+        let h = setup.start().await;
+        assert_eq!(h.post("/v1/responses", &responses("hi", true)).await.status, 200, "{proxied}");
+        assert_eq!(h.asked(), ["marked"], "{proxied}");
+        assert!(listener.accept().now_or_never().is_none(), "nothing of the other arrives");
+        assert_eq!(proxy.asked().len(), usize::from(proxied));
+        let data = h.app.config.data_dir.clone();
+        let doctor = run(&data, &["doctor", "--json"], "").await;
+        let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        assert!(said.contains("its account needs private_upstream = true; for unmarked"), "{said}");
         h.finish().await;
     }
 }
