@@ -22,6 +22,7 @@ mod doctor;
 mod drain;
 mod egress;
 mod failover;
+mod floods;
 mod headers;
 mod idle;
 mod key_limits;
