@@ -10,9 +10,10 @@
 # direct, nginx, poolgate, direct, nginx, ... CPU time is user and system time of all threads of the
 # proxy, with 0.4 s after each round for what it does later. The figures are medians of the rounds.
 #
-# "+ 1st byte" is what a proxy adds to the time to the first byte of a stream. poolgate withholds the
-# opening events, which carry nothing, until the first output, because until then it can still go to
-# another account; "+ 1st text" is what it adds to the time to the first word.
+# "+ 1st byte" is what a proxy adds to the time to the first byte of a stream, and "+ 1st text" to that
+# of the first word. The simulator sends both at once; only the words that follow come in time, so that
+# its timer's ticks hide nothing. poolgate withholds the opening events, which carry nothing, until the
+# first output, because until then it can still go to another account.
 #
 # Before that, what a choice costs: instructions by callgrind, among 10, 20 and 40 accounts, with
 # every account able and no session at home, which is the dearest case.

@@ -8,6 +8,8 @@ pub mod memo;
 pub mod messages;
 pub mod responses;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 /// A constant, so that the same question has the same bytes as its answer.
@@ -22,6 +24,21 @@ pub enum Role {
     Structure,
     /// Carries content: a text delta, or a finished reasoning or compaction item.
     Output,
+}
+
+/// Pauses between events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// After each event.
+    pub event: Duration,
+    /// After each that carries content.
+    pub text: Duration,
+}
+
+impl Gap {
+    pub fn after(self, role: Role) -> Duration {
+        if role == Role::Output { self.event.max(self.text) } else { self.event }
+    }
 }
 
 /// A content, and how it goes out.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `[[events=20]]` | number of text deltas (4); a shorter answer is filled up with dots |
 //! | `[[gap_ms=5]]` | pause after each event (none) |
+//! | `[[text_gap_ms=5]]` | pause after each that carries content, the opening and the end coming at once (none) |
 //! | `[[bytes=1000]]` | exact size of the answer text, cut or filled up with dots |
 //! | `[[first_ms=100]]` | delay before the response head |
 //! | `[[say=some words]]` | answer exactly these words (then at most one delta per character) |
@@ -21,6 +22,8 @@ use std::time::Duration;
 
 use memchr::memmem;
 
+use crate::answer::Gap;
+
 /// Deltas of an answer that asked for nothing else.
 const DELTAS: usize = 4;
 /// More would only be a way to exhaust memory.
@@ -32,7 +35,7 @@ pub struct Shape {
     pub text: String,
     /// Text deltas wanted; [`Shape::deltas`] never gives more than there are characters.
     pub events: usize,
-    pub gap: Duration,
+    pub gap: Gap,
     pub first: Duration,
     pub reason: bool,
     /// Stands in place of the text.
@@ -73,7 +76,7 @@ const PRINTED: &str = "Output:\n";
 struct Wishes<'a> {
     events: Option<usize>,
     bytes: Option<usize>,
-    gap_ms: u64,
+    gap: Gap,
     first_ms: u64,
     say: Option<&'a str>,
     reason: bool,
@@ -104,7 +107,8 @@ impl<'a> Wishes<'a> {
         match name {
             "events" => self.events = value.parse().ok(),
             "bytes" => self.bytes = value.parse().ok(),
-            "gap_ms" => self.gap_ms = value.parse().unwrap_or(0),
+            "gap_ms" => self.gap.event = millis(value),
+            "text_gap_ms" => self.gap.text = millis(value),
             "first_ms" => self.first_ms = value.parse().unwrap_or(0),
             "say" => self.say = Some(value),
             "reason" => self.reason = true,
@@ -137,7 +141,7 @@ impl Shape {
         let text = wishes.text(user_text);
         Self {
             events: wishes.events.unwrap_or(DELTAS),
-            gap: Duration::from_millis(wishes.gap_ms),
+            gap: wishes.gap,
             first: Duration::from_millis(wishes.first_ms),
             reason: wishes.reason,
             call: (wishes.steps > 0).then_some(Call { number: 1, of: wishes.steps }),
@@ -169,6 +173,10 @@ impl Shape {
         };
         (0..parts).map(move |part| &self.text[place(part)..place(part + 1)])
     }
+}
+
+fn millis(value: &str) -> Duration {
+    Duration::from_millis(value.parse().unwrap_or(0))
 }
 
 fn resize(text: &mut String, bytes: usize) {

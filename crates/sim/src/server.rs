@@ -19,7 +19,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
-use crate::answer::Content;
+use crate::answer::{Content, Gap};
 use crate::body::{Abandoned, Playback};
 use crate::headers;
 use crate::journal::{Asked, Record};
@@ -41,8 +41,7 @@ pub struct Reply {
 pub struct Pace {
     /// Before the response head.
     pub first: Duration,
-    /// After each event.
-    pub gap: Duration,
+    pub gap: Gap,
 }
 
 /// One request, read.

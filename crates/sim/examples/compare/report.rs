@@ -37,6 +37,7 @@ struct Figures {
     connections: usize,
     streams: bool,
     allowance: f64,
+    delay_limit: Option<f64>,
     /// By target.
     rounds: Vec<Vec<Round>>,
 }
@@ -106,6 +107,21 @@ impl Figures {
         greatest.is_finite().then(|| (median(ratios), least, greatest))
     }
 
+    /// What a target adds to the time that a direct connection takes, in milliseconds, round by round.
+    fn added(&self, target: usize, time: impl Fn(&Round) -> f64) -> f64 {
+        let pairs = self.rounds[target].iter().zip(&self.rounds[0]);
+        median(pairs.map(|(through, direct)| time(through) - time(direct)).collect())
+    }
+
+    /// The first text's delay by the last target over that by the one before it. `None`: as there is no
+    /// such, or it is lost in noise.
+    fn delay_ratio(&self) -> Option<f64> {
+        let last = self.rounds.len().checked_sub(1).filter(|last| *last > 1 && self.streams)?;
+        let [reference, subject] =
+            [last - 1, last].map(|target| self.added(target, |r| r.text_p50));
+        (reference > 0.0).then(|| subject / reference)
+    }
+
     fn is_short(&self) -> bool {
         let mut measured = self.rounds.iter().skip(1).flatten();
         measured.any(|round| round.ticks.0 + round.ticks.1 < TICKS_ENOUGH)
@@ -123,6 +139,7 @@ impl Report {
             connections: shape.connections,
             streams: shape.streams(),
             allowance: shape.allowance,
+            delay_limit: shape.delay_limit,
             rounds,
         });
     }
@@ -169,10 +186,10 @@ impl Report {
                 median(|r| r.p99)
             );
             if figures.streams && target > 0 {
-                let added = |time: fn(&Round) -> f64| median(time) - figures.median(0, time);
+                let added = |time: fn(&Round) -> f64| figures.added(target, time);
                 let _ = write!(
                     line,
-                    " {:>9.2} ms {:>9.2} ms",
+                    " {:>9.3} ms {:>9.3} ms",
                     added(|r| r.first_p50),
                     added(|r| r.text_p50)
                 );
@@ -182,7 +199,9 @@ impl Report {
         if let ([.., reference, subject], Some((ratio, least, greatest))) =
             (self.names.as_slice(), figures.ratio())
         {
-            println!("  {subject} / {reference}: {ratio:.2}  ({least:.2} to {greatest:.2})");
+            print!("  {subject} / {reference}: {ratio:.2}  ({least:.2} to {greatest:.2})");
+            let delay = figures.delay_ratio().map(|ratio| format!(", delay {ratio:.2}"));
+            println!("{}", delay.unwrap_or_default());
         }
         if figures.is_short() {
             println!("  note: less than 0.5 s of CPU in a round, which is counted in 10 ms");
@@ -205,6 +224,13 @@ impl Report {
                     println!("NOT MEASURED: {}", figures.name);
                     code = ExitCode::FAILURE;
                 }
+            }
+            let late = figures.delay_limit.filter(|l| figures.delay_ratio().is_none_or(|r| r > *l));
+            if let Some(limit) = late {
+                let ratio =
+                    figures.delay_ratio().map_or("lost in noise".into(), |r| format!("{r:.2}"));
+                println!("ABOVE {limit:.1}: {}, first text: {ratio}", figures.name);
+                code = ExitCode::FAILURE;
             }
         }
         if code == ExitCode::SUCCESS {
@@ -229,7 +255,8 @@ impl Report {
             })
             .collect();
         json!({"name": figures.name, "at_a_time": figures.connections,
-            "ratio": figures.ratio().map(|(ratio, ..)| ratio), "targets": targets})
+            "ratio": figures.ratio().map(|(ratio, ..)| ratio),
+            "delay_ratio": figures.delay_ratio(), "targets": targets})
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Shape {
     pub kind: Kind,
     /// CPU beside the reference's, in units of the limit.
     pub allowance: f64,
+    /// Most that the first text may be later by, in units of what the reference makes it later by.
+    pub delay_limit: Option<f64>,
     body_bytes: usize,
     /// What the simulator is asked for; see its `directives`.
     wish: &'static str,
@@ -50,6 +52,7 @@ pub fn shapes() -> [Shape; 4] {
             time: Duration::from_secs(2),
             kind: Kind::Json,
             allowance: 1.0,
+            delay_limit: None,
             body_bytes: 1000,
             wish: "[[bytes=350]]", // The other fields are the rest of the kilobyte.
         },
@@ -59,6 +62,7 @@ pub fn shapes() -> [Shape; 4] {
             time: Duration::from_secs(3),
             kind: Kind::Json,
             allowance: 1.0,
+            delay_limit: None,
             body_bytes: 1_000_000,
             wish: "[[bytes=350]]",
         },
@@ -68,8 +72,9 @@ pub fn shapes() -> [Shape; 4] {
             time: Duration::from_secs(6),
             kind: Kind::Events,
             allowance: 1.0,
+            delay_limit: None,
             body_bytes: 1000,
-            wish: "[[events=20]] [[gap_ms=5]]",
+            wish: "[[events=20]] [[text_gap_ms=5]]",
         },
         Shape {
             // nginx passes bytes on and does not look inside.
@@ -78,8 +83,9 @@ pub fn shapes() -> [Shape; 4] {
             time: Duration::from_secs(6),
             kind: Kind::Turn,
             allowance: 1.25,
+            delay_limit: Some(1.3),
             body_bytes: 1000,
-            wish: "[[events=20]] [[gap_ms=5]]",
+            wish: "[[events=20]] [[text_gap_ms=5]]",
         },
     ]
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Exchange;
-use crate::answer::{Content, Events, Role, chat, messages, responses};
+use crate::answer::{Content, Events, Gap, Role, chat, messages, responses};
 use crate::body::Step;
 use crate::fault::{Fault, Phase};
 use crate::peek::Peek;
@@ -24,7 +24,7 @@ enum Finish {
 /// The steps, and the length to declare, if the content is not a stream.
 pub fn steps(
     content: Content,
-    gap: Duration,
+    gap: Gap,
     fault: Option<&Fault>,
     exchange: &Exchange<'_>,
 ) -> (Vec<Step>, Option<u64>) {
@@ -126,7 +126,7 @@ pub fn fail(events: &mut Events, exchange: &Exchange<'_>, code: &str, message: &
     }
 }
 
-fn frames(events: Events, gap: Duration, joined: bool) -> Vec<Step> {
+fn frames(events: Events, gap: Gap, joined: bool) -> Vec<Step> {
     let (bytes, events) = events.split();
     let mut steps = Vec::new();
     let (mut start, mut outputs) = (0, 0);
@@ -134,10 +134,11 @@ fn frames(events: Events, gap: Duration, joined: bool) -> Vec<Step> {
     for (range, role) in events {
         end = range.end;
         outputs += u32::from(role == Role::Output);
-        if !joined || !gap.is_zero() || end - start >= FRAME_BYTES {
+        let pause = gap.after(role);
+        if !joined || !pause.is_zero() || end - start >= FRAME_BYTES {
             steps.push(Step::Send { bytes: bytes.slice(start..end), outputs });
-            if !gap.is_zero() {
-                steps.push(Step::Pause(gap));
+            if !pause.is_zero() {
+                steps.push(Step::Pause(pause));
             }
             (start, outputs) = (end, 0);
         }

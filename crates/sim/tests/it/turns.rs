@@ -222,6 +222,27 @@ async fn an_answer_may_be_interrupted() {
     assert_eq!(socket.say("hi").await.last()["type"], "response.completed", "it stays open");
 }
 
+/// The opening comes at once; only what follows a text is waited for.
+#[tokio::test]
+async fn a_pause_may_follow_the_texts_alone() {
+    let sim = sim().await;
+    let mut socket = Socket::open(&sim.codex("alice")).await;
+    socket.send(&create("[[text_gap_ms=60000]]")).await;
+    let mut id = String::new();
+    loop {
+        let event = socket.event().await.unwrap();
+        match event["type"].as_str() {
+            Some("response.created") => id = event["response"]["id"].as_str().unwrap().to_owned(),
+            Some("response.output_text.delta") => break,
+            _ => {}
+        }
+    }
+    let interrupt = json!({"type": "response.interrupt", "response_id": id, "mode": "keep"});
+    socket.send(&interrupt).await;
+    let rest = socket.listen().await;
+    assert_eq!((rest.outputs(), &rest.last()["type"]), (0, &json!("response.incomplete")));
+}
+
 /// As in fixture `codex-chatgpt-tool-turn-ws`.
 #[tokio::test]
 async fn tools_are_called_one_after_the_other() {

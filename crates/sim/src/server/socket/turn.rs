@@ -13,7 +13,7 @@ use super::frames;
 use super::play::{Break, Step};
 use crate::account::Inner;
 use crate::answer::responses::{self, Question};
-use crate::answer::{Content, Events, Role};
+use crate::answer::{Content, Events, Gap, Role};
 use crate::directives::Shape;
 use crate::fault::{Call, Fault, Garbage, Phase};
 use crate::kind::Kind;
@@ -229,7 +229,7 @@ fn bend(
 /// Steps under construction.
 struct Script {
     steps: Vec<Step>,
-    gap: Duration,
+    gap: Gap,
 }
 
 impl Script {
@@ -250,8 +250,9 @@ impl Script {
             let message = frames::event(&bytes.slice(range), response, previous);
             let outputs = u32::from(role == Role::Output);
             self.steps.push(Step::Send { message, outputs });
-            if !self.gap.is_zero() {
-                self.steps.push(Step::Pause(self.gap));
+            let pause = self.gap.after(role);
+            if !pause.is_zero() {
+                self.steps.push(Step::Pause(pause));
             }
         }
         // After the last event there is nothing to wait for.
