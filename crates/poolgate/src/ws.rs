@@ -49,7 +49,7 @@ impl Socket {
     async fn new(upgraded: Upgraded, role: Role) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
-            .write_buffer_size(0)
+            .write_buffer_size(BUFFER)
             .max_message_size(Some(MESSAGE_MAX))
             .max_frame_size(Some(MESSAGE_MAX));
         let stream = TokioIo::new(upgraded);
@@ -88,8 +88,17 @@ impl Socket {
 
     /// False: the socket is closed or broken. `text` is UTF-8.
     pub async fn say(&mut self, text: Bytes) -> bool {
+        self.put(text).await && self.flush().await
+    }
+
+    /// To be sent with what follows; [`Self::flush`] is owed to it.
+    pub async fn put(&mut self, text: Bytes) -> bool {
         let Ok(text) = Utf8Bytes::try_from(text) else { return false };
-        self.stream.send(Message::Text(text)).await.is_ok()
+        self.stream.feed(Message::Text(text)).await.is_ok()
+    }
+
+    pub async fn flush(&mut self) -> bool {
+        self.stream.flush().await.is_ok()
     }
 
     /// Sends what is queued, as far as the other end takes it now; it is asked again with what is

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, Response};
 use http_body_util::{BodyExt, Collected};
 use poolgate_core::account::Surface;
@@ -57,13 +58,19 @@ impl Telling<'_> {
         let mut scanner = Scanner::default();
         let mut has_ended = false;
         loop {
-            let frame = if has_ended {
-                // The next turn may have come already, and is nobody's interruption.
-                timeout(TAIL, body.frame()).await.ok().flatten()
+            let frame = if let Some(frame) = body.frame().now_or_never() {
+                frame
             } else {
-                tokio::select! {
-                    frame = body.frame() => frame,
-                    left = keep_waiting(client, self.slot) => return Err(left),
+                // What has come together, like the held opening, leaves together.
+                taken(client.flush()).await?;
+                if has_ended {
+                    // The next turn may have come already, and is nobody's interruption.
+                    timeout(TAIL, body.frame()).await.ok().flatten()
+                } else {
+                    tokio::select! {
+                        frame = body.frame() => frame,
+                        left = keep_waiting(client, self.slot) => return Err(left),
+                    }
                 }
             };
             let Some(Ok(frame)) = frame else { break };
@@ -78,10 +85,13 @@ impl Telling<'_> {
                 }
                 has_ended = ends_turn(kind);
                 let event = if kind == b"error" { self.as_ours(event) } else { event };
-                say(client, event).await?;
+                taken(client.put(event)).await?;
             }
         }
-        if has_ended { Ok(()) } else { say(client, Bytes::from_static(BROKE)).await }
+        if !has_ended {
+            taken(client.put(Bytes::from_static(BROKE))).await?;
+        }
+        taken(client.flush()).await
     }
 
     /// An upstream's error as a client may hear it: with the pool's limits in place of the account's.
@@ -144,7 +154,12 @@ pub async fn keep_waiting(client: &mut Socket, slot: &Slot) -> Left {
 }
 
 pub async fn say(client: &mut Socket, text: Bytes) -> Result<(), Left> {
-    match timeout(STUCK, client.say(text)).await {
+    taken(client.say(text)).await
+}
+
+/// What is said, by a client that takes it.
+async fn taken(said: impl Future<Output = bool>) -> Result<(), Left> {
+    match timeout(STUCK, said).await {
         Ok(true) => Ok(()),
         Ok(false) | Err(_) => Err(Left::Gone),
     }
