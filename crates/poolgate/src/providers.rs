@@ -5,6 +5,7 @@ pub mod anthropic;
 pub mod fields;
 pub mod openai;
 mod pair;
+mod report;
 pub mod tap;
 pub mod usage;
 
@@ -14,6 +15,7 @@ use poolgate_core::quota::Reading;
 use poolgate_core::units::Timestamp;
 
 pub use fields::{ErrorFields, retry_after};
+pub use report::response_id;
 pub use tap::{Tap, event_kind};
 pub use usage::codex::event as codex_windows;
 pub use usage::{Credits, Profile, Usage};

@@ -11,11 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use poolgate_core::account::AccountId;
-use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{BodyError, SendError};
-use crate::providers::event_kind;
+use crate::providers::{event_kind, response_id};
 use crate::ws::{Said, Socket};
 
 /// As much may wait for an upstream to take it, or one message that is larger.
@@ -220,19 +219,6 @@ impl Turn {
         }
         Poll::Ready(Some(Ok(event(&text))))
     }
-}
-
-/// Of an event that tells of a response as a whole.
-fn response_id(text: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Event {
-        response: Response,
-    }
-    #[derive(Deserialize)]
-    struct Response {
-        id: String,
-    }
-    serde_json::from_slice::<Event>(text).ok().map(|event| event.response.id)
 }
 
 impl Drop for Turn {

@@ -14,13 +14,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::ErrorFields;
+use super::report::{self, Report, response_id};
 use super::usage::codex;
 use crate::sse::{Event, Scanner};
 
 /// JSON answers up to this size are kept for reading their token counts.
 const JSON_MAX: usize = 16 << 20;
-/// The counts are looked for in no longer an end of a JSON body.
-const END_MAX: usize = 4 << 10;
 
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "facts of their own; most orders occur")]
@@ -150,7 +149,7 @@ impl Tap {
             if let Some(body) = kept.join() {
                 // Only a response is ever asked for again by its id.
                 let needs_id = self.surface == Surface::Responses;
-                match ends_of_body(&body).filter(|report| report.id.is_some() || !needs_id) {
+                match report::ends_of_body(&body).filter(|report| report.has_id() || !needs_id) {
                     Some(report) => self.note(report),
                     None => self.read_body(&body),
                 }
@@ -199,7 +198,7 @@ impl Tap {
 
     fn see_responses(&mut self, kind: &[u8], data: &[u8]) {
         match kind {
-            b"response.created" => self.read_usage(data),
+            b"response.created" => self.response_id = response_id(data),
             b"response.in_progress" | b"response.queued" | b"keepalive" => {}
             b"response.completed" | b"response.incomplete" => {
                 self.read_usage(data);
@@ -263,47 +262,16 @@ impl Tap {
     }
 
     fn read_usage(&mut self, data: &[u8]) {
-        if let Ok(report) = serde_json::from_slice(data) {
+        if let Some(report) = report::of_event(data) {
             self.note(report);
         }
     }
 
     fn note(&mut self, report: Report) {
-        let inner = report.response.or(report.message);
-        let (id, usage) = match inner {
-            Some(inner) => (inner.id, inner.usage.or(report.usage)),
-            None => (report.id, report.usage),
-        };
-        if let Some(usage) = usage {
-            self.usage.update(usage.disjoint());
-        }
-        if self.response_id.is_none() {
-            self.response_id = id;
-        }
+        let (id, usage) = report.split();
+        self.usage.update(usage);
+        self.response_id = self.response_id.take().or(id);
     }
-}
-
-/// What matters of a JSON body stands at its ends: the id in front and the counts behind, so that the
-/// text between need not be parsed. `None`: not so here, it has to be read whole.
-///
-/// `"usage"` with both quotes is inside no text of valid JSON, where its quotes would be escaped. And
-/// if what begins there is the rest of exactly one object, that object is the body itself.
-fn ends_of_body(body: &[u8]) -> Option<Report> {
-    let inside = body.trim_ascii_start().strip_prefix(b"{")?;
-    let rest = &body[memmem::rfind(body, b"\"usage\"")?..];
-    if rest.len() > END_MAX {
-        return None;
-    }
-    let report: Report = serde_json::from_slice(&[b"{", rest].concat()).ok()?;
-    Some(Report { id: first_id(inside), ..report })
-}
-
-/// The id, if it comes first.
-fn first_id(inside: &[u8]) -> Option<String> {
-    let rest = inside.trim_ascii_start().strip_prefix(b"\"id\"")?.trim_ascii_start();
-    let rest = rest.strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
-    let end = memchr::memchr2(b'"', b'\\', rest).filter(|end| rest[*end] == b'"')?;
-    str::from_utf8(&rest[..end]).ok().map(str::to_owned)
 }
 
 /// The event's name, or the `type` inside its data when the stream does not name events.
@@ -331,66 +299,6 @@ pub fn event_kind(data: &[u8]) -> &[u8] {
         .ok()
         .and_then(|typed| typed.r#type)
         .map_or(b"", str::as_bytes)
-}
-
-#[derive(Deserialize)]
-struct Report {
-    #[serde(default)]
-    response: Option<Inner>,
-    #[serde(default)]
-    message: Option<Inner>,
-    #[serde(default)]
-    id: Option<String>,
-    #[serde(default)]
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct Inner {
-    #[serde(default)]
-    id: Option<String>,
-    #[serde(default)]
-    usage: Option<Usage>,
-}
-
-/// The three dialects' counts; the names do not collide, except `input_tokens`, which Anthropic
-/// means without the cache and `OpenAI` with it.
-#[derive(Deserialize)]
-struct Usage {
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    prompt_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    cache_read_input_tokens: Option<u64>,
-    cache_creation_input_tokens: Option<u64>,
-    #[serde(default, alias = "prompt_tokens_details")]
-    input_tokens_details: Option<InputDetails>,
-    #[serde(default, alias = "completion_tokens_details")]
-    output_tokens_details: Option<OutputDetails>,
-}
-
-#[derive(Deserialize)]
-struct InputDetails {
-    cached_tokens: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct OutputDetails {
-    reasoning_tokens: Option<u64>,
-}
-
-impl Usage {
-    fn disjoint(&self) -> TokenUsage {
-        let cached = self.input_tokens_details.as_ref().and_then(|d| d.cached_tokens);
-        let input = self.input_tokens.or(self.prompt_tokens);
-        TokenUsage {
-            input: input.map(|all| all.saturating_sub(cached.unwrap_or(0))),
-            output: self.output_tokens.or(self.completion_tokens),
-            cache_read: self.cache_read_input_tokens.or(cached),
-            cache_write: self.cache_creation_input_tokens,
-            reasoning: self.output_tokens_details.as_ref().and_then(|d| d.reasoning_tokens),
-        }
-    }
 }
 
 #[derive(Default, Deserialize)]

@@ -1,0 +1,224 @@
+//! An answer's id and its token counts. They stand at the ends of what may be long: a whole response is
+//! told at the beginning, with all its instructions and tools, and at the end, with all its output. What
+//! is between need not be parsed.
+//!
+//! A name with both its quotes is inside no text of valid JSON, where the quotes would be escaped.
+
+use memchr::memmem;
+use poolgate_core::usage::TokenUsage;
+use serde::Deserialize;
+
+/// The counts are looked for in no longer an end.
+const END_MAX: usize = 4 << 10;
+
+/// The names of all dialects' documents and events.
+#[derive(Debug, Deserialize, PartialEq)]
+pub struct Report {
+    #[serde(default)]
+    response: Option<Inner>,
+    #[serde(default)]
+    message: Option<Inner>,
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    usage: Option<Usage>,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+struct Inner {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    usage: Option<Usage>,
+}
+
+impl Report {
+    pub fn has_id(&self) -> bool {
+        self.id.is_some()
+    }
+
+    pub fn split(self) -> (Option<String>, TokenUsage) {
+        let (id, usage) = match self.response.or(self.message) {
+            Some(inner) => (inner.id, inner.usage.or(self.usage)),
+            None => (self.id, self.usage),
+        };
+        (id, usage.map(|usage| usage.disjoint()).unwrap_or_default())
+    }
+}
+
+/// The three dialects' counts; the names do not collide, except `input_tokens`, which Anthropic
+/// means without the cache and `OpenAI` with it.
+#[derive(Debug, Deserialize, PartialEq)]
+struct Usage {
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    prompt_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+    cache_read_input_tokens: Option<u64>,
+    cache_creation_input_tokens: Option<u64>,
+    #[serde(default, alias = "prompt_tokens_details")]
+    input_tokens_details: Option<InputDetails>,
+    #[serde(default, alias = "completion_tokens_details")]
+    output_tokens_details: Option<OutputDetails>,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+struct InputDetails {
+    cached_tokens: Option<u64>,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+struct OutputDetails {
+    reasoning_tokens: Option<u64>,
+}
+
+impl Usage {
+    fn disjoint(&self) -> TokenUsage {
+        let cached = self.input_tokens_details.as_ref().and_then(|d| d.cached_tokens);
+        let input = self.input_tokens.or(self.prompt_tokens);
+        TokenUsage {
+            input: input.map(|all| all.saturating_sub(cached.unwrap_or(0))),
+            output: self.output_tokens.or(self.completion_tokens),
+            cache_read: self.cache_read_input_tokens.or(cached),
+            cache_write: self.cache_creation_input_tokens,
+            reasoning: self.output_tokens_details.as_ref().and_then(|d| d.reasoning_tokens),
+        }
+    }
+}
+
+/// Of a JSON body. `None`: they do not stand at its ends, or it is garbled.
+///
+/// If what begins with the counts is the rest of exactly one object, that object is the body itself.
+pub fn ends_of_body(body: &[u8]) -> Option<Report> {
+    let inside = body.trim_ascii_start().strip_prefix(b"{")?;
+    let report: Report = serde_json::from_slice(&[b"{", end(body)?].concat()).ok()?;
+    Some(Report { id: first_id(inside), ..report })
+}
+
+/// Of an event; `None`: it is none that can be read.
+pub fn of_event(event: &[u8]) -> Option<Report> {
+    ends_of_event(event).or_else(|| serde_json::from_slice(event).ok())
+}
+
+/// The id of the response that an event tells of as a whole.
+pub fn response_id(event: &[u8]) -> Option<String> {
+    let first = response(event).and_then(first_id);
+    first.or_else(|| serde_json::from_slice::<Report>(event).ok()?.response?.id)
+}
+
+fn ends_of_event(event: &[u8]) -> Option<Report> {
+    let inside = response(event)?;
+    let id = first_id(inside)?;
+    let rest = [br#"{"response":{"#, end(inside)?].concat();
+    let report: Report = serde_json::from_slice(&rest).ok()?;
+    let response = report.response.map(|response| Inner { id: Some(id), ..response });
+    Some(Report { response, ..report })
+}
+
+/// What is inside an event's response, and behind it. With nothing nested in front, it is the event's own.
+fn response(event: &[u8]) -> Option<&[u8]> {
+    const START: &[u8] = br#""response":{"#;
+    let at = memmem::find(event, START)?;
+    let nested = event[..at].iter().filter(|byte| matches!(byte, b'{' | b'[')).count();
+    (nested == 1).then(|| &event[at + START.len()..])
+}
+
+fn end(json: &[u8]) -> Option<&[u8]> {
+    let rest = &json[memmem::rfind(json, br#""usage""#)?..];
+    (rest.len() <= END_MAX).then_some(rest)
+}
+
+/// The id, if it comes first.
+fn first_id(inside: &[u8]) -> Option<String> {
+    let rest = inside.trim_ascii_start().strip_prefix(b"\"id\"")?.trim_ascii_start();
+    let rest = rest.strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
+    let end = memchr::memchr2(b'"', b'\\', rest).filter(|end| rest[*end] == b'"')?;
+    str::from_utf8(&rest[..end]).ok().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_a_body_say_what_all_of_it_does() {
+        let cases = [
+            (r#"{"id":"r","usage":{"input_tokens":3}}"#, true),
+            (
+                "{\n  \"id\": \"r\",\n  \"usage\": {\"input_tokens\": 3},\n  \"user\": null\n}\n",
+                true,
+            ),
+            (
+                r#"{"id":"r","output":"\"usage\":{\"input_tokens\":9}","usage":{"input_tokens":3},"a":[]}"#,
+                true,
+            ),
+            (
+                r#"{"id":"r","metadata":{"usage":{"input_tokens":9}},"usage":{"input_tokens":3}}"#,
+                true,
+            ),
+            (
+                r#"{"id":"r","usage":{"input_tokens":3},"metadata":{"usage":{"input_tokens":9}}}"#,
+                false,
+            ),
+            (r#"{"id":"r","usage":{"input_tokens":3},"tools":["usage"]}"#, false),
+            (r#"{"id":"r\u0041","usage":{"input_tokens":3}}"#, false),
+            (r#"{"output":[],"id":"r","usage":{"input_tokens":3}}"#, false),
+        ];
+        for (body, by_ends) in cases {
+            let whole: Report = serde_json::from_str(body).unwrap();
+            let ends = ends_of_body(body.as_bytes());
+            assert_eq!(ends.as_ref().is_some_and(|ends| ends.id.is_some()), by_ends, "{body}");
+            if let Some(ends) = ends {
+                assert!(ends.id.is_none() || ends.id == whole.id, "{body}");
+                let input = |report: Report| report.usage.and_then(|usage| usage.input_tokens);
+                assert_eq!(input(ends), input(whole), "{body}");
+            }
+        }
+        for garbled in [&br#"{"usage":{"input_tokens":3}"#[..], br#"{"usage":{"input_tokens":3}}}"#]
+        {
+            assert!(ends_of_body(garbled).is_none());
+        }
+    }
+
+    #[test]
+    fn the_ends_of_an_event_say_what_all_of_it_does() {
+        let cases = [
+            (
+                r#"{"type":"response.completed","response":{"id":"r","usage":{"input_tokens":3}}}"#,
+                true,
+            ),
+            (
+                r#"{"type":"t","sequence_number":4,"response":{"id":"r","output":[{"id":"x"}],"usage":{"input_tokens":3},"metadata":{}},"n":{}}"#,
+                true,
+            ),
+            (r#"{"type":"t","response":{"id":"r","usage":null},"sequence_number":9}"#, true),
+            (
+                r#"{"type":"t","response":{"id":"r","output":"\"usage\":{}","usage":{"input_tokens":3}}}"#,
+                true,
+            ),
+            // Of something else, or in another order.
+            (
+                r#"{"type":"t","response":{"id":"r","usage":{"input_tokens":3},"metadata":{"usage":{"input_tokens":9}}}}"#,
+                false,
+            ),
+            (r#"{"type":"t","response":{"id":"r"},"usage":{"input_tokens":3}}"#, false),
+            (r#"{"item":{"response":{"id":"r","usage":{"input_tokens":3}}}}"#, false),
+            (r#"{"item":{"id":"x"},"response":{"id":"r","usage":{"input_tokens":3}}}"#, false),
+            (r#"{"type":"t","response":{"usage":{"input_tokens":3},"id":"r"}}"#, false),
+            (r#"{"type":"t","response":{"id":"r"}}"#, false),
+            (r#"{"type":"t"}"#, false),
+        ];
+        for (event, by_ends) in cases {
+            let whole: Report = serde_json::from_str(event).unwrap();
+            assert_eq!(ends_of_event(event.as_bytes()).is_some(), by_ends, "{event}");
+            let id = whole.response.as_ref().and_then(|response| response.id.clone());
+            assert_eq!(response_id(event.as_bytes()), id, "{event}");
+            assert_eq!(of_event(event.as_bytes()).unwrap().split(), whole.split(), "{event}");
+        }
+        for garbled in
+            [r#"{"response":{"id":"r","usage":{}}"#, r#"{"response":{"id":"r","usage":{}}}}"#]
+        {
+            assert!(of_event(garbled.as_bytes()).is_none(), "{garbled}");
+        }
+    }
+}
