@@ -25,7 +25,7 @@ pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
 pub use address::{is_forbidden, is_private};
 pub use listener::{Listener, RawListener, RawTls, Tls};
 pub use proxy::{Login, Protocol, Proxy, ProxyUrl};
-pub use way::Way;
+pub use way::{Place, Way};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Limited};
 
-use crate::config::Way;
+use crate::config::{Place, Way};
 use crate::json::{Text, TextBody};
 use crate::metrics::Histogram;
 use crate::secret::Secret;
@@ -30,6 +30,7 @@ use connections::Connections;
 pub use connections::Upgrade;
 use dial::Dialer;
 pub use received::{BodyError, Received};
+use resolve::Names;
 pub use sockets::{Interjected, Leg, NotBegun, Slot, Turn};
 pub use unreachable::Unreachable;
 
@@ -69,7 +70,7 @@ impl Egress {
 
     fn over(tls: rustls::ClientConfig, connect_timeout: Duration, workers: usize) -> Self {
         let connects = Arc::new(Histogram::default());
-        let dialer = Dialer::new(tls, connect_timeout, Arc::clone(&connects));
+        let dialer = Dialer::new(tls, connect_timeout, Arc::clone(&connects), Names::system());
         let connections = |_| Arc::new(Connections::new(dialer.clone()));
         Self { connections: (0..=workers).map(connections).collect(), connects }
     }
@@ -79,14 +80,14 @@ impl Egress {
     }
 
     /// To the head of the answer. Dropping the future, or later the body, closes the connection.
-    /// Nothing of it goes any other `way`.
+    /// `request` has a path alone, and no `host`; nothing of it goes anywhere else, or by another way.
     pub async fn send(
         &self,
         request: Request<TextBody>,
-        way: &Way,
+        place: &Arc<Place>,
         head_timeout: Duration,
     ) -> Result<Response<Received>, SendError> {
-        let answer = tokio::time::timeout(head_timeout, self.mine().send(request, way)).await;
+        let answer = tokio::time::timeout(head_timeout, self.mine().send(request, place)).await;
         answer.unwrap_or(Err(SendError::Timeout))
     }
 
@@ -94,10 +95,10 @@ impl Egress {
     pub async fn upgrade(
         &self,
         request: Request<TextBody>,
-        way: &Way,
+        place: &Arc<Place>,
         within: Duration,
     ) -> Result<Upgrade, SendError> {
-        let answer = tokio::time::timeout(within, self.mine().upgrade(request, way)).await;
+        let answer = tokio::time::timeout(within, self.mine().upgrade(request, place)).await;
         answer.unwrap_or(Err(SendError::Timeout))
     }
 
@@ -122,9 +123,11 @@ impl Egress {
         body: Option<String>,
         timeout: Duration,
     ) -> anyhow::Result<(http::response::Parts, Bytes)> {
+        let place = Arc::new(Place::of(&uri, way.clone()).context("a URL without a host")?);
+        let path = uri.into_parts().path_and_query.context("a URL without a path")?;
         let mut request = Request::builder()
             .method(method)
-            .uri(uri)
+            .uri(path)
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::ACCEPT, "application/json");
         if body.is_some() && headers.iter().all(|(name, _)| *name != "content-type") {
@@ -135,7 +138,7 @@ impl Egress {
         }
         let request = request.body(Text::from(Bytes::from(body.unwrap_or_default())).into())?;
         let answer = async {
-            let (head, body) = self.send(request, way, timeout).await?.into_parts();
+            let (head, body) = self.send(request, &place, timeout).await?.into_parts();
             let body = Limited::new(body, SMALL_MAX).collect().await;
             let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
             anyhow::Ok((head, body.to_bytes()))

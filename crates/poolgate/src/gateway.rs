@@ -105,10 +105,10 @@ impl Call {
 
 pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Outgoing> {
     let dialect = route::dialect(request.uri().path(), request.headers());
-    let (head, mut body) = request.into_parts();
+    let (mut head, mut body) = request.into_parts();
     let endpoint = route::route(&head.method, head.uri.path(), head.uri.query(), &head.headers);
     let way = Way { request_id: "", endpoint: endpoint.as_ref().ok().copied() };
-    match forward(&app, head, &mut body, dialect, endpoint).await {
+    match forward(&app, &mut head, &mut body, dialect, endpoint).await {
         Ok(response) => response,
         Err(error) => {
             admit::log(&app, way, &error);
@@ -131,7 +131,7 @@ async fn refuse(error: &Error, dialect: Dialect, body: &mut Incoming) -> Respons
 /// must not be able to fill a lane.
 async fn forward(
     app: &Arc<App>,
-    head: Parts,
+    head: &mut Parts,
     body: &mut Incoming,
     dialect: Dialect,
     endpoint: Result<Endpoint, Error>,
@@ -158,7 +158,7 @@ async fn forward(
             match endpoint {
                 Endpoint::AdminStatus => crate::admin::status(app),
                 Endpoint::AdminWhy => crate::admin::why(app, query),
-                _ => crate::admin::explain(app, query).await,
+                _ => Box::pin(crate::admin::explain(app, query)).await,
             }
         }
         Endpoint::Models(list) => {
@@ -169,9 +169,9 @@ async fn forward(
         Endpoint::Limits(question) => {
             let caller = caller()?;
             let permit = admit::enter(app, endpoint)?;
-            limits::answer(app, &caller, question, permit).await
+            Box::pin(limits::answer(app, &caller, question, permit)).await
         }
-        Endpoint::Socket(contract) => socket::open(Arc::clone(app), head, contract).await,
+        Endpoint::Socket(contract) => Box::pin(socket::open(Arc::clone(app), head, contract)).await,
         Endpoint::Proxy { surface, contract } => {
             proxy(Arc::clone(app), head, body, dialect, (surface, contract)).await
         }
@@ -180,7 +180,7 @@ async fn forward(
 
 async fn proxy(
     app: Arc<App>,
-    head: Parts,
+    head: &mut Parts,
     body: &mut Incoming,
     dialect: Dialect,
     (surface, contract): (Surface, Contract),
@@ -221,7 +221,7 @@ enum Served {
 
 async fn serve(
     app: Arc<App>,
-    head: Parts,
+    head: &mut Parts,
     body: &mut Incoming,
     caller: Caller,
     (surface, contract): (Surface, Contract),
@@ -244,7 +244,7 @@ async fn serve(
         turn: read::turn_of(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
         gate: app.gates.of(&peeked.model).cloned(),
-        headers: head.headers,
+        headers: std::mem::take(&mut head.headers),
         caller,
         surface,
         payload,

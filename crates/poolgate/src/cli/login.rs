@@ -61,7 +61,8 @@ pub async fn run(context: &Context, login: Login) -> anyhow::Result<ExitCode> {
     let (target, spec) =
         kept::target(context, &keeper, kind, name, login.replace, settings).await?;
     let token_url = spec.upstream.token_url.context("its token_url is missing")?;
-    let vendor = Vendor::of(kind, &token_url, spec.upstream.way).map_err(anyhow::Error::msg)?;
+    let vendor = Vendor::of(kind, &token_url, spec.upstream.place.way.clone())
+        .map_err(anyhow::Error::msg)?;
     let egress = Egress::new(context.config.limits.connect_timeout, 0)?;
     let stop = stop_signal()?;
     let limit = Duration::from_secs(login.timeout);

@@ -39,7 +39,7 @@ fn describe(config: &Config) -> serde_json::Value {
         .iter()
         .map(|a| {
             json!({"settings": a.raw, "name": a.name, "kind": a.kind.name(),
-                "upstream": format!("{}{}", a.upstream.origin, a.upstream.prefix),
+                "upstream": format!("{}{}", a.upstream.place, a.upstream.prefix),
                 "priority": a.priority, "cap_5h_percent": a.caps.five_hour.percent(),
                 "cap_weekly_percent": a.caps.weekly.percent(), "models": a.models,
                 "max_concurrency": a.max_concurrency})

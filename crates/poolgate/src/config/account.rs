@@ -9,7 +9,7 @@ use poolgate_core::units::Fraction;
 use serde::{Deserialize, Serialize};
 
 use super::address::{is_forbidden, is_private};
-use super::{ProxyUrl, Way};
+use super::{Place, ProxyUrl, Way};
 
 /// As written in `[[account]]`, given to `poolgate account add`, and kept in the store.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -71,18 +71,23 @@ pub enum CredentialSource {
 /// Where an account's requests go. Parsed once; nothing a client sends has a say in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// Scheme and authority, e.g. `https://api.openai.com`.
-    pub origin: String,
+    pub place: Arc<Place>,
     /// Path prefix without a trailing slash, e.g. `/v1`.
     pub prefix: String,
     pub token_url: Option<Uri>,
-    pub way: Way,
 }
 
 impl Upstream {
+    #[cfg(test)]
+    pub fn at(origin: &'static str, prefix: &str) -> Self {
+        let place = Place::of(&Uri::from_static(origin), Way::default());
+        Self { place: Arc::new(place.unwrap()), prefix: prefix.into(), token_url: None }
+    }
+
     /// What a connection is made to first: the proxy, else the upstream.
     pub fn first_hop(&self) -> String {
-        self.way.proxy.as_ref().map_or_else(|| self.origin.clone(), ToString::to_string)
+        let Place { way, .. } = &*self.place;
+        way.proxy.as_ref().map_or_else(|| self.place.to_string(), ToString::to_string)
     }
 }
 
@@ -218,11 +223,11 @@ impl RawAccount {
         };
         let proxy = self.proxy.as_ref().map(ProxyUrl::parse).transpose();
         let proxy = proxy.map_err(|why| wrong.push(format!("proxy: {why}"))).ok()?;
+        let way = Way { proxy: proxy.map(Arc::new), private: self.private_upstream };
         Some(Upstream {
-            origin: format!("{}://{}", base.scheme_str()?, base.authority()?),
+            place: Arc::new(Place::of(&base, way)?),
             prefix: base.path().trim_end_matches('/').to_owned(),
             token_url,
-            way: Way { proxy: proxy.map(Arc::new), private: self.private_upstream },
         })
     }
 
@@ -331,7 +336,7 @@ mod tests {
         assert_eq!(codex.upstream.prefix, "/backend-api/codex");
         assert_eq!((codex.priority, codex.caps.weekly.percent()), (0, 99.0));
         let compatible = raw("compatible").resolve().unwrap();
-        assert_eq!(compatible.upstream.origin, "https://llm.example");
+        assert_eq!(compatible.upstream.place.to_string(), "https://llm.example");
         assert_eq!(compatible.upstream.prefix, "/api/v1");
         assert_eq!(compatible.priority, 1);
     }

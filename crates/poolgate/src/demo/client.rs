@@ -1,8 +1,10 @@
 //! The developers' HTTP client. It judges an answer as a strict client would: a success is complete,
 //! down to the last event.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt;
@@ -11,7 +13,7 @@ use serde_json::Value;
 use super::Demo;
 use super::request::Request;
 use super::tally::{End, Tokens};
-use crate::config::Way;
+use crate::config::{Place, Way};
 use crate::egress::Egress;
 use crate::json::{Text, TextBody};
 
@@ -21,6 +23,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 pub struct Client<'a> {
     demo: &'a Demo,
     egress: Egress,
+    gateway: Arc<Place>,
     bearer: HeaderValue,
 }
 
@@ -31,11 +34,13 @@ impl<'a> Client<'a> {
 
     pub fn with_key(demo: &'a Demo, key: &str) -> anyhow::Result<Self> {
         let bearer = HeaderValue::from_str(&format!("Bearer {key}"))?;
-        Ok(Self { demo, egress: Egress::new(Duration::from_secs(5), 0)?, bearer })
+        let gateway = Place::of(&demo.url.parse()?, Way::ANYWHERE).context("the gateway's URL")?;
+        let egress = Egress::new(Duration::from_secs(5), 0)?;
+        Ok(Self { demo, egress, gateway: Arc::new(gateway), bearer })
     }
 
     pub async fn ask(&self, ask: &Request) -> End {
-        let sent = self.egress.send(self.request(ask), &Way::ANYWHERE, HEAD_TIMEOUT).await;
+        let sent = self.egress.send(self.request(ask), &self.gateway, HEAD_TIMEOUT).await;
         let response = match sent {
             Ok(response) => response,
             // The listener has gone: what was not accepted was not lost.
@@ -64,7 +69,7 @@ impl<'a> Client<'a> {
     fn request(&self, ask: &Request) -> http::Request<TextBody> {
         let mut request = http::Request::builder()
             .method(Method::POST)
-            .uri(format!("{}{}", self.demo.url, ask.path))
+            .uri(ask.path)
             .header(header::AUTHORIZATION, &self.bearer)
             .header(header::CONTENT_TYPE, "application/json");
         for (name, value) in &ask.headers {

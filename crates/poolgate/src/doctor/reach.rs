@@ -60,8 +60,8 @@ fn places(accounts: &[Found]) -> BTreeMap<String, Place<'_>> {
     let mut places: BTreeMap<String, Place<'_>> = BTreeMap::new();
     for account in accounts {
         let Ok(spec) = &account.spec else { continue };
-        let way = &spec.upstream.way;
-        let base = format!("{}{}/", spec.upstream.origin, spec.upstream.prefix).parse().ok();
+        let way = &spec.upstream.place.way;
+        let base = format!("{}{}/", spec.upstream.place, spec.upstream.prefix).parse().ok();
         for url in base.into_iter().chain(spec.upstream.token_url.clone()) {
             let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
                 continue;

@@ -9,8 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
@@ -20,7 +19,7 @@ use tokio::time::Instant;
 use super::dial::Dialer;
 use super::received::Received;
 use super::{SendError, Unreachable, cause};
-use crate::config::Way;
+use crate::config::Place;
 use crate::json::TextBody;
 use crate::ws::Socket;
 
@@ -28,18 +27,10 @@ use crate::ws::Socket;
 const IDLE_FOR: Duration = Duration::from_mins(1);
 const BUFFER_MAX: usize = 256 << 10;
 
-/// Where a connection leads, and by which way.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Place {
-    scheme: Scheme,
-    authority: Authority,
-    way: Way,
-}
-
 #[derive(Debug)]
 pub struct Connections {
     dialer: Dialer,
-    idle: Mutex<HashMap<Place, Vec<Idle>>>,
+    idle: Mutex<HashMap<Arc<Place>, Vec<Idle>>>,
 }
 
 #[derive(Debug)]
@@ -61,22 +52,22 @@ impl Connections {
         Self { dialer, idle: Mutex::default() }
     }
 
-    /// To the head of the answer. `request` has the whole URI and no `host`.
+    /// To the head of the answer.
     pub async fn send(
         self: &Arc<Self>,
         mut request: Request<TextBody>,
-        way: &Way,
+        place: &Arc<Place>,
     ) -> Result<Response<Received>, SendError> {
-        let (scheme, authority) = address(&mut request)?;
-        let place = Place { scheme, authority, way: way.clone() };
+        request.headers_mut().insert(header::HOST, place.host.clone());
         loop {
-            let (mut sender, used) = match self.take(&place) {
+            let (mut sender, used) = match self.take(place) {
                 Some(sender) => (sender, true),
-                None => (self.connect(&place).await?, false),
+                // Boxed: seldom needed, and large.
+                None => (Box::pin(self.connect(place)).await?, false),
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
-                    let back = Some((Arc::clone(self), place, sender));
+                    let back = Some((Arc::clone(self), Arc::clone(place), sender));
                     return Ok(response.map(|body| Received::new(body, back)));
                 }
                 // The upstream closed it while it was idle: nothing has been sent.
@@ -92,11 +83,10 @@ impl Connections {
     pub async fn upgrade(
         &self,
         mut request: Request<TextBody>,
-        way: &Way,
+        place: &Arc<Place>,
     ) -> Result<Upgrade, SendError> {
-        let (scheme, authority) = address(&mut request)?;
-        let place = Place { scheme, authority, way: way.clone() };
-        let mut sender = self.connect(&place).await?;
+        request.headers_mut().insert(header::HOST, place.host.clone());
+        let mut sender = self.connect(place).await?;
         let broke = |error: hyper::Error| SendError::Broke(cause(&error));
         let mut response = sender.send_request(request).await.map_err(broke)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -118,7 +108,7 @@ impl Connections {
         Some(here.swap_remove(at).sender)
     }
 
-    pub(super) fn put(&self, place: Place, sender: SendRequest<TextBody>) {
+    pub(super) fn put(&self, place: Arc<Place>, sender: SendRequest<TextBody>) {
         if !sender.is_closed() {
             let idle = Idle { sender, since: Instant::now() };
             self.idle.lock().entry(place).or_default().push(idle);
@@ -136,8 +126,7 @@ impl Connections {
     }
 
     async fn connect(&self, place: &Place) -> Result<SendRequest<TextBody>, SendError> {
-        let Place { scheme, authority, way } = place.clone();
-        let stream = self.dialer.dial(scheme, authority, &way).await?;
+        let stream = self.dialer.dial(place).await?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
             .handshake(stream)
@@ -151,25 +140,6 @@ impl Connections {
         });
         Ok(sender)
     }
-}
-
-/// Takes the place out of the request: HTTP/1.1 has it in `host`, and the path alone in front.
-fn address(request: &mut Request<TextBody>) -> Result<(Scheme, Authority), SendError> {
-    let broke = |what: &str| SendError::Broke(what.into());
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    let scheme = parts.scheme.take().ok_or_else(|| broke("no scheme"))?;
-    let authority = parts.authority.take().ok_or_else(|| broke("no host"))?;
-    if let Some(path) = parts.path_and_query {
-        *request.uri_mut() = path.into();
-    }
-    let standard = if scheme == Scheme::HTTPS { Some(443) } else { Some(80) };
-    let host = match authority.port_u16() {
-        port if port == standard => authority.host(),
-        _ => authority.as_str(),
-    };
-    let host = HeaderValue::from_str(host).map_err(|_| broke("no host"))?;
-    request.headers_mut().insert(header::HOST, host);
-    Ok((scheme, authority))
 }
 
 #[cfg(test)]

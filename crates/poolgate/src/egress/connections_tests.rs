@@ -1,16 +1,27 @@
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
+use futures_util::FutureExt;
+use http::Uri;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::super::resolve::Names;
 use super::*;
+use crate::config::Way;
 use crate::json::Text;
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 fn connections(connect_timeout: Duration) -> Arc<Connections> {
+    connections_by(Names::system(), connect_timeout)
+}
+
+fn connections_by(names: Names, connect_timeout: Duration) -> Arc<Connections> {
     let tls = super::super::tls_config().unwrap();
-    Arc::new(Connections::new(Dialer::new(tls, connect_timeout, Arc::default())))
+    Arc::new(Connections::new(Dialer::new(tls, connect_timeout, Arc::default(), names)))
 }
 
 async fn listen() -> (TcpListener, String) {
@@ -31,12 +42,20 @@ async fn read(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).unwrap())
 }
 
-fn get(uri: &str) -> Request<TextBody> {
-    Request::builder().uri(uri).body(Text::default().into()).unwrap()
+async fn send(
+    connections: &Arc<Connections>,
+    uri: &str,
+    way: Way,
+) -> Result<Response<Received>, SendError> {
+    let uri: Uri = uri.parse().unwrap();
+    let place = Arc::new(Place::of(&uri, way).unwrap());
+    let path = uri.path_and_query().unwrap().clone();
+    let request = Request::builder().uri(path).body(Text::default().into()).unwrap();
+    connections.send(request, &place).await
 }
 
 async fn ask(connections: &Arc<Connections>, uri: &str) -> Result<Bytes, SendError> {
-    let response = connections.send(get(uri), &Way::default()).await?;
+    let response = send(connections, uri, Way::default()).await?;
     Ok(response.into_body().collect().await.unwrap().to_bytes())
 }
 
@@ -86,7 +105,7 @@ async fn a_body_that_is_dropped_closes_its_connection() {
     let (listener, uri) = listen().await;
     let connections = connections(Duration::from_secs(5));
     let client = async {
-        let response = connections.send(get(&uri), &Way::default()).await.unwrap();
+        let response = send(&connections, &uri, Way::default()).await.unwrap();
         drop(response);
         assert_eq!(ask(&connections, &uri).await.unwrap(), "ok", "on another");
     };
@@ -120,6 +139,45 @@ async fn a_request_that_was_sent_is_not_sent_again() {
     tokio::join!(client, server);
 }
 
+/// reliability §8: the accounts stay where they can be reached.
+#[tokio::test]
+async fn a_resolver_that_fails_stops_nobody() {
+    let (listener, uri) = listen().await;
+    let uri = uri.replace("127.0.0.1", "upstream.test");
+    let fails = Arc::new(AtomicBool::new(false));
+    let names = Names::by({
+        let fails = Arc::clone(&fails);
+        move |_| {
+            let fails = fails.load(Ordering::Relaxed);
+            let found = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+            let error = || std::io::Error::other("Temporary failure in name resolution");
+            async move { if fails { Err(error()) } else { Ok(found) } }.boxed()
+        }
+    });
+    let connections = connections_by(names, Duration::from_secs(5));
+    let client = async {
+        for _ in 0..2 {
+            // The body is dropped, and its connection with it: the next one is new.
+            send(&connections, &uri, Way::ANYWHERE).await.unwrap();
+            fails.store(true, Ordering::Relaxed);
+        }
+        let other = uri.replace("upstream", "other");
+        let Err(SendError::Connect(unknown)) = send(&connections, &other, Way::ANYWHERE).await
+        else {
+            panic!("a name that never meant anything");
+        };
+        assert!(!unknown.durable && unknown.cause.contains("Temporary failure"), "{unknown}");
+    };
+    let server = async {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            read(&mut stream).await.unwrap();
+            stream.write_all(ANSWER).await.unwrap();
+        }
+    };
+    tokio::join!(client, server);
+}
+
 /// reliability SSRF-2.
 #[tokio::test]
 async fn a_connection_into_a_private_network_serves_no_account_that_may_not_go_there() {
@@ -128,7 +186,7 @@ async fn a_connection_into_a_private_network_serves_no_account_that_may_not_go_t
     let uri = uri.replace("127.0.0.1", "127.1");
     let connections = connections(Duration::from_secs(5));
     let client = async {
-        let marked = connections.send(get(&uri), &Way::ANYWHERE).await.unwrap();
+        let marked = send(&connections, &uri, Way::ANYWHERE).await.unwrap();
         marked.into_body().collect().await.unwrap();
         let refused = ask(&connections, &uri).await;
         let Err(SendError::Connect(refused)) = refused else { panic!("{refused:?}") };
@@ -170,23 +228,4 @@ async fn old_ones_are_swept() {
         assert_eq!(read(&mut stream).await, None, "it is closed");
     };
     tokio::join!(client, server);
-}
-
-#[test]
-fn hosts_are_named_as_they_are_called() {
-    for (uri, host, path) in [
-        ("https://api.openai.com/v1/x?y=1", "api.openai.com", "/v1/x?y=1"),
-        ("https://api.openai.com:443/", "api.openai.com", "/"),
-        ("http://h:80/", "h", "/"),
-        ("http://h:8080", "h:8080", "/"),
-        ("https://[::1]:8443/a", "[::1]:8443", "/a"),
-    ] {
-        let mut request = get(uri);
-        address(&mut request).unwrap();
-        assert_eq!(
-            (request.headers()["host"].to_str().unwrap(), request.uri().to_string()),
-            (host, path.to_owned()),
-            "{uri}"
-        );
-    }
 }

@@ -24,9 +24,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
-use super::resolve::{self, Resolver};
+use super::resolve::{Names, Resolver};
 use super::{USER_AGENT, Unreachable, cause};
-use crate::config::{Login, Protocol, Proxy, Way};
+use crate::config::{Login, Place, Protocol, Proxy};
 use crate::metrics::Histogram;
 
 /// A peer that is silent is asked after so long whether it is still there, ...
@@ -46,6 +46,7 @@ pub type Stream = MaybeHttpsStream<Tcp>;
 #[derive(Clone, Debug)]
 pub struct Dialer {
     tls: Arc<rustls::ClientConfig>,
+    names: Arc<Names>,
     /// A proxy may be anywhere: who named it is who could mark the account.
     proxies: HttpConnector<Resolver>,
     public: HttpsConnector<HttpConnector<Resolver>>,
@@ -59,37 +60,36 @@ impl Dialer {
         tls: rustls::ClientConfig,
         connect_timeout: Duration,
         connects: Arc<Histogram>,
+        names: Names,
     ) -> Self {
+        let names = Arc::new(names);
+        let tcp = |private| tcp(connect_timeout, Resolver { names: Arc::clone(&names), private });
         let direct = |private| {
             HttpsConnectorBuilder::new()
                 .with_tls_config(tls.clone())
                 .https_or_http()
                 .enable_http1()
-                .wrap_connector(tcp(connect_timeout, private))
+                .wrap_connector(tcp(private))
         };
         let (public, private) = (direct(false), direct(true));
-        let proxies = tcp(connect_timeout, true);
-        Self { tls: Arc::new(tls), proxies, public, private, connect_timeout, connects }
+        let proxies = tcp(true);
+        Self { tls: Arc::new(tls), names, proxies, public, private, connect_timeout, connects }
     }
 
-    pub async fn dial(
-        &self,
-        scheme: Scheme,
-        authority: Authority,
-        way: &Way,
-    ) -> Result<Stream, Unreachable> {
+    pub async fn dial(&self, place: &Place) -> Result<Stream, Unreachable> {
+        let Place { scheme, authority, way, .. } = place;
         let by = way.proxy.as_ref().map(|proxy| proxy.address.to_string());
         let late = || Unreachable::new("no connection in time", false).through(by.clone());
         let dialled = async {
             let Some(proxy) = &way.proxy else {
-                let uri = origin(scheme, authority)?;
+                let uri = origin(scheme.clone(), authority.clone())?;
                 let direct = if way.private { &self.private } else { &self.public };
                 let stream = direct.clone().call(uri).await;
                 return stream.map_err(|error| Unreachable::of(&*error));
             };
-            let tunnel = self.tunnel(proxy, way.private, &scheme, &authority).await;
+            let tunnel = self.tunnel(proxy, way.private, scheme, authority).await;
             let tunnel = tunnel.map_err(|error| error.through(by.clone()))?;
-            let uri = origin(scheme, authority)?;
+            let uri = origin(scheme.clone(), authority.clone())?;
             // TLS is spoken with the upstream: its failures are the upstream's.
             let mut inside = HttpsConnector::from((Made(Some(tunnel)), Arc::clone(&self.tls)));
             inside.call(uri).await.map_err(|error| Unreachable::of(&*error))
@@ -116,7 +116,7 @@ impl Dialer {
             Protocol::Http => connect(near, host, port, proxy.login.as_ref()).await,
             Protocol::Socks5 => {
                 let name = host.trim_matches(['[', ']']);
-                let found = resolve::lookup(name, port, private).await;
+                let found = self.names.lookup(name, port, private).await;
                 let found = found.map_err(|error| Unreachable::of(&error))?.next();
                 let found =
                     found.ok_or_else(|| Unreachable::new("the name has no address", true))?;
@@ -127,8 +127,8 @@ impl Dialer {
     }
 }
 
-fn tcp(connect_timeout: Duration, private: bool) -> HttpConnector<Resolver> {
-    let mut tcp = HttpConnector::new_with_resolver(Resolver::new(private));
+fn tcp(connect_timeout: Duration, resolver: Resolver) -> HttpConnector<Resolver> {
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(KEEP_ALIVE));

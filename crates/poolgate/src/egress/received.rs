@@ -9,8 +9,9 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
 
-use super::connections::{Connections, Place};
+use super::connections::Connections;
 use super::sockets::Turn;
+use crate::config::Place;
 use crate::json::TextBody;
 
 #[derive(Debug)]
@@ -37,7 +38,7 @@ pub struct Held {
     back: Option<Back>,
 }
 
-type Back = (Arc<Connections>, Place, SendRequest<TextBody>);
+type Back = (Arc<Connections>, Arc<Place>, SendRequest<TextBody>);
 
 impl Received {
     pub(super) fn new(body: Incoming, back: Option<Back>) -> Self {

@@ -59,7 +59,7 @@ impl App {
             issuers: self.issuers.clone(),
             token_url: account.token_url.clone(),
             egress: self.egress.clone(),
-            way: account.upstream.way.clone(),
+            way: account.upstream.place.way.clone(),
             admission: Arc::clone(&self.admission),
             metrics: Arc::clone(&self.metrics),
             clock: self.clock.clone(),
@@ -81,7 +81,7 @@ pub async fn refresh(
 pub async fn bearer(app: &App, account: &Account) -> Result<Bearer, CredentialError> {
     match account.credential.ready(app.clock.now())? {
         Some(bearer) => Ok(bearer),
-        None => account.credential.bearer(&app.refresh_context(account)).await,
+        None => Box::pin(account.credential.bearer(&app.refresh_context(account))).await,
     }
 }
 
@@ -97,7 +97,7 @@ pub struct Sent {
 /// Sends, up to the head of the answer.
 pub async fn send(app: &App, call: &Call, target: &Target<'_>) -> Result<Sent, AttemptError> {
     if let Some(over) = &call.over {
-        let (response, create) = socket::send(app, call, target, over).await?;
+        let (response, create) = Box::pin(socket::send(app, call, target, over)).await?;
         return Ok(Sent { response, streams: true, create });
     }
     send_over_http(app, call, target).await
@@ -114,9 +114,8 @@ pub async fn send_over_http(
     let timeout =
         if streams { app.limits().stream_head_timeout } else { app.limits().head_timeout };
     let request = build(call, target, prepared)?;
-    let way = &target.account.upstream.way;
     let create = stage::create(app, call)?;
-    let response = app.egress.send(request, way, timeout).await?;
+    let response = app.egress.send(request, &target.account.upstream.place, timeout).await?;
     Ok(Sent { response, streams, create })
 }
 
@@ -126,8 +125,7 @@ fn build(
     prepared: Prepared,
 ) -> Result<Request<TextBody>, http::Error> {
     let account = target.account;
-    let path = prepare::path(account, call.surface, call.query.as_deref());
-    let uri: Uri = format!("{}{path}", account.upstream.origin).parse()?;
+    let uri = Uri::try_from(prepare::path(account, call.surface, call.query.as_deref()))?;
     let mut request =
         Request::builder().method(Method::POST).uri(uri).body(TextBody::from(prepared.body))?;
     let headers = request.headers_mut();

@@ -73,7 +73,7 @@ pub async fn judge(
         judge_success(app, account, ask, (head, body, create), now).await
     } else {
         drop(create);
-        Judged::Bad(judge_failure(app, account, ask, head, body, now).await)
+        Judged::Bad(Box::pin(judge_failure(app, account, ask, head, body, now)).await)
     }
 }
 

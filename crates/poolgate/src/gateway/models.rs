@@ -171,7 +171,7 @@ pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, St
         Kind::Claude | Kind::Anthropic => ("/v1/models?limit=1000".into(), Surface::Messages),
         Kind::OpenAi | Kind::Compatible => ("/models".into(), Surface::Responses),
     };
-    let uri: Uri = format!("{}{}{path}", account.upstream.origin, account.upstream.prefix)
+    let uri: Uri = format!("{}{}{path}", account.upstream.place, account.upstream.prefix)
         .parse()
         .map_err(|error: http::uri::InvalidUri| error.to_string())?;
     let token = bearer(app, account).await.map_err(|error| error.to_string())?;
@@ -184,7 +184,7 @@ pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, St
             .collect();
     let answer = app
         .egress
-        .call(Method::GET, uri, &account.upstream.way, &headers, None, CALL_TIMEOUT)
+        .call(Method::GET, uri, &account.upstream.place.way, &headers, None, CALL_TIMEOUT)
         .await;
     let (head, body) = answer.map_err(|error| format!("{error:#}"))?;
     if head.status != StatusCode::OK {

@@ -157,16 +157,11 @@ mod tests {
     use poolgate_core::account::AccountId;
 
     use super::*;
-    use crate::config::{Upstream, Way};
+    use crate::config::Upstream;
     use crate::credentials::{Credential, Source};
 
     fn account(kind: Kind, prefix: &str) -> Account {
-        let upstream = Upstream {
-            origin: "https://x".into(),
-            prefix: prefix.into(),
-            token_url: None,
-            way: Way::default(),
-        };
+        let upstream = Upstream::at("https://x", prefix);
         let credential = Arc::new(Credential::new(kind, Source::KeyEnv("NONE".into()), None));
         Account {
             id: AccountId(1),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_compression::tokio::bufread::{DeflateDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -169,9 +170,14 @@ async fn collect(
     let mut text = Text::default();
     let began = Instant::now();
     loop {
-        let patience = patience(limits, began.elapsed(), text.len());
-        let frame = tokio::time::timeout(patience, body.frame()).await;
-        let Some(frame) = frame.map_err(|_| Error::BodyTimeout)? else { return Ok(text) };
+        let frame = if let Some(frame) = body.frame().now_or_never() {
+            frame
+        } else {
+            let patience = patience(limits, began.elapsed(), text.len());
+            let frame = tokio::time::timeout(patience, body.frame()).await;
+            frame.map_err(|_| Error::BodyTimeout)?
+        };
+        let Some(frame) = frame else { return Ok(text) };
         let Ok(part) = frame.map_err(|_| Error::BodyCut)?.into_data() else { continue };
         if text.len() + part.len() > limit {
             return Err(too_large());

@@ -88,7 +88,7 @@ pub enum Wants {
 /// Up to the upgrade of the client's connection.
 pub async fn open(
     app: Arc<App>,
-    mut head: Parts,
+    head: &mut Parts,
     contract: Contract,
 ) -> Result<Response<Outgoing>, Error> {
     let caller = authenticate::authenticate(&app.keys, &head.headers, app.clock.now())?;
@@ -117,7 +117,7 @@ pub async fn open(
             stores: false,
             purpose: Purpose::WarmUp,
         },
-        headers: head.headers,
+        headers: std::mem::take(&mut head.headers),
         caller,
         deadline: Instant::now() + app.limits().request_timeout.min(OPENING),
         over: Some(OverSocket { slot: slot.clone(), wants: Wants::Socket }),
@@ -238,8 +238,8 @@ pub async fn send(
 /// is not the account's any more.
 pub fn mark(account: &Account) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let Upstream { origin, prefix, way, .. } = &account.upstream;
-    (account.credential.owner(), origin, prefix, way).hash(&mut hasher);
+    let Upstream { place, prefix, .. } = &account.upstream;
+    (account.credential.owner(), place, prefix).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -265,8 +265,7 @@ async fn send_without_socket(
 async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade, AttemptError> {
     let account = target.account;
     let path = prepare::path(account, call.surface, call.query.as_deref());
-    let uri: Uri =
-        format!("{}{path}", account.upstream.origin).parse().map_err(http::Error::from)?;
+    let uri = Uri::try_from(path).map_err(http::Error::from)?;
     let mut request =
         Request::builder().method(Method::GET).uri(uri).body(TextBody::from(Text::default()))?;
     let told = request.headers_mut();
@@ -281,7 +280,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
     authorize(told, account.kind, call.surface, target.bearer);
     handshake(told);
     let _connecting = app.admission.enter(Bound::UpstreamWebsocketConnect)?;
-    let opened = app.egress.upgrade(request, &account.upstream.way, HANDSHAKE).await?;
+    let opened = app.egress.upgrade(request, &account.upstream.place, HANDSHAKE).await?;
     if let Upgrade::Refused(response) = &opened {
         tracing::info!(account = account.name, status = response.status().as_u16(), "no socket");
     }

@@ -75,7 +75,7 @@ pub async fn try_account(
             }
             Next::Refresh => {
                 if let Ok(refused) = &bearer {
-                    bearer = attempt::refresh(app, &account, refused).await;
+                    bearer = Box::pin(attempt::refresh(app, &account, refused)).await;
                 }
             }
             Next::Again => sleep(Duration::from_millis(rand::random_range(200..400))).await,
@@ -128,7 +128,7 @@ async fn attempt_once(
     match judge(app, account, call.ask(), response, create).await {
         Judged::Good(answer) if streams && !call.head.stream => {
             let idle = app.limits().stream_idle_timeout;
-            let (reply, mut assembled) = assemble::assemble(answer, idle).await?;
+            let (reply, mut assembled) = Box::pin(assemble::assemble(answer, idle)).await?;
             observe_events(app, account, &std::mem::take(&mut assembled.readings));
             Ok(Answered::Assembled(reply, assembled))
         }

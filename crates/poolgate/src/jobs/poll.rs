@@ -163,7 +163,7 @@ async fn call(
     path: &str,
     bearer: &Bearer,
 ) -> anyhow::Result<(Parts, Bytes)> {
-    let uri: Uri = format!("{}{path}", account.upstream.origin).parse()?;
+    let uri: Uri = format!("{}{path}", account.upstream.place).parse()?;
     let text = |value: &HeaderValue| anyhow::Ok(Secret::new(value.to_str()?));
     let mut headers = vec![("authorization", text(&bearer.authorization)?)];
     if let (Kind::Codex, Some(id)) = (account.kind, &bearer.account_id) {
@@ -172,5 +172,7 @@ async fn call(
     if account.kind == Kind::Claude {
         headers.push(("anthropic-beta", Secret::new(claude::OAUTH_BETA)));
     }
-    app.egress.call(Method::GET, uri, &account.upstream.way, &headers, None, ANSWERS_WITHIN).await
+    app.egress
+        .call(Method::GET, uri, &account.upstream.place.way, &headers, None, ANSWERS_WITHIN)
+        .await
 }

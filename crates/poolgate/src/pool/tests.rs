@@ -9,7 +9,6 @@ use poolgate_core::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
 use poolgate_core::units::Fraction;
 
 use super::*;
-use crate::config::Way;
 use crate::credentials::Source as CredentialSource;
 use crate::providers::Usage;
 
@@ -19,12 +18,7 @@ const ASK: Ask<'static> = Ask { surface: Surface::Responses, model: "m", gate: N
 const AT: Attempt<'static> = Attempt { ask: ASK, sent_at: NOW, now: NOW, refreshed: false };
 
 fn loaded(id: i64, max_in_flight: u32) -> Loaded {
-    let upstream = Upstream {
-        origin: "https://x".into(),
-        prefix: String::new(),
-        token_url: None,
-        way: Way::default(),
-    };
+    let upstream = Upstream::at("https://x", "");
     let source = CredentialSource::KeyEnv("NONE".into());
     let account = Account {
         id: AccountId(id),
@@ -365,9 +359,9 @@ fn a_poll_of_an_account_that_was_exchanged_meanwhile_says_nothing() {
 
 #[test]
 fn a_failed_connect_is_charged_when_another_address_answers() {
-    let at = |id: i64, origin: &str| {
+    let at = |id: i64, origin| {
         let mut one = loaded(id, 0);
-        one.account.upstream.origin = origin.into();
+        one.account.upstream = Upstream::at(origin, "");
         one
     };
     let failed = Outcome::ConnectFailed { durable: true };

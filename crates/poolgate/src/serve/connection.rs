@@ -232,7 +232,8 @@ impl Connections {
         let wire = Wire::new(transport, Arc::clone(&state), Patience { head, first, write }, seat);
         let (app, of) = (Arc::clone(&self.app), Arc::clone(&state));
         let service = service_fn(move |request| {
-            let answer = respond(Arc::clone(&app), Arc::clone(&of), request);
+            // It is large, and would be moved twice on its way into hyper.
+            let answer = Box::pin(respond(Arc::clone(&app), Arc::clone(&of), request));
             async { Ok::<_, Infallible>(answer.await) }
         });
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(wire), service);
