@@ -42,6 +42,18 @@ pub enum KeyLimit {
     Rate { per_minute: u32, retry_after: Duration },
 }
 
+impl KeyLimit {
+    pub const NAMES: [&str; 2] = ["concurrency", "requests_per_minute"];
+
+    /// Its place in [`Self::NAMES`].
+    pub const fn index(&self) -> usize {
+        match self {
+            Self::Concurrency(_) => 0,
+            Self::Rate { .. } => 1,
+        }
+    }
+}
+
 /// A place among a key's running requests, if those are limited; given back when dropped.
 #[derive(Debug, Default)]
 #[must_use = "dropped, it gives the place back"]

@@ -10,6 +10,8 @@ use std::time::Duration;
 use poolgate_core::account::Surface;
 use poolgate_core::outcome::Outcome;
 
+use crate::keys::KeyLimit;
+
 /// Ends of a histogram's buckets, in milliseconds; there is one more for all that is longer.
 pub const BOUNDS_MS: [u64; 16] =
     [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000];
@@ -129,6 +131,7 @@ pub struct Metrics {
     surfaces: [OfSurface; Surface::ALL.len()],
     pub attempts: Counts<{ Outcome::NAMES.len() }>,
     pub refreshes: Counts<{ Refreshed::ALL.len() }>,
+    pub key_refusals: Counts<{ KeyLimit::NAMES.len() }>,
 }
 
 #[derive(Debug, Default)]

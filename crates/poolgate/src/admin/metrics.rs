@@ -18,6 +18,7 @@ use crate::admission::Bound;
 use crate::app::App;
 use crate::error::Error;
 use crate::gateway::{Outgoing, whole};
+use crate::keys::KeyLimit;
 use crate::metrics::{BOUNDS_MS, CLASSES, Ending, Histogram, PHASES, Refreshed};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -160,6 +161,9 @@ fn admission(page: &mut Page<'_>, app: &App) -> fmt::Result {
     page.gauges("admission_size", "Places of a lane or stage; 0: unlimited", size)?;
     let refused = levels.iter().map(|(bound, level)| (row(*bound), level.refused));
     page.counters("admission_refusals", "Refused by us because a lane or stage was full", refused)?;
+    let keys = KeyLimit::NAMES.iter().zip(app.metrics.key_refusals.read());
+    let keys = keys.map(|(limit, count)| (labels([("limit", *limit)]), count));
+    page.counters("key_refusals", "Refused by us because a client key had reached a limit", keys)?;
     let waiting = number(app.pool.line().waiting());
     page.gauge("waiting_requests", "Requests in line for an account", waiting)?;
     page.gauge("sockets", "Clients' web sockets", number(app.sockets.len()))

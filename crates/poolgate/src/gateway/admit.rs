@@ -39,7 +39,10 @@ pub struct Admitted {
 pub fn key(app: &App, caller: &Caller, surface: Surface) -> Result<KeyPermit, KeyLimit> {
     match surface {
         Surface::CountTokens => Ok(KeyPermit::default()),
-        _ => caller.key.enter(app.clock.now()),
+        _ => {
+            let entered = caller.key.enter(app.clock.now());
+            entered.inspect_err(|limit| app.metrics.key_refusals.add(limit.index()))
+        }
     }
 }
 

@@ -64,6 +64,7 @@ async fn spec_10_a_key_runs_so_many_requests_at_the_same_time() {
     assert_eq!(post(&h, &key, CODEX, &hi).await.status, 200);
     let rows = "SELECT status, account_id FROM requests WHERE code = 'key_concurrency_exceeded'";
     assert_eq!(h.rows(rows).await, [["429", "NULL"], ["429", "NULL"]]);
+    assert_eq!(h.app.metrics.key_refusals.read(), [2, 0]);
     drop(socket);
     h.finish().await;
 }
@@ -99,6 +100,7 @@ async fn spec_10_a_key_begins_so_many_requests_a_minute() {
     assert_eq!(post(&h, &key, "/v1/messages", &messages("hi", true)).await.status, 200);
     let again = post(&h, &key, CODEX, &responses("hi", true)).await;
     assert_eq!(again.code(), "key_rate_exceeded", "what was refused has not counted, what ran has");
+    assert_eq!(h.app.metrics.key_refusals.read(), [0, 3]);
     drop(socket);
     h.finish().await;
 }
