@@ -37,13 +37,11 @@ pub struct Admitted {
 /// A place among the key's own requests. Counting tokens takes none, as it takes none of an account:
 /// clients count by the dozen what their user never asked for, and nothing is spent.
 pub fn key(app: &App, caller: &Caller, surface: Surface) -> Result<KeyPermit, KeyLimit> {
-    match surface {
-        Surface::CountTokens => Ok(KeyPermit::default()),
-        _ => {
-            let entered = caller.key.enter(app.clock.now());
-            entered.inspect_err(|limit| app.metrics.key_refusals.add(limit.index()))
-        }
+    if surface == Surface::CountTokens {
+        return Ok(KeyPermit::default());
     }
+    let entered = caller.key.enter(app.clock.now());
+    entered.inspect_err(|limit| app.metrics.key_refusals.add(limit.index()))
 }
 
 /// Where a request that is refused came in.

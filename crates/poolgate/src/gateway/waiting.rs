@@ -98,9 +98,9 @@ fn wants(wish: &Wish<'_>) -> u64 {
 /// `last`.
 pub fn left(app: &Arc<App>, call: &Call, tried: &[AccountId], last: Error) -> Error {
     let wish = Wish { session: None, owner: None, leg: None, turn: None, ..wish(call, tried) };
-    match app.pool.lease(&wish, app.clock.now()) {
-        Ok(_) => last,
-        Err(Refused { refusal, .. }) => explain(app, call, refusal, Some(last)),
+    match app.pool.lacks(&wish, app.clock.now()) {
+        None => last,
+        Some(refusal) => explain(app, call, refusal, Some(last)),
     }
 }
 

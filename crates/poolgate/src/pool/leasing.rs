@@ -38,15 +38,24 @@ impl Pool {
     /// What this request is refused with when it may not take an account even if one is able: it
     /// would overtake others.
     pub fn refuse(&self, wish: &Wish<'_>, now: Timestamp) -> Refused {
+        let (mut explanation, strategy) = self.look(wish, now);
+        let refusal = explanation.chosen.err().unwrap_or(Refusal::Busy);
+        explanation.chosen = Err(refusal);
+        let decision = Box::new(Decision::new(explanation, strategy, now));
+        Refused { refusal, decision }
+    }
+
+    /// Why nobody can take this request; `None`: somebody can.
+    pub fn lacks(&self, wish: &Wish<'_>, now: Timestamp) -> Option<Refusal> {
+        self.look(wish, now).0.chosen.err()
+    }
+
+    /// What would be chosen. Nothing is taken or counted.
+    fn look(&self, wish: &Wish<'_>, now: Timestamp) -> (Explanation, Strategy) {
         let state = self.state.lock();
         let members = state.members(wish.pools);
         let choice = state.choice(wish, &members, now);
-        let mut explanation = explain(&state.candidates(&members), &choice);
-        drop(state);
-        let refusal = explanation.chosen.err().unwrap_or(Refusal::Busy);
-        explanation.chosen = Err(refusal);
-        let decision = Box::new(Decision::new(explanation, members.strategy, now));
-        Refused { refusal, decision }
+        (explain(&state.candidates(&members), &choice), members.strategy)
     }
 }
 

@@ -323,6 +323,26 @@ async fn codex_lb_d12_at_most_three_accounts_are_asked() {
     h.finish().await;
 }
 
+/// spec §6: ten accounts for limits. The eleventh is told of, and neither asked nor counted.
+#[tokio::test]
+async fn spec_6_at_most_ten_accounts_are_asked_for_limits() {
+    const NAMES: [&str; 11] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"];
+    let (h, accounts) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        NAMES.map(|name| s.codex(name))
+    })
+    .await;
+    for account in &accounts {
+        account.fault(Fault::usage_limit_reached()).forever();
+    }
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert!(got.status.is_client_error() || got.status.is_server_error(), "{}", got.text());
+    assert_eq!(h.asked(), NAMES[..10]);
+    let attempts = NAMES.map(|name| view(&h, name).attempts);
+    assert_eq!(attempts, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
+    h.finish().await;
+}
+
 /// codex-lb D13.
 #[tokio::test]
 async fn codex_lb_d13_an_exhausted_pool_names_the_earliest_reset() {
