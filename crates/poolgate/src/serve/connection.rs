@@ -337,6 +337,9 @@ impl Watch<'_> {
         if orders.stage == Stage::End || self.state.abused.get() {
             return false;
         }
+        if orders.stage == Stage::Cut {
+            self.state.wake_streams();
+        }
         if requests > 0 {
             self.fresh = None;
         }

@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,6 +61,8 @@ struct Inside {
     body: Option<Outgoing>,
     /// When the client was last given something; `None`: it waits for us.
     given_at: Option<Instant>,
+    /// Of its task, while there is nothing to give.
+    waker: Option<Waker>,
 }
 
 impl Sending {
@@ -71,7 +73,8 @@ impl Sending {
     /// And what watches it.
     pub fn watched(body: Outgoing, running: Running) -> (Self, Weak<Stream>) {
         let given_at = Some(Instant::now());
-        let stream = Arc::new(Stream(Mutex::new(Inside { body: Some(body), given_at })));
+        let stream =
+            Arc::new(Stream(Mutex::new(Inside { body: Some(body), given_at, waker: None })));
         let watch = Arc::downgrade(&stream);
         (Self { source: Source::Watched(stream), running, breaks_off: false }, watch)
     }
@@ -85,6 +88,13 @@ impl Stream {
             && inside.body.take().is_some()
         {
             tracing::debug!("a client took nothing of a stream for too long");
+        }
+    }
+
+    /// Has it look for orders: it is a task of its own, which the connection does not poll.
+    pub fn wake(&self) {
+        if let Some(waker) = self.0.lock().waker.take() {
+            waker.wake();
         }
     }
 }
@@ -115,6 +125,7 @@ impl Body for Sending {
                 };
                 let polled = Pin::new(body).poll_frame(cx);
                 inside.given_at = polled.is_ready().then(Instant::now);
+                inside.waker = polled.is_pending().then(|| cx.waker().clone());
                 polled
             }
         };

@@ -34,6 +34,10 @@ impl State {
         !self.streams.lock().is_empty()
     }
 
+    pub fn wake_streams(&self) {
+        self.streams.lock().iter().filter_map(Weak::upgrade).for_each(|stream| stream.wake());
+    }
+
     /// Ends those whose client took nothing for `patience`.
     pub fn give_up_streams(&self, patience: Duration, now: Instant) {
         self.streams.lock().retain(|stream| {

@@ -94,6 +94,44 @@ async fn who_is_cut_is_told() {
     store.close().await;
 }
 
+/// Nothing but the order moves them: their upstream is silent, and on HTTP/2 each is a task of its own.
+#[tokio::test]
+async fn who_waits_in_silence_is_told_too() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let settings = "listener.drain_delay_s = 0\nlimits.drain_timeout_s = 1\n";
+    let place = Place::new(&setup, settings).await;
+    let mut gateway = place.start("gateway", &[]).await;
+    let silent = responses("hi [[text_gap_ms=60000]]", true);
+    let mut plain = Raw::to(&place.address).await;
+    plain.write(request(&place, CODEX, &silent)).await;
+    plain.until("output_text.delta").await;
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let stream = Request::post(format!("http://{}{CODEX}", place.address))
+        .header("x-api-key", &place.key)
+        .body(Full::new(Bytes::from(silent.to_string())))
+        .unwrap();
+    let mut stream = client.request(stream).await.unwrap().into_body();
+    let mut said = String::new();
+    let mut next = async |said: &mut String| match stream.frame().await {
+        Some(Ok(frame)) => {
+            said.push_str(&String::from_utf8_lossy(frame.data_ref().unwrap()));
+            true
+        }
+        Some(Err(_)) => false,
+        None => panic!("a cut must not look complete: {said}"),
+    };
+    while !said.contains("output_text.delta") {
+        assert!(next(&mut said).await);
+    }
+    gateway.signal("TERM").await;
+    let rest = String::from_utf8(plain.rest().await).unwrap();
+    assert!(rest.contains("shutting down"), "{rest}");
+    while next(&mut said).await {}
+    assert!(said.contains("shutting down"), "{said}");
+    assert_eq!(gateway.ended().await.code(), Some(1));
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let mut setup = Setup::new().await;
