@@ -68,11 +68,15 @@ impl App {
         let configured = vault::seal_settings(&config.accounts, &data_key)?;
         store.sync_config_accounts(&configured, clock.now()).await?;
         let tasks = Tasks::default();
-        let dir = config.data_dir.join("spool");
+        let dir = config.data_dir.join(ledger::DIR);
         let spool =
-            ledger::start(&dir, config.limits.spool_max, &store, &tasks, clock.now()).await?;
+            ledger::start(&dir, config.limits.spool_max, &store, &tasks, clock.clone()).await?;
         let app = Self::assemble(config, clock, store, data_key, (tasks, spool)).await?;
         app.load_owners().await?;
+        if !app.spool.taken_over.is_cancelled() {
+            let job = Arc::clone(&app);
+            app.tasks.spawn(async move { job.learn_owners_later().await });
+        }
         crate::jobs::start(&app);
         Ok(app)
     }
@@ -148,6 +152,16 @@ impl App {
             pool::load(&self.store, &self.data_key, &dir, &known, self.clock.now()).await?;
         self.pool.replace(loaded, &self.live.load().pools);
         Ok(())
+    }
+
+    /// Of responses that the process before us has yet to record.
+    async fn learn_owners_later(&self) {
+        let taken_over = self.spool.taken_over.cancelled();
+        if self.tasks.stop.run_until_cancelled(taken_over).await.is_some()
+            && let Err(error) = self.load_owners().await
+        {
+            tracing::warn!(%error, "owners of responses could not be loaded");
+        }
     }
 
     async fn load_owners(&self) -> anyhow::Result<()> {

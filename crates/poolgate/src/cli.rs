@@ -25,7 +25,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Overrides};
 use crate::serve::{Bound, Server, stop_signal};
 use crate::store::Store;
-use crate::{demo, telemetry};
+use crate::{demo, ledger, telemetry};
 
 /// One self-hosted gateway that pools LLM accounts.
 #[derive(Debug, Parser)]
@@ -57,7 +57,7 @@ enum Command {
         /// Address to listen on, whatever the configuration says
         #[arg(long)]
         listen: Option<String>,
-        /// Wait for another gateway on the same data to end, and take on its connections then
+        /// Wait until another gateway on the same data takes on no more, and serve from then on
         #[arg(long)]
         take_over: bool,
     },
@@ -168,12 +168,18 @@ async fn serve(
         }
         // From here on clients wait in our queue for what the other does not accept any more.
         bound = Some(Bound::new(&config)?);
-        tracing::info!("waiting for the gateway that uses the data to end");
-        if stop.run_until_cancelled(until_locked(&lock)).await.is_none() {
+        tracing::info!("waiting for the gateway that uses the data to take on no more");
+        if stop.run_until_cancelled(until_ours(&lock, &config)).await.is_none() {
             return Ok(ExitCode::SUCCESS);
         }
     }
     let app = App::start(config, Arc::new(SystemClock)).await?;
+    // Whoever comes from then on is the next gateway's.
+    let draining = app.draining.clone();
+    app.tasks.spawn(async move {
+        draining.cancelled().await;
+        drop(lock);
+    });
     let server = match bound {
         Some(bound) => Server::on(bound, Arc::clone(&app))?,
         None => Server::bind(Arc::clone(&app))?,
@@ -213,9 +219,21 @@ async fn serve(
 
 const LOCK_EVERY: Duration = Duration::from_millis(20);
 
-async fn until_locked(lock: &std::fs::File) {
+/// Until no other gateway serves here. One that is ending may still write; but not to a database that
+/// we would first have to change.
+async fn until_ours(lock: &std::fs::File, config: &Config) {
     while lock.try_lock().is_err() {
         tokio::time::sleep(LOCK_EVERY).await;
+    }
+    let is_behind = async {
+        let (found, ours) = Store::look(&config.data_dir).await?.schema().await?;
+        anyhow::Ok(found < ours)
+    };
+    if is_behind.await.unwrap_or(false) {
+        tracing::info!("the database has to be brought up to date: waiting for it to end");
+        while !ledger::is_left_alone(&config.data_dir) {
+            tokio::time::sleep(LOCK_EVERY).await;
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 //! for, and an `end` line before the terminal event is relayed: one `write` each, which a kill of
 //! the process cannot undo. A power cut loses at most the last second. The mover carries the lines
 //! into the store in batches, with its position in the same transaction, so that each line counts
-//! once however often the process dies. Requests whose `end` never came are marked `interrupted` at
-//! the next start.
+//! once however often the process dies. Requests whose `end` never came are marked `interrupted` by the
+//! next process, when the one that began them is gone.
 //!
 //! The spool is bounded: when the store has been away for long enough to fill it, requests are
 //! refused. Nothing is dropped.
@@ -15,14 +15,16 @@ mod mover;
 mod spool;
 
 use std::borrow::Cow;
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use poolgate_core::units::Timestamp;
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::clock::Clock;
 use crate::store::Store;
 use crate::tasks::Tasks;
 
@@ -139,28 +141,37 @@ impl<D> End<'_, D> {
 const BEGIN: u8 = b'B';
 const END: u8 = b'E';
 
+/// In the data directory.
+pub const DIR: &str = "spool";
+/// In the spool, held by the process that carries its lines into the store.
+const LOCK: &str = "lock";
+
 /// How often the mover looks for new lines; also the longest a row lags behind its request.
 const EVERY: Duration = Duration::from_millis(250);
 
+/// Whether no process writes records to the spool of `data_dir`.
+pub fn is_left_alone(data_dir: &Path) -> bool {
+    let lock = File::open(data_dir.join(DIR).join(LOCK));
+    lock.is_err() || lock.is_ok_and(|lock| lock.try_lock().is_ok())
+}
+
 /// Opens the spool in `dir`, takes over what an earlier process left, and marks what it left
 /// unfinished. Must end before the first request is served.
+///
+/// A process that is ending still writes what its requests come to. What it leaves is then taken over when
+/// it has ended, and our own records wait in the spool until then.
 pub async fn start(
-    dir: &std::path::Path,
+    dir: &Path,
     max_bytes: u64,
     store: &Store,
     tasks: &Tasks,
-    now: Timestamp,
+    clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Arc<Spool>> {
     let position = store.spool_position().await.context("reading the spool's position")?;
     let spool = Arc::new(Spool::open(dir, max_bytes, position).context("opening the spool")?);
-    let mut mover = mover::Mover::new(Arc::clone(&spool), store.clone(), position);
-    mover.move_all().await.context("taking over the spool")?;
-    let interrupted = store.mark_interrupted(now).await?;
-    if interrupted > 0 {
-        tracing::warn!(
-            requests = interrupted,
-            "marked requests of an earlier process as interrupted"
-        );
+    let mut mover = mover::Mover::new(Arc::clone(&spool), store.clone(), clock);
+    if !mover.take_over().await.context("taking over the spool")? {
+        tracing::info!("the records of the gateway that is ending come first");
     }
     let stop = tasks.stop.clone();
     tasks.supervise("ledger", async move { mover.run(stop).await });

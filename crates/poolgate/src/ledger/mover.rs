@@ -7,9 +7,11 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use super::{BEGIN, Begin, END, EVERY, Ended, Spool, archive};
+use crate::clock::Clock;
 use crate::store::{SpoolPosition, Store};
 
 /// Read at once, into one transaction; a longer single line is read whole all the same. Small enough
@@ -23,7 +25,20 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Mover {
     spool: Arc<Spool>,
     store: Store,
+    clock: Arc<dyn Clock>,
     position: SpoolPosition,
+    right: Right,
+}
+
+/// To carry lines: one process at a time has it, and keeps it to its end.
+enum Right {
+    /// An earlier process is ending, and has records to write.
+    Anothers,
+    /// What it left comes first.
+    Taken(File),
+    Ours {
+        _lock: File,
+    },
 }
 
 /// Whole lines, and the position behind them.
@@ -46,8 +61,35 @@ enum Moved {
 }
 
 impl Mover {
-    pub fn new(spool: Arc<Spool>, store: Store, position: SpoolPosition) -> Self {
-        Self { spool, store, position }
+    pub fn new(spool: Arc<Spool>, store: Store, clock: Arc<dyn Clock>) -> Self {
+        let position = SpoolPosition::default();
+        Self { spool, store, clock, position, right: Right::Anothers }
+    }
+
+    /// Carries what an earlier process left, and marks what it left unfinished. Returns whether it was
+    /// there to be taken.
+    pub async fn take_over(&mut self) -> anyhow::Result<bool> {
+        if matches!(self.right, Right::Anothers) {
+            let Some(lock) = self.spool.lock()? else { return Ok(false) };
+            self.position = self.store.spool_position().await.context("reading its position")?;
+            self.spool.inherit(self.position)?;
+            self.right = Right::Taken(lock);
+        }
+        if let Right::Taken(_) = self.right {
+            while self.spool.has_left(self.position)? {
+                self.step().await?;
+            }
+            // None of ours has a row yet.
+            let requests = self.store.mark_interrupted(self.clock.now()).await?;
+            if requests > 0 {
+                tracing::warn!(requests, "marked requests of an earlier process as interrupted");
+            }
+            if let Right::Taken(lock) = std::mem::replace(&mut self.right, Right::Anothers) {
+                self.right = Right::Ours { _lock: lock };
+            }
+            self.spool.taken_over.cancel();
+        }
+        Ok(true)
     }
 
     /// Until `stop`, and then once more, so that nothing waits for the next start.
@@ -59,13 +101,14 @@ impl Mover {
             if round.is_multiple_of(SYNC_EVERY) {
                 self.spool.sync().await;
             }
-            if self.spool.has_news()
+            let is_ours = matches!(self.right, Right::Ours { .. });
+            if (self.spool.has_news() || !is_ours)
                 && let Err(error) = self.catch_up().await
             {
                 // The lines are safe where they are; the store will be back.
                 tracing::warn!(%error, waiting_bytes = self.spool.waiting(), "the store takes no records");
                 tokio::time::sleep(RETRY).await;
-            } else {
+            } else if is_ours {
                 self.spool.note_caught_up();
             }
         }
@@ -82,14 +125,18 @@ impl Mover {
     }
 
     /// Moves everything there is.
-    pub async fn move_all(&mut self) -> anyhow::Result<()> {
-        while self.step().await? != Moved::Nothing {}
+    async fn move_all(&mut self) -> anyhow::Result<()> {
+        if self.take_over().await? {
+            while self.step().await? != Moved::Nothing {}
+        }
         Ok(())
     }
 
     /// Moves what there is, and not what comes meanwhile.
     async fn catch_up(&mut self) -> anyhow::Result<()> {
-        while self.step().await? == Moved::More {}
+        if self.take_over().await? {
+            while self.step().await? == Moved::More {}
+        }
         Ok(())
     }
 
@@ -223,8 +270,6 @@ fn damaged(line: &str) {
 
 #[cfg(test)]
 mod tests {
-    use poolgate_core::units::Timestamp;
-
     use super::*;
     use crate::ledger::{self, AttemptRecord};
     use crate::tasks::Tasks;
@@ -243,7 +288,8 @@ mod tests {
         let store = Store::open(dir).await.unwrap();
         let tasks = Tasks::default();
         let path = dir.join("spool");
-        let spool = ledger::start(&path, 1 << 20, &store, &tasks, Timestamp(9)).await.unwrap();
+        let clock = Arc::new(crate::clock::SystemClock);
+        let spool = ledger::start(&path, 1 << 20, &store, &tasks, clock).await.unwrap();
         (store, spool, tasks)
     }
 
@@ -269,6 +315,34 @@ mod tests {
         let (store, _spool, _tasks) = open(dir.path()).await;
         let want = outcomes(&[("complete", 2), ("interrupted", 1)]);
         assert_eq!(store.outcomes().await.unwrap(), want);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_ending_records_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old_store, old, old_tasks) = open(dir.path()).await;
+        let (store, new, tasks) = open(dir.path()).await;
+        assert!(old.taken_over.is_cancelled() && !new.taken_over.is_cancelled());
+        for (spool, ids) in [(&old, ["a", "b"]), (&new, ["c", "d"])] {
+            for id in ids {
+                spool.begin(&begin(id)).unwrap();
+            }
+            spool.end(&end(ids[0])).unwrap();
+        }
+        old.drained().await;
+        assert_eq!(store.outcomes().await.unwrap(), outcomes(&[("", 1), ("complete", 1)]));
+        assert!(new.waiting() > 0, "its turn has not come");
+        assert!(old_tasks.drain(Duration::from_secs(5)).await);
+        old_store.close().await;
+
+        new.taken_over.cancelled().await;
+        new.drained().await;
+        let want = [("", 1), ("complete", 2), ("interrupted", 1)];
+        assert_eq!(store.outcomes().await.unwrap(), outcomes(&want), "b was left, d still runs");
+        new.end(&end("d")).unwrap();
+        assert!(tasks.drain(Duration::from_secs(5)).await);
+        let want = [("complete", 3), ("interrupted", 1)];
+        assert_eq!(store.outcomes().await.unwrap(), outcomes(&want));
     }
 
     #[test]

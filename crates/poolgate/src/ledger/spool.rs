@@ -1,6 +1,6 @@
 //! The writing side: append-only segments of lines.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,9 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::{BEGIN, Begin, END, End};
+use super::{BEGIN, Begin, END, End, LOCK};
 use crate::store::SpoolPosition;
 
 /// A new segment is begun beyond this size; segments taken over whole are deleted.
@@ -36,6 +37,10 @@ pub struct Spool {
     failing: AtomicBool,
     /// Ends of requests that were running by then; counted as appended, and written first of all.
     held: Mutex<Vec<Vec<u8>>>,
+    /// The first segment of ours; those before it are of earlier processes.
+    first: u64,
+    /// Cancelled when what earlier processes left is in the store.
+    pub taken_over: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -47,30 +52,55 @@ struct Writer {
 
 impl Spool {
     /// Starts a segment of its own, so that a line torn by an earlier crash stays the last of its
-    /// file.
+    /// file, and a process that is ending can go on with the one before.
     pub(super) fn open(dir: &Path, max_bytes: u64, position: SpoolPosition) -> io::Result<Self> {
         crate::files::create_private_dir(dir)?;
-        let segments = segments(dir)?;
-        let last = segments.last().copied().unwrap_or(0).max(position.segment);
-        let waiting: u64 = segments
-            .iter()
-            .filter(|segment| **segment >= position.segment)
-            .filter_map(|segment| std::fs::metadata(path(dir, *segment)).ok())
-            .map(|metadata| metadata.len())
-            .sum();
-        let taken = std::fs::metadata(path(dir, position.segment)).map_or(0, |_| position.offset);
-        let writer = Writer::create(dir, last + 1)?;
+        let last = segments(dir)?.last().copied().unwrap_or(0).max(position.segment);
+        let first = last + 1;
+        let writer = Writer::create(dir, first)?;
         Ok(Self {
             dir: dir.to_owned(),
             max_bytes,
             writer: RwLock::new(writer),
-            appended: AtomicU64::new(waiting.saturating_sub(taken)),
+            appended: AtomicU64::new(0),
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
             caught_up: Mutex::new(Instant::now()),
             failing: AtomicBool::new(false),
             held: Mutex::default(),
+            first,
+            taken_over: CancellationToken::new(),
         })
+    }
+
+    /// Counts in what earlier processes left behind `position`.
+    pub(super) fn inherit(&self, position: SpoolPosition) -> io::Result<()> {
+        let left =
+            segments(&self.dir)?.into_iter().filter(|segment| self.is_left(*segment, position));
+        let size = |segment| std::fs::metadata(self.path(segment)).map_or(0, |file| file.len());
+        let waiting: u64 = left.map(size).sum();
+        let taken = if self.path(position.segment).exists() { position.offset } else { 0 };
+        self.appended.fetch_add(waiting.saturating_sub(taken), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_left(&self, segment: u64, position: SpoolPosition) -> bool {
+        (position.segment..self.first).contains(&segment)
+    }
+
+    /// Whether earlier processes left anything behind `position`.
+    pub(super) fn has_left(&self, position: SpoolPosition) -> io::Result<bool> {
+        Ok(self.first_from(position.segment)?.is_some_and(|found| self.is_left(found, position)))
+    }
+
+    /// `None`: another process still writes its records here.
+    pub(super) fn lock(&self) -> io::Result<Option<File>> {
+        let lock = File::create(self.dir.join(LOCK))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     /// For a process that serves nothing: it has room for nothing and touches no file.
@@ -86,6 +116,8 @@ impl Spool {
             caught_up: Mutex::new(Instant::now()),
             failing: AtomicBool::new(false),
             held: Mutex::default(),
+            first: 0,
+            taken_over: CancellationToken::new(),
         }
     }
 

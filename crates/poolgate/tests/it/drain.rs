@@ -194,8 +194,8 @@ async fn stream(place: &Place, body: Bytes, begun: &AtomicUsize) -> bool {
     String::from_utf8_lossy(&seen).contains("response.completed")
 }
 
-/// 500 streams run while the next process takes over: none is lost, and no connection refused. New
-/// connections wait until the old process has ended.
+/// 500 streams run while the next process takes over: none is lost, no connection refused, and who
+/// comes meanwhile is served while they still run.
 async fn takes_over(place: &Place, how: How) {
     let socket = how.socket(place);
     let start = |name: &str, args: &[&str]| match &socket {
@@ -219,9 +219,11 @@ async fn takes_over(place: &Place, how: How) {
         let new = start("new", &["--take-over"]);
         new.says("waiting").await;
         old.signal("TERM").await;
-        assert_eq!(old.ended().await.code(), Some(0), "{}", old.log());
         new.says("serving").await;
-        while place.get("/readyz").await.unwrap().status != 200 {}
+        let hi = responses("hi", true).to_string().into();
+        assert!(stream(place, hi, &AtomicUsize::new(0)).await);
+        assert!(!old.log().contains("stopped"), "{}", old.log());
+        assert_eq!(old.ended().await.code(), Some(0), "{}", old.log());
         stop.store(true, Ordering::Relaxed);
         new
     };
@@ -233,7 +235,7 @@ async fn takes_over(place: &Place, how: How) {
     new.signal("TERM").await;
     assert_eq!(new.ended().await.code(), Some(0));
     let store = poolgate::store::Store::open(&place.data()).await.unwrap();
-    assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), 500)]);
+    assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), 501)]);
     store.close().await;
 }
 
@@ -271,6 +273,45 @@ async fn the_next_process_is_handed_the_socket() {
     setup.codex("a");
     let place = Place::new(&setup, TAKE_OVER).await;
     takes_over(&place, How::HandedOver).await;
+}
+
+/// Its records are taken over when it is gone, and what runs here is not taken for its own.
+#[tokio::test]
+async fn a_process_that_dies_while_it_ends_leaves_its_records_to_the_next() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let place = Place::new(&setup, TAKE_OVER).await;
+    let endless = responses("hi [[events=100000]] [[gap_ms=20]]", true);
+    let ask = async || {
+        let mut stream = Raw::to(&place.address).await;
+        stream.write(request(&place, CODEX, &endless)).await;
+        stream.until("output_text.delta").await;
+        stream
+    };
+    let mut old = place.start("old", &[]).await;
+    let mut left = ask().await;
+    old.signal("TERM").await;
+    old.says("draining").await;
+    let mut new = place.start("new", &["--take-over"]).await;
+    let mut kept = ask().await;
+    old.signal("KILL").await;
+    old.ended().await;
+    left.rest().await;
+    let store = poolgate::store::Store::open(&place.data()).await.unwrap();
+    let running = [(String::new(), 1), ("interrupted".to_owned(), 1)];
+    let marked = async {
+        while store.outcomes().await.unwrap() != running {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, marked).await.expect("one was left, one still runs");
+    kept.until("output_text.delta").await;
+    drop(kept);
+    new.signal("TERM").await;
+    assert_eq!(new.ended().await.code(), Some(0));
+    let ended = [("client_left".to_owned(), 1), ("interrupted".to_owned(), 1)];
+    assert_eq!(store.outcomes().await.unwrap(), ended);
+    store.close().await;
 }
 
 /// Said at once, and not found out by a client.
