@@ -22,7 +22,7 @@ use serde::Deserialize;
 use crate::admission::Bound;
 
 pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
-pub use address::{is_forbidden, is_private};
+pub use address::{is_forbidden, is_private, is_this_machine};
 pub use listener::{Listener, RawListener, RawTls, Tls};
 pub use proxy::{Login, Protocol, Proxy, ProxyUrl};
 pub use way::{Place, Way};

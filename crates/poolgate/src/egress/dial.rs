@@ -60,8 +60,10 @@ impl Dialer {
         tls: rustls::ClientConfig,
         connect_timeout: Duration,
         connects: Arc<Histogram>,
-        names: Names,
+        mut names: Names,
     ) -> Self {
+        // In the time for a connection there is the connecting too.
+        names.patience = names.patience.min(connect_timeout / 2);
         let names = Arc::new(names);
         let tcp = |private| tcp(connect_timeout, Resolver { names: Arc::clone(&names), private });
         let direct = |private| {

@@ -2,7 +2,9 @@
 //! told at the beginning, with all its instructions and tools, and at the end, with all its output. What
 //! is between need not be parsed.
 //!
-//! A name with both its quotes is inside no text of valid JSON, where the quotes would be escaped.
+//! A name with both its quotes is inside no text of valid JSON, where the quotes would be escaped; behind a
+//! backslash it is the end of another name. An object behind an event's response, with counts of its own,
+//! would be taken for it: nobody is known to send one.
 
 use memchr::memmem;
 use poolgate_core::usage::TokenUsage;
@@ -102,8 +104,16 @@ pub fn of_event(event: &[u8]) -> Option<Report> {
 
 /// The id of the response that an event tells of as a whole.
 pub fn response_id(event: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Whole {
+        response: Named,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        id: String,
+    }
     let first = response(event).and_then(first_id);
-    first.or_else(|| serde_json::from_slice::<Report>(event).ok()?.response?.id)
+    first.or_else(|| Some(serde_json::from_slice::<Whole>(event).ok()?.response.id))
 }
 
 fn ends_of_event(event: &[u8]) -> Option<Report> {
@@ -118,14 +128,19 @@ fn ends_of_event(event: &[u8]) -> Option<Report> {
 /// What is inside an event's response, and behind it. With nothing nested in front, it is the event's own.
 fn response(event: &[u8]) -> Option<&[u8]> {
     const START: &[u8] = br#""response":{"#;
-    let at = memmem::find(event, START)?;
+    let at = memmem::find(event, START).filter(|at| is_whole(event, *at))?;
     let nested = event[..at].iter().filter(|byte| matches!(byte, b'{' | b'[')).count();
     (nested == 1).then(|| &event[at + START.len()..])
 }
 
 fn end(json: &[u8]) -> Option<&[u8]> {
-    let rest = &json[memmem::rfind(json, br#""usage""#)?..];
-    (rest.len() <= END_MAX).then_some(rest)
+    let at = memmem::rfind(json, br#""usage""#).filter(|at| is_whole(json, *at))?;
+    (json.len() - at <= END_MAX).then(|| &json[at..])
+}
+
+/// A name begins there, and not the end of one that has a quote.
+fn is_whole(json: &[u8], at: usize) -> bool {
+    json[..at].last() != Some(&b'\\')
 }
 
 /// The id, if it comes first.
@@ -205,6 +220,14 @@ mod tests {
             (r#"{"item":{"response":{"id":"r","usage":{"input_tokens":3}}}}"#, false),
             (r#"{"item":{"id":"x"},"response":{"id":"r","usage":{"input_tokens":3}}}"#, false),
             (r#"{"type":"t","response":{"usage":{"input_tokens":3},"id":"r"}}"#, false),
+            (
+                r#"{"type":"t","response":{"id":"r","usage":{"input_tokens":3},"b\"usage":null}}"#,
+                false,
+            ),
+            (
+                r#"{"a\"response":{"id":"x","usage":{}},"response":{"id":"r","usage":{"input_tokens":3}}}"#,
+                false,
+            ),
             (r#"{"type":"t","response":{"id":"r"}}"#, false),
             (r#"{"type":"t"}"#, false),
         ];

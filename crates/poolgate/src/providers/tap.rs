@@ -198,7 +198,9 @@ impl Tap {
 
     fn see_responses(&mut self, kind: &[u8], data: &[u8]) {
         match kind {
-            b"response.created" => self.response_id = response_id(data),
+            b"response.created" => {
+                self.response_id = self.response_id.take().or_else(|| response_id(data));
+            }
             b"response.in_progress" | b"response.queued" | b"keepalive" => {}
             b"response.completed" | b"response.incomplete" => {
                 self.read_usage(data);

@@ -24,6 +24,8 @@ use crate::ws::{Said, Socket};
 
 /// A client that takes nothing for so long is given up.
 pub const STUCK: Duration = Duration::from_mins(1);
+/// After so many events the client is heard, however many more are there.
+const IN_A_ROW: usize = 32;
 /// What comes over HTTP may end a moment after its last event; then its connection is used again.
 const TAIL: Duration = Duration::from_millis(250);
 
@@ -57,10 +59,14 @@ impl Telling<'_> {
         let mut body = Outgoing::Relay(Box::new(relay));
         let mut scanner = Scanner::default();
         let mut has_ended = false;
+        let mut in_a_row = 0;
         loop {
-            let frame = if let Some(frame) = body.frame().now_or_never() {
+            let ready = if in_a_row < IN_A_ROW { body.frame().now_or_never() } else { None };
+            let frame = if let Some(frame) = ready {
+                in_a_row += 1;
                 frame
             } else {
+                in_a_row = 0;
                 // What has come together, like the held opening, leaves together.
                 taken(client.flush()).await?;
                 if has_ended {
