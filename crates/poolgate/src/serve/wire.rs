@@ -9,6 +9,7 @@
 //! takes nothing. Both are kept here.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -17,7 +18,6 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::io::poll_read_buf;
 
 use super::connection::Seat;
 use super::state::{Answered, State};
@@ -27,6 +27,8 @@ use crate::strict::{self, Chunks, Fault, Framing, HEAD_MAX};
 pub const REFUSED: &str = "!";
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+/// Most heads, with what small requests have behind them.
+const AT_ONCE: usize = 8 << 10;
 /// Read while it is not known whether an upgrade comes.
 const EARLY_MAX: usize = 16 << 10;
 /// A client whose request was refused early may go on sending for so long: closing on it would reset
@@ -209,7 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn hold_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        poll_read_buf(Pin::new(&mut self.inner), cx, &mut self.held)
+        read_some(Pin::new(&mut self.inner), cx, &mut self.held)
     }
 
     /// Straight into hyper's buffer; what is beyond the end of a body is taken back.
@@ -382,10 +384,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
                 return Poll::Ready(Ok(()));
             }
             this.held.clear();
-            match ready!(poll_read_buf(Pin::new(&mut this.inner), cx, &mut this.held)) {
+            match ready!(read_some(Pin::new(&mut this.inner), cx, &mut this.held)) {
                 Ok(0) | Err(_) => return Poll::Ready(Ok(())),
                 Ok(n) => linger.took += n,
             }
         }
     }
+}
+
+/// By way of the stack: whoever is waited for holds no memory, and a small request comes at one go.
+fn read_some(
+    inner: Pin<&mut impl AsyncRead>,
+    cx: &mut Context<'_>,
+    held: &mut BytesMut,
+) -> Poll<io::Result<usize>> {
+    let mut space = [MaybeUninit::uninit(); AT_ONCE];
+    let mut read = ReadBuf::uninit(&mut space);
+    ready!(inner.poll_read(cx, &mut read))?;
+    held.extend_from_slice(read.filled());
+    Poll::Ready(Ok(read.filled().len()))
 }
