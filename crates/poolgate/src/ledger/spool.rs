@@ -19,7 +19,7 @@ use crate::store::SpoolPosition;
 /// A new segment is begun beyond this size; segments taken over whole are deleted.
 const SEGMENT_MAX: u64 = 16 << 20;
 /// Few lines are longer.
-const LINE: usize = 1024;
+const LINE: usize = 2048;
 
 #[derive(Debug)]
 pub struct Spool {
