@@ -169,9 +169,12 @@ async fn serve(
         // From here on clients wait in our queue for what the other does not accept any more.
         bound = Some(Bound::new(&config)?);
         tracing::info!("waiting for the gateway that uses the data to take on no more");
-        if stop.run_until_cancelled(until_ours(&lock, &config)).await.is_none() {
+        if stop.run_until_cancelled(until_locked(&lock)).await.is_none() {
             return Ok(ExitCode::SUCCESS);
         }
+    }
+    if stop.run_until_cancelled(until_changeable(&config)).await.is_none() {
+        return Ok(ExitCode::SUCCESS);
     }
     let app = App::start(config, Arc::new(SystemClock)).await?;
     // Whoever comes from then on is the next gateway's.
@@ -219,21 +222,26 @@ async fn serve(
 
 const LOCK_EVERY: Duration = Duration::from_millis(20);
 
-/// Until no other gateway serves here. One that is ending may still write; but not to a database that
-/// we would first have to change.
-async fn until_ours(lock: &std::fs::File, config: &Config) {
+async fn until_locked(lock: &std::fs::File) {
     while lock.try_lock().is_err() {
         tokio::time::sleep(LOCK_EVERY).await;
     }
+}
+
+/// A gateway that is ending may still write; but not to a database that we would first have to change.
+async fn until_changeable(config: &Config) {
     let is_behind = async {
         let (found, ours) = Store::look(&config.data_dir).await?.schema().await?;
         anyhow::Ok(found < ours)
     };
-    if is_behind.await.unwrap_or(false) {
-        tracing::info!("the database has to be brought up to date: waiting for it to end");
-        while !ledger::is_left_alone(&config.data_dir) {
-            tokio::time::sleep(LOCK_EVERY).await;
-        }
+    if ledger::is_left_alone(&config.data_dir) || !is_behind.await.unwrap_or(false) {
+        return;
+    }
+    tracing::info!(
+        "the database has to be changed: waiting for the gateway that still writes to it"
+    );
+    while !ledger::is_left_alone(&config.data_dir) {
+        tokio::time::sleep(LOCK_EVERY).await;
     }
 }
 

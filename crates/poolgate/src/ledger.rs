@@ -15,7 +15,6 @@ mod mover;
 mod spool;
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,16 +142,13 @@ const END: u8 = b'E';
 
 /// In the data directory.
 pub const DIR: &str = "spool";
-/// In the spool, held by the process that carries its lines into the store.
-const LOCK: &str = "lock";
 
 /// How often the mover looks for new lines; also the longest a row lags behind its request.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// Whether no process writes records to the spool of `data_dir`.
+/// Whether no process writes records in `data_dir`.
 pub fn is_left_alone(data_dir: &Path) -> bool {
-    let lock = File::open(data_dir.join(DIR).join(LOCK));
-    lock.is_err() || lock.is_ok_and(|lock| lock.try_lock().is_ok())
+    spool::is_left_alone(&data_dir.join(DIR)).unwrap_or(true)
 }
 
 /// Opens the spool in `dir`, takes over what an earlier process left, and marks what it left

@@ -30,15 +30,14 @@ pub struct Mover {
     right: Right,
 }
 
-/// To carry lines: one process at a time has it, and keeps it to its end.
+/// To carry lines: the oldest of the processes that write here has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Right {
     /// An earlier process is ending, and has records to write.
     Anothers,
     /// What it left comes first.
-    Taken(File),
-    Ours {
-        _lock: File,
-    },
+    Taken,
+    Ours,
 }
 
 /// Whole lines, and the position behind them.
@@ -69,13 +68,15 @@ impl Mover {
     /// Carries what an earlier process left, and marks what it left unfinished. Returns whether it was
     /// there to be taken.
     pub async fn take_over(&mut self) -> anyhow::Result<bool> {
-        if matches!(self.right, Right::Anothers) {
-            let Some(lock) = self.spool.lock()? else { return Ok(false) };
+        if self.right == Right::Anothers {
+            if self.spool.has_elders()? {
+                return Ok(false);
+            }
             self.position = self.store.spool_position().await.context("reading its position")?;
             self.spool.inherit(self.position)?;
-            self.right = Right::Taken(lock);
+            self.right = Right::Taken;
         }
-        if let Right::Taken(_) = self.right {
+        if self.right == Right::Taken {
             while self.spool.has_left(self.position)? {
                 self.step().await?;
             }
@@ -84,9 +85,7 @@ impl Mover {
             if requests > 0 {
                 tracing::warn!(requests, "marked requests of an earlier process as interrupted");
             }
-            if let Right::Taken(lock) = std::mem::replace(&mut self.right, Right::Anothers) {
-                self.right = Right::Ours { _lock: lock };
-            }
+            self.right = Right::Ours;
             self.spool.taken_over.cancel();
         }
         Ok(true)
@@ -101,7 +100,7 @@ impl Mover {
             if round.is_multiple_of(SYNC_EVERY) {
                 self.spool.sync().await;
             }
-            let is_ours = matches!(self.right, Right::Ours { .. });
+            let is_ours = self.right == Right::Ours;
             if (self.spool.has_news() || !is_ours)
                 && let Err(error) = self.catch_up().await
             {
@@ -122,6 +121,7 @@ impl Mover {
             tracing::warn!(%error, "records stay in the spool until the next start");
         }
         self.spool.sync().await;
+        self.spool.leave();
     }
 
     /// Moves everything there is.
@@ -345,6 +345,30 @@ mod tests {
         assert_eq!(store.outcomes().await.unwrap(), outcomes(&want));
     }
 
+    /// Of several that are ending the oldest carries, whatever order they end in.
+    #[tokio::test]
+    async fn nobody_takes_over_from_a_process_that_still_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first_store, first, first_tasks) = open(dir.path()).await;
+        let (second_store, second, second_tasks) = open(dir.path()).await;
+        let (store, third, tasks) = open(dir.path()).await;
+        for (spool, id) in [(&first, "a"), (&second, "b"), (&third, "c")] {
+            spool.begin(&begin(id)).unwrap();
+        }
+        first.end(&end("a")).unwrap();
+        assert!(first_tasks.drain(Duration::from_secs(5)).await);
+        first_store.close().await;
+        second.taken_over.cancelled().await;
+        assert!(!third.taken_over.is_cancelled());
+        second.end(&end("b")).unwrap();
+        assert!(second_tasks.drain(Duration::from_secs(5)).await);
+        second_store.close().await;
+        third.taken_over.cancelled().await;
+        third.end(&end("c")).unwrap();
+        assert!(tasks.drain(Duration::from_secs(5)).await);
+        assert_eq!(store.outcomes().await.unwrap(), outcomes(&[("complete", 3)]));
+    }
+
     #[test]
     fn what_is_written_is_read_back() {
         let end: Ended<'_> = Ended {
@@ -398,6 +422,7 @@ mod tests {
         let mut torn = std::fs::read(&segment).unwrap();
         torn.extend_from_slice(b"\nEb[[5,1");
         std::fs::write(&segment, torn).unwrap();
+        drop(spool);
         store.close().await;
 
         let (store, spool, _tasks) = open(dir.path()).await;

@@ -13,11 +13,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{BEGIN, Begin, END, End, LOCK};
+use super::{BEGIN, Begin, END, End};
 use crate::store::SpoolPosition;
 
 /// A new segment is begun beyond this size; segments taken over whole are deleted.
 const SEGMENT_MAX: u64 = 16 << 20;
+/// What files here are, by their names' ends: lines, or that a process writes them.
+const SEGMENT: &str = "spool";
+const PROCESS: &str = "lock";
 /// Few lines are longer.
 const LINE: usize = 2048;
 
@@ -39,6 +42,8 @@ pub struct Spool {
     held: Mutex<Vec<Vec<u8>>>,
     /// The first segment of ours; those before it are of earlier processes.
     first: u64,
+    /// Locked as long as this process may write here.
+    alive: Mutex<Option<File>>,
     /// Cancelled when what earlier processes left is in the store.
     pub taken_over: CancellationToken,
 }
@@ -58,6 +63,8 @@ impl Spool {
         let last = segments(dir)?.last().copied().unwrap_or(0).max(position.segment);
         let first = last + 1;
         let writer = Writer::create(dir, first)?;
+        let alive = File::create(dir.join(format!("{first:012}.{PROCESS}")))?;
+        alive.try_lock()?;
         Ok(Self {
             dir: dir.to_owned(),
             max_bytes,
@@ -69,6 +76,7 @@ impl Spool {
             failing: AtomicBool::new(false),
             held: Mutex::default(),
             first,
+            alive: Mutex::new(Some(alive)),
             taken_over: CancellationToken::new(),
         })
     }
@@ -93,14 +101,22 @@ impl Spool {
         Ok(self.first_from(position.segment)?.is_some_and(|found| self.is_left(found, position)))
     }
 
-    /// `None`: another process still writes its records here.
-    pub(super) fn lock(&self) -> io::Result<Option<File>> {
-        let lock = File::create(self.dir.join(LOCK))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(lock)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
+    /// Whether an earlier process still writes its records here. Forgets those that are gone.
+    pub(super) fn has_elders(&self) -> io::Result<bool> {
+        for (process, path) in processes(&self.dir)? {
+            if process < self.first {
+                if is_running(&path)? {
+                    return Ok(true);
+                }
+                std::fs::remove_file(path)?;
+            }
         }
+        Ok(false)
+    }
+
+    /// Nothing more is written here: the next process may take over what was.
+    pub(super) fn leave(&self) {
+        *self.alive.lock() = None;
     }
 
     /// For a process that serves nothing: it has room for nothing and touches no file.
@@ -117,6 +133,7 @@ impl Spool {
             failing: AtomicBool::new(false),
             held: Mutex::default(),
             first: 0,
+            alive: Mutex::default(),
             taken_over: CancellationToken::new(),
         }
     }
@@ -320,7 +337,7 @@ fn length(line: &[u8]) -> u64 {
 }
 
 fn path(dir: &Path, segment: u64) -> PathBuf {
-    dir.join(format!("{segment:012}.spool"))
+    dir.join(format!("{segment:012}.{SEGMENT}"))
 }
 
 impl Writer {
@@ -332,12 +349,42 @@ impl Writer {
 }
 
 fn segments(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut segments: Vec<u64> = std::fs::read_dir(dir)?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|name| name.strip_suffix(".spool")?.parse().ok())
-        .collect();
+    let mut segments: Vec<u64> = numbered(dir, SEGMENT)?.into_iter().map(|(n, _)| n).collect();
     segments.sort_unstable();
     Ok(segments)
+}
+
+/// Those that write here, or did, by their first segments.
+fn processes(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    numbered(dir, PROCESS)
+}
+
+fn numbered(dir: &Path, extension: &str) -> io::Result<Vec<(u64, PathBuf)>> {
+    let number = |path: PathBuf| {
+        let is_one = path.extension()? == extension;
+        let number = path.file_stem()?.to_str()?.parse().ok()?;
+        is_one.then_some((number, path))
+    };
+    let files = std::fs::read_dir(dir)?;
+    Ok(files.filter_map(|entry| number(entry.ok()?.path())).collect())
+}
+
+fn is_running(process: &Path) -> io::Result<bool> {
+    match File::open(process)?.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether no process writes to the spool in `dir`.
+pub(super) fn is_left_alone(dir: &Path) -> io::Result<bool> {
+    for (_, path) in processes(dir)? {
+        if is_running(&path)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
