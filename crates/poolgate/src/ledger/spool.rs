@@ -108,7 +108,8 @@ impl Spool {
                 if is_running(&path)? {
                     return Ok(true);
                 }
-                std::fs::remove_file(path)?;
+                // Another that waits may have been faster.
+                let _ = std::fs::remove_file(path);
             }
         }
         Ok(false)
@@ -370,7 +371,11 @@ fn numbered(dir: &Path, extension: &str) -> io::Result<Vec<(u64, PathBuf)>> {
 }
 
 fn is_running(process: &Path) -> io::Result<bool> {
-    match File::open(process)?.try_lock() {
+    let process = match File::open(process) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        opened => opened?,
+    };
+    match process.try_lock() {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(error)) => Err(error),
@@ -392,6 +397,25 @@ mod tests {
     use std::borrow::Cow;
 
     use super::*;
+
+    #[test]
+    fn who_is_gone_is_forgotten_by_whoever_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Spool::open(dir.path(), 1 << 20, SpoolPosition::default()).unwrap();
+        let (first, second, third) = (open(), open(), open());
+        assert!(!first.has_elders().unwrap());
+        assert!(second.has_elders().unwrap() && third.has_elders().unwrap());
+        let mut known = processes(dir.path()).unwrap();
+        known.sort_unstable();
+        drop(first);
+        assert!(!second.has_elders().unwrap());
+        assert!(!is_running(&known[0].1).unwrap(), "its file is gone, and that is no error");
+        assert!(third.has_elders().unwrap() && !is_left_alone(dir.path()).unwrap());
+        second.leave();
+        assert!(!third.has_elders().unwrap());
+        drop(third);
+        assert!(is_left_alone(dir.path()).unwrap());
+    }
 
     /// `/dev/full` takes nothing, as a full disk does.
     #[test]
