@@ -404,3 +404,27 @@ fn read_some(
     held.extend_from_slice(read.filled());
     Poll::Ready(Ok(read.filled().len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn a_small_request_is_read_at_one_go() {
+        let (mut held, mut cx) = (BytesMut::new(), Context::from_waker(Waker::noop()));
+        let request = [b'x'; 1200];
+        let read = read_some(Pin::new(&mut &request[..]), &mut cx, &mut held);
+        assert!(matches!(read, Poll::Ready(Ok(1200))), "{read:?}");
+        assert_eq!(held, &request[..]);
+    }
+
+    #[test]
+    fn who_is_waited_for_holds_no_memory() {
+        let (mut held, mut cx) = (BytesMut::new(), Context::from_waker(Waker::noop()));
+        let (mut silent, _other) = tokio::io::duplex(64);
+        assert!(read_some(Pin::new(&mut silent), &mut cx, &mut held).is_pending());
+        assert_eq!(held.capacity(), 0);
+    }
+}
