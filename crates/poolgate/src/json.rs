@@ -6,6 +6,7 @@
 //!
 //! A repeated top-level key is refused: two readers of such a body could see different requests.
 
+mod plain;
 mod scan;
 mod text;
 

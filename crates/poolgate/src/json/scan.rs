@@ -2,14 +2,12 @@
 //! outermost object stand.
 //!
 //! A pushdown automaton over bytes that may be cut anywhere. Most bytes of a prompt are inside
-//! strings, and those are skipped by blocks of 64. What it accepts is what `serde_json` accepts; a
+//! strings, and [`plain`] skips those. What it accepts is what `serde_json` accepts; a
 //! property test holds the two against each other.
 
 use std::ops::Range;
 
-use wide::u8x16;
-
-use super::{Invalid, MAX_DEPTH};
+use super::{Invalid, MAX_DEPTH, plain};
 
 /// A member of the outermost object, by position in the whole text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,39 +149,19 @@ impl Scan {
     fn in_string(&mut self, bytes: &[u8], mut at: usize, key: bool) -> Result<usize, Invalid> {
         // Most strings are keys and kinds, and end before this.
         if let Some(sixteen) = bytes[at..].first_chunk() {
-            let specials = specials_of_sixteen(sixteen);
+            let specials = plain::specials(sixteen);
             let special = at + specials.trailing_zeros() as usize;
             if specials == 0 {
                 at += 16;
-            } else if is_plain_escape(bytes, special) {
+            } else if plain::is_escape_at(bytes, special) {
                 at = special + 2;
             } else {
                 return self.special(bytes, special, key);
             }
         }
-        while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
-            let mut specials = specials(block);
-            let mut next = at + BLOCK;
-            while specials != 0 {
-                let first = specials.trailing_zeros();
-                let special = at + first as usize;
-                if !is_plain_escape(bytes, special) {
-                    return self.special(bytes, special, key);
-                }
-                // The second byte of an escape may be in the next block.
-                specials &= !(0b11 << first);
-                next = next.max(special + 2);
-            }
-            at = next;
-        }
-        while let Some(byte) = bytes.get(at) {
-            if !matches!(byte, b'"' | b'\\' | 0..=0x1f) {
-                at += 1;
-            } else if is_plain_escape(bytes, at) {
-                at += 2;
-            } else {
-                return self.special(bytes, at, key);
-            }
+        at = plain::end(bytes, at);
+        if at < bytes.len() {
+            return self.special(bytes, at, key);
         }
         Ok(at)
     }
@@ -215,7 +193,7 @@ impl Scan {
             State::Escape { key } => {
                 self.state = match byte {
                     b'u' => State::Hex { key, left: 4 },
-                    _ if is_escape(byte) => State::InString { key },
+                    _ if plain::is_escape(byte) => State::InString { key },
                     _ => return Err(self.wrong(at)),
                 };
                 return Ok(at + 1);
@@ -377,43 +355,6 @@ impl Number {
     }
 }
 
-/// A backslash and a letter that go through unchanged, whole.
-#[inline]
-fn is_plain_escape(bytes: &[u8], at: usize) -> bool {
-    matches!(bytes.get(at..at + 2), Some([b'\\', byte]) if is_escape(*byte))
-}
-
-fn is_escape(byte: u8) -> bool {
-    const ESCAPES: [bool; 256] = {
-        let mut escapes = [false; 256];
-        let mut rest: &[u8] = b"n\"\\t/rbf";
-        while let [byte, more @ ..] = rest {
-            escapes[*byte as usize] = true;
-            rest = more;
-        }
-        escapes
-    };
-    ESCAPES[usize::from(byte)]
-}
-
-const BLOCK: usize = 64;
-
-/// One bit per byte that ends plain text, the first byte's lowest: quote, backslash, control.
-#[inline]
-fn specials(block: &[u8; BLOCK]) -> u64 {
-    let (sixteens, _) = block.as_chunks();
-    let join = |bits, sixteen| bits << 16 | u64::from(specials_of_sixteen(sixteen));
-    sixteens.iter().rev().fold(0, join)
-}
-
-#[inline]
-fn specials_of_sixteen(bytes: &[u8; 16]) -> u32 {
-    let bytes = u8x16::new(*bytes);
-    let is = |byte| bytes.simd_eq(u8x16::splat(byte));
-    let control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
-    (is(b'"') | is(b'\\') | control).to_bitmask() & 0xffff
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -429,22 +370,10 @@ mod tests {
         scan.finish()
     }
 
-    #[test]
-    fn finds_special_bytes_wherever_they_stand() {
-        for at in 0..BLOCK {
-            let mut block = [b'x'; BLOCK];
-            for byte in 0..=255 {
-                block[at] = byte;
-                let special = matches!(byte, b'"' | b'\\' | 0..=0x1f);
-                assert_eq!(specials(&block), u64::from(special) << at, "{byte} at {at}");
-            }
-        }
-    }
-
     /// Strings longer than a block, with each escape and end at each place of it.
     #[test]
     fn long_strings_end_where_they_end() {
-        for length in 0..3 * BLOCK {
+        for length in 0..200 {
             for (special, valid) in [
                 ("", true),
                 ("\\n", true),
