@@ -31,12 +31,15 @@ pub async fn pack(ends: &[Ended<'_>]) -> io::Result<Option<Archive>> {
     let (Some(first_end), Some(last_end)) = (times().min(), times().max()) else {
         return Ok(None);
     };
-    let mut encoder = ZstdEncoder::with_quality(Vec::new(), Level::Fastest);
+    let size = decided().map(|end| end.begin.id.len() + end.decisions.len() + 2).sum();
+    let mut text = String::with_capacity(size);
     for end in decided() {
         for part in [&*end.begin.id, " ", end.decisions, "\n"] {
-            encoder.write_all(part.as_bytes()).await?;
+            text.push_str(part);
         }
     }
+    let mut encoder = ZstdEncoder::with_quality(Vec::new(), Level::Fastest);
+    encoder.write_all(text.as_bytes()).await?;
     encoder.shutdown().await?;
     Ok(Some(Archive { first_end, last_end, lines: encoder.into_inner() }))
 }

@@ -16,7 +16,7 @@ use crate::store::{SpoolPosition, Store};
 
 /// Read at once, into one transaction; a longer single line is read whole all the same. Small enough
 /// to stay in the processor's cache and to be allocated where the last batch was.
-const BATCH: u64 = 256 << 10;
+const BATCH: u64 = 1 << 20;
 /// Lines parsed before others get a turn on this thread.
 const TURN: usize = 64;
 const SYNC_EVERY: u32 = 4;

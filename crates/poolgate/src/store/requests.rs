@@ -1,12 +1,12 @@
 //! The ledger's rows: requests, attempts, and who owns the state behind a response.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use poolgate_core::account::AccountId;
 use poolgate_core::units::Timestamp;
-use sqlx::query::Query;
+use sqlx::error::BoxDynError;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{Row, Sqlite};
+use sqlx::{Arguments, Encode, Row, Sqlite, SqliteConnection, Type};
 
 use super::Store;
 use crate::ledger::{Archive, Begin, Ended};
@@ -39,12 +39,12 @@ pub struct Before {
 /// values not bound are NULL, and rows without an id are left out.
 const ROWS: usize = 100;
 
-static BEGINS: LazyLock<String> = LazyLock::new(|| {
+static BEGINS: LazyLock<Statement> = LazyLock::new(|| {
     let columns = "id, started_at, key_id, surface, model, stream, account_id";
     insert("requests", columns, "(id) DO NOTHING")
 });
 
-static ENDS: LazyLock<String> = LazyLock::new(|| {
+static ENDS: LazyLock<Statement> = LazyLock::new(|| {
     insert(
         "requests",
         "id, started_at, key_id, surface, model, stream, account_id, ended_at, status, outcome, code, \
@@ -61,12 +61,10 @@ static ENDS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-static ATTEMPTS: LazyLock<String> = LazyLock::new(|| {
+static ATTEMPTS: LazyLock<Statement> = LazyLock::new(|| {
     let columns = "request_id, n, account_id, outcome, status, ms";
     insert("attempts", columns, "(request_id, n) DO NOTHING")
 });
-
-type Rows<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 impl Store {
     pub async fn spool_position(&self) -> sqlx::Result<SpoolPosition> {
@@ -91,28 +89,19 @@ impl Store {
     ) -> sqlx::Result<()> {
         self.is_in_place()?;
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        for chunk in begins.chunks(ROWS) {
-            let rows = chunk.iter().fold(sqlx::query(BEGINS.as_str()), bind_begin);
-            rows.execute(&mut *tx).await?;
-        }
-        for chunk in ends.chunks(ROWS) {
-            let rows = chunk.iter().fold(sqlx::query(ENDS.as_str()), bind_end);
-            rows.execute(&mut *tx).await?;
-        }
+        write_rows(&mut tx, &BEGINS, begins, |row, begin| add_begin(row, begin)).await?;
+        write_rows(&mut tx, &ENDS, ends, |row, end| add_end(row, end)).await?;
         let attempts: Vec<_> =
             ends.iter().flat_map(|end| (1_i64..).zip(&end.failed).map(move |a| (end, a))).collect();
-        for chunk in attempts.chunks(ROWS) {
-            let rows =
-                chunk.iter().fold(sqlx::query(ATTEMPTS.as_str()), |rows, (end, (n, attempt))| {
-                    rows.bind(&*end.begin.id)
-                        .bind(n)
-                        .bind(attempt.account)
-                        .bind(&*attempt.outcome)
-                        .bind(attempt.status)
-                        .bind(attempt.ms)
-                });
-            rows.execute(&mut *tx).await?;
-        }
+        write_rows(&mut tx, &ATTEMPTS, &attempts, |row, (end, (n, attempt))| {
+            row.text(&end.begin.id)?;
+            row.add(n)?;
+            row.add(attempt.account)?;
+            row.text(&attempt.outcome)?;
+            row.add(attempt.status)?;
+            row.add(attempt.ms)
+        })
+        .await?;
         for (response, account, begin) in ends.iter().filter_map(Ended::owner) {
             sqlx::query(
                 "INSERT INTO response_owners (response, key_id, account_id, created_at)
@@ -213,42 +202,82 @@ impl Store {
     }
 }
 
-fn insert(table: &str, columns: &str, conflict: &str) -> String {
-    let row = vec!["?"; columns.split(',').count()].join(",");
+#[derive(Debug)]
+struct Statement {
+    text: String,
+    columns: usize,
+}
+
+fn insert(table: &str, columns: &str, conflict: &str) -> Statement {
+    let count = columns.split(',').count();
+    let row = vec!["?"; count].join(",");
     let rows = vec![format!("({row})"); ROWS].join(",");
-    format!(
+    let text = format!(
         "INSERT INTO {table} ({columns}) SELECT * FROM (VALUES {rows}) \
          WHERE column1 IS NOT NULL ON CONFLICT {conflict}"
-    )
+    );
+    Statement { text, columns: count }
 }
 
-fn bind_begin<'q>(rows: Rows<'q>, begin: &'q Begin<'_>) -> Rows<'q> {
-    rows.bind(&*begin.id)
-        .bind(begin.at)
-        .bind(begin.key)
-        .bind(&*begin.surface)
-        .bind(&*begin.model)
-        .bind(begin.stream)
-        .bind(begin.account)
+/// The values of the rows of one statement, one behind the other.
+struct Values(SqliteArguments);
+
+impl Values {
+    fn add<'v>(&mut self, value: impl Encode<'v, Sqlite> + Type<Sqlite>) -> Result<(), BoxDynError> {
+        self.0.add(value)
+    }
+
+    /// Copied once, where a `&str` would be copied and then shared in a place of its own.
+    fn text(&mut self, text: &str) -> Result<(), BoxDynError> {
+        self.0.add(Arc::<str>::from(text))
+    }
+
+    fn count(&mut self, tokens: Option<u64>) -> Result<(), BoxDynError> {
+        self.0.add(tokens.map(|n| i64::try_from(n).unwrap_or(i64::MAX)))
+    }
 }
 
-fn bind_end<'q>(rows: Rows<'q>, end: &'q Ended<'_>) -> Rows<'q> {
-    let count = |tokens: Option<u64>| tokens.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-    bind_begin(rows, &end.begin)
-        .bind(end.ended_at())
-        .bind(end.status)
-        .bind(&*end.outcome)
-        .bind(end.code.as_deref())
-        .bind(end.wait_ms)
-        .bind(end.head_ms)
-        .bind(end.first_ms)
-        .bind(end.total_ms)
-        .bind(count(end.input))
-        .bind(count(end.output))
-        .bind(count(end.cache_read))
-        .bind(count(end.cache_write))
-        .bind(count(end.reasoning))
-        .bind(count(Some(end.bytes)))
+async fn write_rows<T>(
+    connection: &mut SqliteConnection,
+    sql: &'static LazyLock<Statement>,
+    rows: &[T],
+    add: impl Fn(&mut Values, &T) -> Result<(), BoxDynError>,
+) -> sqlx::Result<()> {
+    for chunk in rows.chunks(ROWS) {
+        let mut values = Values(SqliteArguments::default());
+        values.0.reserve(chunk.len() * sql.columns, 0);
+        chunk.iter().try_for_each(|row| add(&mut values, row)).map_err(sqlx::Error::Encode)?;
+        sqlx::query_with(sql.text.as_str(), values.0).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+fn add_begin(row: &mut Values, begin: &Begin<'_>) -> Result<(), BoxDynError> {
+    row.text(&begin.id)?;
+    row.add(begin.at)?;
+    row.add(begin.key)?;
+    row.text(&begin.surface)?;
+    row.text(&begin.model)?;
+    row.add(begin.stream)?;
+    row.add(begin.account)
+}
+
+fn add_end(row: &mut Values, end: &Ended<'_>) -> Result<(), BoxDynError> {
+    add_begin(row, &end.begin)?;
+    row.add(end.ended_at())?;
+    row.add(end.status)?;
+    row.text(&end.outcome)?;
+    row.add(end.code.as_deref())?;
+    row.add(end.wait_ms)?;
+    row.add(end.head_ms)?;
+    row.add(end.first_ms)?;
+    row.add(end.total_ms)?;
+    row.count(end.input)?;
+    row.count(end.output)?;
+    row.count(end.cache_read)?;
+    row.count(end.cache_write)?;
+    row.count(end.reasoning)?;
+    row.count(Some(end.bytes))
 }
 
 #[cfg(test)]
