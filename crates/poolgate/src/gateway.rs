@@ -57,6 +57,7 @@ pub use attempt::{authorize, bearer};
 use authenticate::Caller;
 pub use authenticate::presented as presented_key;
 use dispatch::Dispatched;
+use headers::name;
 pub use models::{Catalogue, fetch_models};
 pub use read::scoped;
 pub use relay::Outgoing;
@@ -103,8 +104,11 @@ impl Call {
     }
 }
 
-pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Outgoing> {
-    let dialect = route::dialect(request.uri().path(), request.headers());
+pub async fn handle(
+    app: Arc<App>,
+    dialect: Dialect,
+    request: Request<Incoming>,
+) -> Response<Outgoing> {
     let (mut head, mut body) = request.into_parts();
     let endpoint = route::route(&head.method, head.uri.path(), head.uri.query(), &head.headers);
     let way = Way { request_id: "", endpoint: endpoint.as_ref().ok().copied() };
@@ -208,7 +212,7 @@ async fn proxy(
         }
     };
     let value = HeaderValue::from_str(&id).expect("hexadecimal");
-    response.headers_mut().insert("x-poolgate-request-id", value);
+    response.headers_mut().insert(&name::REQUEST_ID, value);
     Ok(response)
 }
 
@@ -271,9 +275,9 @@ fn answer(
             record.headed(answer.head.status.as_u16());
             let mut response = Response::new(());
             *response.status_mut() = answer.head.status;
-            *response.headers_mut() = headers::to_client(&answer.head.headers);
-            limits::tell(&app, &caller.key, surface, response.headers_mut());
             remember_turn(&app, &caller, &lease, &answer.head.headers);
+            *response.headers_mut() = headers::to_client(answer.head.headers);
+            limits::tell(&app, &caller.key, surface, response.headers_mut());
             let of = Relayed {
                 surface,
                 model: request_head.model,
@@ -309,7 +313,7 @@ fn answer(
     record.finish(Ending::Complete, assembled.map(|a| a.usage).unwrap_or_default());
     let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));
     *response.status_mut() = status;
-    *response.headers_mut() = headers::to_client(&reply.head.headers);
+    *response.headers_mut() = headers::to_client(reply.head.headers);
     limits::tell(&app, &caller.key, surface, response.headers_mut());
     Served::Whole(response)
 }

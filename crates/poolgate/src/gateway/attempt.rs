@@ -8,9 +8,9 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use poolgate_core::account::{Kind, Surface};
 
 use super::Call;
-use super::headers::{self, add_beta};
+use super::headers::{self, add_beta, name};
 use super::prepare::{self, Prepared, Wanted};
-use super::read::{Payload, TURN_STATE};
+use super::read::Payload;
 use super::{socket, stage};
 use crate::admission::{Overload, Permit};
 use crate::app::App;
@@ -136,7 +136,7 @@ fn build(
     }
     if target.moved {
         // Turn state is bound to the account that issued it.
-        headers.remove(TURN_STATE);
+        headers.remove(&name::TURN_STATE);
     }
     if call.over.is_some() {
         // What its client said of sockets is not true here.
@@ -152,11 +152,11 @@ pub fn authorize(headers: &mut HeaderMap, kind: Kind, surface: Surface, bearer: 
     let speaks_messages = matches!(surface, Surface::Messages | Surface::CountTokens);
     match kind {
         Kind::Anthropic => {
-            headers.insert("x-api-key", bearer.token.clone());
+            headers.insert(&name::API_KEY, bearer.token.clone());
         }
         // Nobody knows which of the two a compatible Messages endpoint reads.
         Kind::Compatible if speaks_messages => {
-            headers.insert("x-api-key", bearer.token.clone());
+            headers.insert(&name::API_KEY, bearer.token.clone());
             headers.insert(AUTHORIZATION, bearer.authorization.clone());
         }
         _ => {
@@ -169,8 +169,8 @@ pub fn authorize(headers: &mut HeaderMap, kind: Kind, surface: Surface, bearer: 
     if kind == Kind::Claude {
         add_beta(headers, OAUTH_BETA);
     }
-    if speaks_messages && !headers.contains_key("anthropic-version") {
-        headers.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
+    if speaks_messages && !headers.contains_key(&name::ANTHROPIC_VERSION) {
+        headers.insert(&name::ANTHROPIC_VERSION, HeaderValue::from_static(ANTHROPIC_VERSION));
     }
 }
 

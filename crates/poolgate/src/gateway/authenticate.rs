@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, header};
 use poolgate_core::units::Timestamp;
 
+use super::headers::name;
 use crate::error::Error;
 use crate::keys::{ClientKey, Keys};
 
@@ -31,7 +32,7 @@ pub fn presented(headers: &HeaderMap) -> Result<&str, Error> {
         }
         keys.push(token.trim());
     }
-    for value in headers.get_all("x-api-key") {
+    for value in headers.get_all(&name::API_KEY) {
         keys.push(value.to_str().map_err(|_| Error::Unauthorized)?.trim());
     }
     match keys.as_slice() {

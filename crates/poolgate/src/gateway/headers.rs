@@ -3,7 +3,26 @@
 //! cookies, forwarding headers and whatever names another account cannot, because nothing lists
 //! them.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// Names that every request is looked through for: made once, where text would be read each time.
+pub mod name {
+    use super::HeaderName;
+
+    pub static ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
+    pub static API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+    pub static CLAUDE_SESSION: HeaderName = HeaderName::from_static("x-claude-code-session-id");
+    pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-poolgate-request-id");
+    /// As a header, and in the `client_metadata` of a body or message.
+    pub static TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
+    /// The first that is there counts.
+    pub static SESSION: [HeaderName; 4] = [
+        HeaderName::from_static("session-id"),
+        HeaderName::from_static("session_id"),
+        HeaderName::from_static("conversation_id"),
+        HeaderName::from_static("thread-id"),
+    ];
+}
 
 const FAMILIES: [&str; 6] =
     ["x-codex-", "x-openai-", "openai-", "anthropic-", "x-claude-code-", "x-stainless-"];
@@ -80,11 +99,16 @@ pub fn to_upstream(client: &HeaderMap) -> HeaderMap {
 }
 
 /// What of an upstream's headers goes to the client.
-pub fn to_client(upstream: &HeaderMap) -> HeaderMap {
+pub fn to_client(upstream: HeaderMap) -> HeaderMap {
     let mut out = HeaderMap::with_capacity(upstream.len());
+    let mut passing = None;
     for (name, value) in upstream {
-        if passes_to_client(name.as_str()) {
-            out.append(name.clone(), value.clone());
+        // A further value of the same header comes without its name.
+        if let Some(name) = name {
+            passing = passes_to_client(name.as_str()).then_some(name);
+        }
+        if let Some(name) = &passing {
+            out.append(name, value);
         }
     }
     out.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -124,8 +148,6 @@ pub fn add_beta(headers: &mut HeaderMap, beta: &str) {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
-
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -191,6 +213,9 @@ mod tests {
             ("x-codex-turn-state", "ts"),
             ("openai-model", "m"),
             ("request-id", "r"),
+            ("set-cookie", "c=d"),
+            ("x-codex-safety", "1"),
+            ("x-codex-safety", "2"),
             ("content-type", "text/event-stream"),
         ]);
         let want = [
@@ -200,7 +225,7 @@ mod tests {
             "x-codex-turn-state",
             "x-content-type-options",
         ];
-        assert_eq!(names(&to_client(&upstream)), want);
+        assert_eq!(names(&to_client(upstream)), want);
     }
 
     #[test]

@@ -8,7 +8,8 @@
 use bytes::Bytes;
 use poolgate_core::account::{Kind, Surface};
 
-use super::read::{Encoding, Payload, TURN_STATE};
+use super::headers::name;
+use super::read::{Encoding, Payload};
 use crate::json::{Document, Patch, Text, quote};
 use crate::pool::Account;
 
@@ -105,9 +106,10 @@ fn patch_turn_state(patch: &mut Patch, document: &Document) {
     let Some(metadata) = document.object("client_metadata") else {
         return;
     };
-    if metadata.raw(TURN_STATE).is_some() {
+    let turn_state = name::TURN_STATE.as_str();
+    if metadata.raw(turn_state).is_some() {
         let mut inner = Patch::default();
-        inner.remove(&metadata, TURN_STATE);
+        inner.remove(&metadata, turn_state);
         patch.set(document, "client_metadata", &text_of(&inner, &metadata));
     }
 }

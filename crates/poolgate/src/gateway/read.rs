@@ -5,21 +5,23 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_compression::tokio::bufread::{DeflateDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use memchr::memmem;
+use memchr::memmem::Finder;
 use poolgate_core::account::Surface;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
+use super::headers::name;
 use crate::config::Limits;
 use crate::error::Error;
 use crate::json::{Document, Invalid, Scan, Text, WrongType};
@@ -276,6 +278,8 @@ fn purpose(surface: Surface, document: &Document) -> Result<Purpose, WrongType> 
 
 /// More than Codex's last item takes when it is a trigger.
 const TRIGGER_MAX: usize = 1 << 10;
+// Prepared once: that costs more than the search.
+static TRIGGER: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"compaction_trigger"));
 
 /// Newer clients compact by an ordinary request whose last input item says so (codex-cli 0.169.0).
 /// Only the end is searched: inputs are long, and a trigger is short.
@@ -285,7 +289,7 @@ fn ends_in_trigger(document: &Document) -> bool {
         #[serde(borrow, rename = "type", default)]
         kind: Cow<'a, str>,
     }
-    if memmem::find(&document.tail("input", TRIGGER_MAX), b"compaction_trigger").is_none() {
+    if TRIGGER.find(&document.tail("input", TRIGGER_MAX)).is_none() {
         return false;
     }
     // Text may hold the word too.
@@ -295,18 +299,15 @@ fn ends_in_trigger(document: &Document) -> bool {
     last.is_some_and(|item| item.kind == "compaction_trigger")
 }
 
-/// As a header, and in the `client_metadata` of a body or message.
-pub const TURN_STATE: &str = "x-codex-turn-state";
-
 /// The turn that an earlier answer named.
 pub fn turn_of(headers: &HeaderMap, key_id: i64) -> Option<SessionKey> {
-    headers.get(TURN_STATE)?.to_str().ok().map(|turn| scoped(key_id, turn))
+    headers.get(&name::TURN_STATE)?.to_str().ok().map(|turn| scoped(key_id, turn))
 }
 
 /// The same in a socket's message, which outlives the headers of its handshake.
 pub fn turn_in(document: &Document, key_id: i64) -> Option<SessionKey> {
     let metadata = document.object("client_metadata")?;
-    let turn = metadata.string(TURN_STATE).ok()??;
+    let turn = metadata.string(name::TURN_STATE.as_str()).ok()??;
     Some(scoped(key_id, &turn))
 }
 
@@ -324,24 +325,21 @@ pub fn session_of(headers: &HeaderMap, key_id: i64) -> Option<SessionKey> {
 
 /// First hit wins (docs/providers.md, "Session names"). `None`: the request stands alone.
 fn session_name(surface: Surface, headers: &HeaderMap, document: &Document) -> Option<String> {
-    let header =
-        |name: &str| headers.get(name)?.to_str().ok().filter(|v| !v.is_empty()).map(str::to_owned);
+    let header = |name: &HeaderName| {
+        headers.get(name)?.to_str().ok().filter(|v| !v.is_empty()).map(str::to_owned)
+    };
     let field = |name| document.string(name).ok().flatten().filter(|v| !v.is_empty());
     match surface {
         Surface::Responses | Surface::Compact | Surface::Chat => {
-            ["session-id", "session_id", "conversation_id", "thread-id"]
-                .into_iter()
-                .find_map(header)
+            (name::SESSION.iter().find_map(header))
                 .or_else(|| field("prompt_cache_key").map(Into::into))
                 .or_else(|| field("user").map(Into::into))
         }
-        Surface::Messages | Surface::CountTokens => {
-            header("x-claude-code-session-id").or_else(|| {
-                let metadata = document.object("metadata")?;
-                let user = metadata.string("user_id").ok()??.into_owned();
-                Some(claude_session(&user).unwrap_or(user))
-            })
-        }
+        Surface::Messages | Surface::CountTokens => header(&name::CLAUDE_SESSION).or_else(|| {
+            let metadata = document.object("metadata")?;
+            let user = metadata.string("user_id").ok()??.into_owned();
+            Some(claude_session(&user).unwrap_or(user))
+        }),
     }
 }
 

@@ -4,6 +4,7 @@
 use http::{HeaderMap, Method};
 use poolgate_core::account::Surface;
 
+use super::headers::name;
 use crate::error::{Dialect, Error};
 
 /// What the prefix of the path promises a Responses client.
@@ -88,7 +89,7 @@ pub fn dialect(path: &str, headers: &HeaderMap) -> Dialect {
     let under = |prefix: &str| {
         path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    if under("/v1/messages") || (under("/v1") && headers.contains_key("anthropic-version")) {
+    if under("/v1/messages") || (under("/v1") && headers.contains_key(&name::ANTHROPIC_VERSION)) {
         Dialect::Anthropic
     } else if under("/v1") || under("/backend-api") || under("/api/codex") {
         Dialect::OpenAi
@@ -171,7 +172,7 @@ fn find(path: &str, query: Option<&str>, headers: &HeaderMap) -> Option<Endpoint
 fn model_list(query: Option<&str>, headers: &HeaderMap) -> ModelList {
     let asks_catalogue =
         query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with("client_version=")));
-    if headers.contains_key("anthropic-version") {
+    if headers.contains_key(&name::ANTHROPIC_VERSION) {
         ModelList::Anthropic
     } else if asks_catalogue {
         ModelList::Codex

@@ -31,8 +31,9 @@ use tokio::time::Instant;
 
 use super::attempt::{AttemptError, Target, authorize};
 use super::dispatch::{Dispatched, dispatch};
+use super::headers::name;
 use super::prepare::Wanted;
-use super::read::{Head, Payload, Purpose, TURN_STATE, session_of, turn_of};
+use super::read::{Head, Payload, Purpose, session_of, turn_of};
 use super::relay::Outgoing;
 use super::route::Contract;
 use super::settle::Record;
@@ -125,14 +126,14 @@ pub async fn open(
     let mut record = Record::unrecorded(Arc::clone(&app));
     let (lease, answer) = match dispatch(&app, &call, &mut record).await? {
         Dispatched::Stream(lease, answer) => (lease, answer),
-        Dispatched::Whole(_, reply, _) => return Ok(refused(&reply.head, reply.body)),
+        Dispatched::Whole(_, reply, _) => return Ok(refused(reply.head, reply.body)),
     };
     remember_turn(&app, &call.caller, &lease, &answer.head.headers);
     let moves = lease.moves();
     drop(lease);
     let mut response = Response::new(Outgoing::Whole(Full::default()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = headers::to_client(&answer.head.headers);
+    *response.headers_mut() = headers::to_client(answer.head.headers);
     let told = response.headers_mut();
     told.remove(CONTENT_TYPE);
     limits::tell(&app, &call.caller.key, Surface::Responses, told);
@@ -161,10 +162,10 @@ fn model_named(headers: &HeaderMap) -> Option<String> {
     })
 }
 
-fn refused(head: &http::response::Parts, body: Bytes) -> Response<Outgoing> {
+fn refused(head: http::response::Parts, body: Bytes) -> Response<Outgoing> {
     let mut response = Response::new(Outgoing::Whole(Full::new(body)));
     *response.status_mut() = client_status(head.status);
-    *response.headers_mut() = headers::to_client(&head.headers);
+    *response.headers_mut() = headers::to_client(head.headers);
     response
 }
 
@@ -271,7 +272,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
     let told = request.headers_mut();
     *told = headers::to_upstream(&call.headers);
     if target.moved {
-        told.remove(TURN_STATE);
+        told.remove(&name::TURN_STATE);
     }
     told.remove(CONTENT_TYPE);
     if !told.contains_key(BETA.0) {

@@ -2,7 +2,10 @@
 //! Codex, whose limits must be the pool's, the account's exchanged for those at the very same place.
 //! All other bytes stay as they are; an event is passed on when it is complete.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
+use memchr::memmem::Finder;
 use serde_json::Value;
 
 use crate::providers::event_kind;
@@ -104,7 +107,9 @@ fn is_event_end(bytes: &[u8]) -> bool {
 }
 
 fn mentions_codex(bytes: &[u8]) -> bool {
-    memchr::memmem::find(bytes, b"codex.").is_some()
+    // Prepared once: that costs more than a search in an event.
+    static CODEX: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"codex."));
+    CODEX.find(bytes).is_some()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

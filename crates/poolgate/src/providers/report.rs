@@ -6,12 +6,19 @@
 //! backslash it is the end of another name. An object behind an event's response, with counts of its own,
 //! would be taken for it: nobody is known to send one.
 
-use memchr::memmem;
+use std::sync::LazyLock;
+
+use memchr::memmem::{Finder, FinderRev};
 use poolgate_core::usage::TokenUsage;
 use serde::Deserialize;
 
 /// The counts are looked for in no longer an end.
 const END_MAX: usize = 4 << 10;
+
+const RESPONSE: &[u8] = br#""response":{"#;
+// Prepared once: that costs more than a search in what is short.
+static FIRST_RESPONSE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(RESPONSE));
+static LAST_USAGE: LazyLock<FinderRev<'_>> = LazyLock::new(|| FinderRev::new(br#""usage""#));
 
 /// The names of all dialects' documents and events.
 #[derive(Debug, Deserialize, PartialEq)]
@@ -127,14 +134,13 @@ fn ends_of_event(event: &[u8]) -> Option<Report> {
 
 /// What is inside an event's response, and behind it. With nothing nested in front, it is the event's own.
 fn response(event: &[u8]) -> Option<&[u8]> {
-    const START: &[u8] = br#""response":{"#;
-    let at = memmem::find(event, START).filter(|at| is_whole(event, *at))?;
+    let at = FIRST_RESPONSE.find(event).filter(|at| is_whole(event, *at))?;
     let nested = event[..at].iter().filter(|byte| matches!(byte, b'{' | b'[')).count();
-    (nested == 1).then(|| &event[at + START.len()..])
+    (nested == 1).then(|| &event[at + RESPONSE.len()..])
 }
 
 fn end(json: &[u8]) -> Option<&[u8]> {
-    let at = memmem::rfind(json, br#""usage""#).filter(|at| is_whole(json, *at))?;
+    let at = LAST_USAGE.rfind(json).filter(|at| is_whole(json, *at))?;
     (json.len() - at <= END_MAX).then(|| &json[at..])
 }
 

@@ -4,8 +4,10 @@
 //! only the parts needed; the rest is recognised by name. Unknown events count as output: forwarding
 //! one twice would be worse than a failover missed.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
-use memchr::memmem;
+use memchr::memmem::Finder;
 use poolgate_core::account::Surface;
 use poolgate_core::quota::Reading;
 use poolgate_core::units::Timestamp;
@@ -17,6 +19,9 @@ use super::ErrorFields;
 use super::report::{self, Report, response_id};
 use super::usage::codex;
 use crate::sse::{Event, Scanner};
+
+// Prepared once: that costs more than a search in a chunk.
+static USAGE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"usage\":{"));
 
 /// JSON answers up to this size are kept for reading their token counts.
 const JSON_MAX: usize = 16 << 20;
@@ -239,7 +244,7 @@ impl Tap {
         if kind == b"error" || (!self.semantic && data.starts_with(b"{\"error\"")) {
             return self.fail(data);
         }
-        if memmem::find(data, b"\"usage\":{").is_some() || !self.semantic {
+        if USAGE.find(data).is_some() || !self.semantic {
             self.read_usage(data);
         }
         if !self.semantic {

@@ -25,7 +25,7 @@ pub async fn respond(
     let upgrades = request.headers().contains_key(header::UPGRADE);
     let dialect = gateway::dialect(request.uri().path(), request.headers());
     let mut answer = match check(&app, &state, &request) {
-        Ok(()) => gateway::handle(Arc::clone(&app), request).await,
+        Ok(()) => gateway::handle(Arc::clone(&app), dialect, request).await,
         Err(error) => {
             tracing::info!(code = error.parts().1, %error, "refused at the door");
             error.render(dialect).map(Outgoing::Whole)

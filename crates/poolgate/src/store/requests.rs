@@ -223,7 +223,10 @@ fn insert(table: &str, columns: &str, conflict: &str) -> Statement {
 struct Values(SqliteArguments);
 
 impl Values {
-    fn add<'v>(&mut self, value: impl Encode<'v, Sqlite> + Type<Sqlite>) -> Result<(), BoxDynError> {
+    fn add<'v>(
+        &mut self,
+        value: impl Encode<'v, Sqlite> + Type<Sqlite>,
+    ) -> Result<(), BoxDynError> {
         self.0.add(value)
     }
 

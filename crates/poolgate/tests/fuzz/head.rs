@@ -47,7 +47,7 @@ pub fn run(input: &[u8]) {
         let named = HeaderName::from_bytes(name.trim().as_bytes());
         assert!(!named.is_ok_and(|name| crossing.contains_key(name)), "{name} crossed");
     }
-    let mut answered = to_client(&headers);
+    let mut answered = to_client(headers.clone());
     assert_eq!(answered.remove(header::X_CONTENT_TYPE_OPTIONS).unwrap(), "nosniff");
     only_some_cross(&headers, &answered);
     let limit = |name: &HeaderName| name.as_str().starts_with("anthropic-ratelimit-");
