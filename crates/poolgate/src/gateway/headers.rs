@@ -222,10 +222,13 @@ mod tests {
             "content-type",
             "openai-model",
             "request-id",
+            "x-codex-safety",
             "x-codex-turn-state",
             "x-content-type-options",
         ];
-        assert_eq!(names(&to_client(upstream)), want);
+        let client = to_client(upstream);
+        assert_eq!(names(&client), want);
+        assert!(client.get_all("x-codex-safety").iter().eq(["1", "2"]));
     }
 
     #[test]
