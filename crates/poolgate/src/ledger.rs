@@ -1,8 +1,8 @@
 //! The record of every request, lost by no crash and waited for by no request.
 //!
 //! A `begin` line is appended to the spool, a local file, before the first upstream byte is asked
-//! for, and an `end` line before the terminal event is relayed: one `write` each, which a kill of
-//! the process cannot undo. A power cut loses at most the last second. The mover carries the lines
+//! for, and an `end` line before the terminal event is relayed: by a `write`, which a kill of the
+//! process cannot undo. Requests that begin in the same turn of a worker share one. A power cut loses at most the last second. The mover carries the lines
 //! into the store in batches, with its position in the same transaction, so that each line counts
 //! once however often the process dies. Requests whose `end` never came are marked `interrupted` by the
 //! next process, when the one that began them is gone.
@@ -158,13 +158,14 @@ pub fn is_left_alone(data_dir: &Path) -> bool {
 /// it has ended, and our own records wait in the spool until then.
 pub async fn start(
     dir: &Path,
-    max_bytes: u64,
+    (max_bytes, workers): (u64, usize),
     store: &Store,
     tasks: &Tasks,
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Arc<Spool>> {
     let position = store.spool_position().await.context("reading the spool's position")?;
-    let spool = Arc::new(Spool::open(dir, max_bytes, position).context("opening the spool")?);
+    let spool =
+        Arc::new(Spool::open(dir, max_bytes, position, workers).context("opening the spool")?);
     let mut mover = mover::Mover::new(Arc::clone(&spool), store.clone(), clock);
     if !mover.take_over().await.context("taking over the spool")? {
         tracing::info!("the records of the gateway that is ending come first");

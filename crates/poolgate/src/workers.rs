@@ -5,8 +5,10 @@
 //! 61 µs of CPU, `make bench`). New connections go to the thread that has fewest.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,6 +22,20 @@ thread_local! {
 /// Which worker this thread is, from 1; 0 for any other thread.
 pub fn index() -> usize {
     INDEX.get()
+}
+
+/// Resolves when the tasks that can run now have run: a runtime of one thread takes them in the order in
+/// which they were woken.
+pub async fn next_turn() {
+    let mut is_next = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut is_next, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// A timer that is due before everything a thread has gone to sleep for makes tokio wake that thread

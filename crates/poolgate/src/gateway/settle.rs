@@ -68,11 +68,11 @@ impl Record {
     }
 
     /// Before the first upstream byte: from here on a crash leaves a trace.
-    pub fn begin(&mut self, account: AccountId) -> Result<(), Error> {
+    pub async fn begin(&mut self, account: AccountId) -> Result<(), Error> {
         self.end.begin.account = Some(account.0);
         if !self.begun {
             self.end.wait_ms = self.elapsed_ms();
-            self.app.spool.begin(&self.end.begin).map_err(|_| Error::CannotRecord)?;
+            self.app.spool.begin(&self.end.begin).await.map_err(|_| Error::CannotRecord)?;
             self.begun = true;
         }
         Ok(())

@@ -39,7 +39,7 @@ pub async fn try_account(
 ) -> Result<Tried, Error> {
     let account = Arc::clone(&lease.account);
     let ask = call.ask();
-    record.begin(account.id)?;
+    record.begin(account.id).await?;
     let mut bearer = attempt::bearer(app, &account).await;
     let mut payload = Cow::Borrowed(&call.payload);
     loop {

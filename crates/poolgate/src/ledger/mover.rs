@@ -289,7 +289,7 @@ mod tests {
         let tasks = Tasks::default();
         let path = dir.join("spool");
         let clock = Arc::new(crate::clock::SystemClock);
-        let spool = ledger::start(&path, 1 << 20, &store, &tasks, clock).await.unwrap();
+        let spool = ledger::start(&path, (1 << 20, 0), &store, &tasks, clock).await.unwrap();
         (store, spool, tasks)
     }
 
@@ -302,7 +302,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, spool, tasks) = open(dir.path()).await;
         for id in ["a", "b", "c"] {
-            spool.begin(&begin(id)).unwrap();
+            spool.begin(&begin(id)).await.unwrap();
         }
         spool.end(&end("a")).unwrap();
         spool.drained().await;
@@ -325,7 +325,7 @@ mod tests {
         assert!(old.taken_over.is_cancelled() && !new.taken_over.is_cancelled());
         for (spool, ids) in [(&old, ["a", "b"]), (&new, ["c", "d"])] {
             for id in ids {
-                spool.begin(&begin(id)).unwrap();
+                spool.begin(&begin(id)).await.unwrap();
             }
             spool.end(&end(ids[0])).unwrap();
         }
@@ -353,7 +353,7 @@ mod tests {
         let (second_store, second, second_tasks) = open(dir.path()).await;
         let (store, third, tasks) = open(dir.path()).await;
         for (spool, id) in [(&first, "a"), (&second, "b"), (&third, "c")] {
-            spool.begin(&begin(id)).unwrap();
+            spool.begin(&begin(id)).await.unwrap();
         }
         first.end(&end("a")).unwrap();
         assert!(first_tasks.drain(Duration::from_secs(5)).await);
@@ -413,10 +413,10 @@ mod tests {
     async fn a_crash_between_append_and_move_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
-        let spool = Spool::open(&dir.path().join("spool"), 1, SpoolPosition::default()).unwrap();
-        spool.begin(&begin("a")).unwrap();
+        let spool = Spool::open(&dir.path().join("spool"), 1, SpoolPosition::default(), 0).unwrap();
+        spool.begin(&begin("a")).await.unwrap();
         spool.end(&end("a")).unwrap();
-        spool.begin(&begin("b")).unwrap();
+        spool.begin(&begin("b")).await.unwrap();
         assert!(!spool.has_room(), "and a full spool says so");
         let segment = spool.path(1);
         let mut torn = std::fs::read(&segment).unwrap();

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BEGIN, Begin, END, End};
 use crate::store::SpoolPosition;
+use crate::workers;
 
 /// A new segment is begun beyond this size; segments taken over whole are deleted.
 const SEGMENT_MAX: u64 = 16 << 20;
@@ -40,12 +42,31 @@ pub struct Spool {
     failing: AtomicBool,
     /// Ends of requests that were running by then; counted as appended, and written first of all.
     held: Mutex<Vec<Vec<u8>>>,
+    /// What each worker gathers.
+    together: Box<[Mutex<Together>]>,
     /// The first segment of ours; those before it are of earlier processes.
     first: u64,
     /// Locked as long as this process may write here.
     alive: Mutex<Option<File>>,
     /// Cancelled when what earlier processes left is in the store.
     pub taken_over: CancellationToken,
+}
+
+/// Lines that are written at one go: those of the requests that begin in one turn of a worker. A write
+/// costs 1.6 µs of a small request's 47, as much for one line as for several.
+#[derive(Debug, Default)]
+struct Together {
+    lines: Vec<u8>,
+    /// How many bytes of them the disk took, when it was asked.
+    taken: Arc<OnceLock<usize>>,
+}
+
+impl Together {
+    /// Where the line ends, and where will be said what became of it.
+    fn add(&mut self, line: &[u8]) -> (usize, Arc<OnceLock<usize>>) {
+        self.lines.extend_from_slice(line);
+        (self.lines.len(), Arc::clone(&self.taken))
+    }
 }
 
 #[derive(Debug)]
@@ -58,7 +79,12 @@ struct Writer {
 impl Spool {
     /// Starts a segment of its own, so that a line torn by an earlier crash stays the last of its
     /// file, and a process that is ending can go on with the one before.
-    pub(super) fn open(dir: &Path, max_bytes: u64, position: SpoolPosition) -> io::Result<Self> {
+    pub(super) fn open(
+        dir: &Path,
+        max_bytes: u64,
+        position: SpoolPosition,
+        workers: usize,
+    ) -> io::Result<Self> {
         crate::files::create_private_dir(dir)?;
         let last = segments(dir)?.last().copied().unwrap_or(0).max(position.segment);
         let first = last + 1;
@@ -75,6 +101,7 @@ impl Spool {
             caught_up: Mutex::new(Instant::now()),
             failing: AtomicBool::new(false),
             held: Mutex::default(),
+            together: (0..workers).map(|_| Mutex::default()).collect(),
             first,
             alive: Mutex::new(Some(alive)),
             taken_over: CancellationToken::new(),
@@ -133,18 +160,51 @@ impl Spool {
             caught_up: Mutex::new(Instant::now()),
             failing: AtomicBool::new(false),
             held: Mutex::default(),
+            together: Box::default(),
             first: 0,
             alive: Mutex::default(),
             taken_over: CancellationToken::new(),
         }
     }
 
-    pub fn begin(&self, begin: &Begin<'_>) -> io::Result<()> {
-        self.append(BEGIN, &begin.id, begin, None::<&()>)
+    /// Resolves when it is written, together with those of the requests that begin in the same turn of
+    /// this worker. An error: it is not, and its request can still be refused.
+    pub async fn begin(&self, begin: &Begin<'_>) -> io::Result<()> {
+        let line = line(BEGIN, &begin.id, begin, None::<&()>)?;
+        let is_taken = match self.together() {
+            Some(together) => {
+                let (end, taken) = together.lock().add(&line);
+                workers::next_turn().await;
+                // Whoever comes first writes for all.
+                if taken.get().is_none() {
+                    self.put_together(&mut together.lock(), &[]);
+                }
+                taken.get().is_some_and(|taken| *taken >= end)
+            }
+            None => self.put(&line) == line.len(),
+        };
+        if is_taken { Ok(()) } else { Err(ErrorKind::StorageFull.into()) }
     }
 
+    /// What the disk does not take is held here until it does.
     pub fn end(&self, end: &End<'_, impl Serialize>) -> io::Result<()> {
-        self.append(END, &end.begin.id, end, Some(&end.decisions))
+        let line = line(END, &end.begin.id, end, Some(&end.decisions))?;
+        let is_taken = match self.together() {
+            Some(together) => {
+                let mut together = together.lock();
+                let all = together.lines.len() + line.len();
+                self.put_together(&mut together, &line) == all
+            }
+            None => self.put(&line) == line.len(),
+        };
+        if !is_taken {
+            let mut held = self.held.lock();
+            self.appended.fetch_add(length(&line), Ordering::Relaxed);
+            held.push(line);
+            // It may have been found to work again since.
+            self.failing.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Whether another request may be taken on.
@@ -170,35 +230,34 @@ impl Spool {
         let _ = moved.wait_for(|moved| *moved >= goal).await;
     }
 
-    /// A begin that cannot be written is an error, since its request can still be refused. An end is
-    /// held here until the disk takes it.
-    fn append(
-        &self,
-        kind: u8,
-        id: &str,
-        record: &impl Serialize,
-        decisions: Option<&impl Serialize>,
-    ) -> io::Result<()> {
-        let line = line(kind, id, record, decisions)?;
-        let written = if self.failing.load(Ordering::Relaxed) {
-            Err(ErrorKind::StorageFull.into())
-        } else {
-            self.write(&line)
-        };
-        let Err(error) = written else {
-            self.appended.fetch_add(length(&line), Ordering::Relaxed);
-            return Ok(());
-        };
-        let mut held = self.held.lock();
-        if !self.failing.swap(true, Ordering::Relaxed) {
-            tracing::error!(%error, "the spool cannot be written: requests are refused");
+    /// `None`: this thread is no worker, and writes each line by itself.
+    fn together(&self) -> Option<&Mutex<Together>> {
+        self.together.get(workers::index().checked_sub(1)?)
+    }
+
+    /// Writes what was gathered, and `last` behind it. Returns how much of all that was taken.
+    fn put_together(&self, together: &mut Together, last: &[u8]) -> usize {
+        let Together { mut lines, taken } = std::mem::take(together);
+        lines.extend_from_slice(last);
+        let put = self.put(&lines);
+        let _ = taken.set(put);
+        put
+    }
+
+    /// Returns how many bytes the disk took: all of them, unless the disk fails.
+    fn put(&self, lines: &[u8]) -> usize {
+        if self.failing.load(Ordering::Relaxed) {
+            return 0;
         }
-        if kind == BEGIN {
-            return Err(error);
+        let (put, written) = self.write(lines);
+        self.appended.fetch_add(length(&lines[..put]), Ordering::Relaxed);
+        if let Err(error) = written {
+            let _held = self.held.lock();
+            if !self.failing.swap(true, Ordering::Relaxed) {
+                tracing::error!(%error, "the spool cannot be written: requests are refused");
+            }
         }
-        self.appended.fetch_add(length(&line), Ordering::Relaxed);
-        held.push(line);
-        Ok(())
+        put
     }
 
     /// Writes what is held, if the disk takes it again. Returns how many lines are left.
@@ -208,44 +267,48 @@ impl Spool {
         }
         let mut held = self.held.lock();
         // With nothing to write, an empty line shows whether it could be.
-        let probe = if held.is_empty() { self.write_counted(b"\n") } else { Ok(()) };
-        let written = held.iter().take_while(|line| self.write(line).is_ok()).count();
+        let works = !held.is_empty() || self.put_again(b"\n", 0);
+        let written = held.iter().take_while(|line| self.put_again(line, line.len())).count();
         held.drain(..written);
-        if probe.is_ok() && held.is_empty() {
+        if works && held.is_empty() {
             self.failing.store(false, Ordering::Relaxed);
             tracing::warn!(lines = written, "the spool can be written again");
         }
         held.len()
     }
 
-    fn write_counted(&self, line: &[u8]) -> io::Result<()> {
-        self.write(line)?;
-        self.appended.fetch_add(length(line), Ordering::Relaxed);
-        Ok(())
+    /// Whether the disk took all of `line`. `counted`: so much of it is counted as appended already, if
+    /// it is whole; a part is counted here, because it is passed over later.
+    fn put_again(&self, line: &[u8], counted: usize) -> bool {
+        let (put, _) = self.write(line);
+        let is_whole = put == line.len();
+        let uncounted = if is_whole { put - counted } else { put };
+        self.appended.fetch_add(u64::try_from(uncounted).unwrap_or(0), Ordering::Relaxed);
+        is_whole
     }
 
-    /// One `write`, so that lines of two threads never mix. A part of a line counts as appended here,
-    /// because it is passed over later; a whole one is counted by the caller.
-    fn write(&self, line: &[u8]) -> io::Result<()> {
+    /// One `write`, so that lines of two threads never mix. Returns how many bytes of it were taken;
+    /// fewer than all are an error.
+    fn write(&self, lines: &[u8]) -> (usize, io::Result<()>) {
         let writer = self.writer.read();
         let written = loop {
-            match append(&writer.file, line) {
+            match append(&writer.file, lines) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                written => break written?,
+                Err(error) => return (0, Err(error)),
+                Ok(written) => break written,
             }
         };
         let bytes = u64::try_from(written).unwrap_or(0);
         let size = writer.length.fetch_add(bytes, Ordering::Relaxed) + bytes;
         drop(writer);
         self.dirty.store(true, Ordering::Relaxed);
-        if written < line.len() {
-            self.appended.fetch_add(bytes, Ordering::Relaxed);
-            return Err(ErrorKind::StorageFull.into());
+        if written < lines.len() {
+            return (written, Err(ErrorKind::StorageFull.into()));
         }
         if size >= SEGMENT_MAX {
             self.begin_segment();
         }
-        Ok(())
+        (written, Ok(()))
     }
 
     fn begin_segment(&self) {
@@ -396,12 +459,14 @@ pub(super) fn is_left_alone(dir: &Path) -> io::Result<bool> {
 mod tests {
     use std::borrow::Cow;
 
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
     fn who_is_gone_is_forgotten_by_whoever_comes_first() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || Spool::open(dir.path(), 1 << 20, SpoolPosition::default()).unwrap();
+        let open = || Spool::open(dir.path(), 1 << 20, SpoolPosition::default(), 1).unwrap();
         let (first, second, third) = (open(), open(), open());
         assert!(!first.has_elders().unwrap());
         assert!(second.has_elders().unwrap() && third.has_elders().unwrap());
@@ -417,23 +482,108 @@ mod tests {
         assert!(is_left_alone(dir.path()).unwrap());
     }
 
-    /// `/dev/full` takes nothing, as a full disk does.
-    #[test]
-    fn a_line_that_the_disk_does_not_take_is_held_and_counts_once() {
+    fn begin(id: &str) -> Begin<'_> {
+        Begin { id: Cow::Borrowed(id), ..Begin::default() }
+    }
+
+    /// Which lines are there, by kind and id.
+    fn written(spool: &Spool) -> Vec<String> {
+        let text = std::fs::read_to_string(spool.path(spool.current_segment())).unwrap();
+        let lines = text.lines().filter(|line| !line.is_empty());
+        lines.map(|line| line.split('[').next().unwrap().to_owned()).collect()
+    }
+
+    async fn on_a_worker<F>(run: impl FnOnce(Spool) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path(), 1 << 20, SpoolPosition::default()).unwrap();
-        let begin = Begin { id: Cow::Borrowed("a"), ..Begin::default() };
-        let end =
-            || End::<()> { begin: Begin { id: "a".into(), ..Begin::default() }, ..End::default() };
-        spool.begin(&begin).unwrap();
+        let spool = Spool::open(dir.path(), 1 << 20, SpoolPosition::default(), 1).unwrap();
+        let workers = workers::Workers::start(1).unwrap();
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        workers.run(move |_| {
+            crate::tasks::Tasks::default().spawn(async move {
+                run(spool).await;
+                done.send(()).unwrap();
+            });
+        });
+        is_done.await.expect("it panicked");
+        workers.finish().await;
+    }
+
+    #[tokio::test]
+    async fn requests_that_begin_in_one_turn_are_written_at_one_go() {
+        on_a_worker(async |spool| {
+            let (a, b) = (begin("a"), begin("b"));
+            let first = async {
+                spool.begin(&a).await.unwrap();
+                assert_eq!(written(&spool), ["Ba", "Bb"]);
+            };
+            let second = async {
+                assert!(written(&spool).is_empty(), "nobody has had a turn");
+                spool.begin(&b).await.unwrap();
+            };
+            tokio::join!(first, second);
+            let waiting = spool.waiting();
+            spool.begin(&begin("c")).await.unwrap();
+            assert_eq!(written(&spool), ["Ba", "Bb", "Bc"]);
+            assert_eq!(spool.waiting(), waiting / 2 * 3);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn an_end_takes_along_what_was_gathered() {
+        on_a_worker(async |spool| {
+            let (a, b) = (begin("a"), begin("b"));
+            let other = async {
+                // Its client leaves before it is written.
+                assert!(spool.begin(&b).now_or_never().is_none());
+                let end = End::<()> { begin: begin("b"), ..End::default() };
+                spool.end(&end).unwrap();
+                assert_eq!(written(&spool), ["Ba", "Bb", "Eb"]);
+            };
+            let (begun, ()) = tokio::join!(spool.begin(&a), other);
+            begun.unwrap();
+            assert_eq!(written(&spool).len(), 3);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn all_that_began_are_told_that_the_disk_is_full() {
+        on_a_worker(async |spool| {
+            let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let disk = std::mem::replace(&mut spool.writer.write().file, full);
+            let (a, b) = (begin("a"), begin("b"));
+            let (a, b) = tokio::join!(spool.begin(&a), spool.begin(&b));
+            assert!(a.is_err() && b.is_err() && !spool.has_room());
+            assert!(spool.begin(&begin("c")).await.is_err());
+            spool.end(&End::<()> { begin: begin("d"), ..End::default() }).expect("it is held");
+            spool.writer.write().file = disk;
+            assert_eq!(spool.retry(), 0);
+            spool.begin(&begin("e")).await.unwrap();
+            assert_eq!(written(&spool), ["Ed", "Be"]);
+            let text = std::fs::read(spool.path(spool.current_segment())).unwrap();
+            assert_eq!(spool.waiting(), text.len() as u64);
+        })
+        .await;
+    }
+
+    /// `/dev/full` takes nothing, as a full disk does.
+    #[tokio::test]
+    async fn a_line_that_the_disk_does_not_take_is_held_and_counts_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 1 << 20, SpoolPosition::default(), 1).unwrap();
+        let end = || End::<()> { begin: begin("a"), ..End::default() };
+        spool.begin(&begin("a")).await.unwrap();
         let before = spool.waiting();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let disk = std::mem::replace(&mut spool.writer.write().file, full);
         spool.end(&end()).expect("it is held");
         assert!(!spool.has_room());
         assert_eq!(spool.retry(), 1, "still full");
-        let other = Begin { id: Cow::Borrowed("b"), ..Begin::default() };
-        assert!(spool.begin(&other).is_err(), "its request can be refused");
+        assert!(spool.begin(&begin("b")).await.is_err(), "its request can be refused");
         let waiting = spool.waiting();
         assert!(waiting > before, "what is held waits too");
         spool.writer.write().file = disk;
