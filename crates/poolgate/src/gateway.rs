@@ -200,7 +200,8 @@ async fn proxy(
     let mut response = match served {
         Ok(Served::Relay(head, parts)) => {
             let (app, lease, admitted, opening, of) = *parts;
-            let relay = Relay::new(app, lease, record, admitted, opening, of);
+            let mut relay = Relay::new(app, lease, record, admitted, opening, of);
+            relay.settle_if_whole().await;
             head.map(|()| Outgoing::Relay(Box::new(relay)))
         }
         Ok(Served::Whole(response)) => response,

@@ -171,10 +171,25 @@ impl Relay {
         Poll::Pending
     }
 
-    /// Everything is settled once the terminal event has been seen, or the body has ended.
-    fn settle_if_finished(&mut self) {
+    /// An answer that is whole before its head has left is recorded then: with others, which a body that
+    /// is asked for its bytes could not wait for.
+    pub async fn settle_if_whole(&mut self) {
+        if self.opening.rest.is_none() && self.splitter.is_none() {
+            for data in &self.opening.held {
+                self.record.relayed(data.len());
+            }
+            if self.settle_if_finished() {
+                let usage = self.opening.tap.usage;
+                self.record.finish_with_others(Ending::Complete, usage).await;
+            }
+        }
+    }
+
+    /// Everything is settled but the record once the terminal event has been seen, or the body has ended:
+    /// whether it was now.
+    fn settle_if_finished(&mut self) -> bool {
         if !self.opening.tap.finished || self.record.is_finished() {
-            return;
+            return false;
         }
         let late = self.opening.tap.error.take();
         let outcome = late.map_or(Outcome::Served, |fields| {
@@ -189,7 +204,7 @@ impl Relay {
             );
             self.record.owns(id);
         }
-        self.record.finish(Ending::Complete, self.opening.tap.usage);
+        true
     }
 
     fn ask(&self) -> Ask<'_> {
@@ -252,7 +267,9 @@ impl Relay {
         if !data.is_empty() {
             self.record.relayed(data.len());
         }
-        self.settle_if_finished();
+        if self.settle_if_finished() {
+            self.record.finish(Ending::Complete, self.opening.tap.usage);
+        }
         (!data.is_empty()).then_some(data)
     }
 

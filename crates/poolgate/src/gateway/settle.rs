@@ -132,8 +132,22 @@ impl Record {
     }
 
     pub fn finish(&mut self, ending: Ending, usage: TokenUsage) {
+        if self.close(ending, usage) {
+            recorded(self.app.spool.end(&self.end));
+        }
+    }
+
+    /// As [`Self::finish`], and resolves when it is written, together with others.
+    pub async fn finish_with_others(&mut self, ending: Ending, usage: TokenUsage) {
+        if self.close(ending, usage) {
+            recorded(self.app.spool.end_with_others(&self.end).await);
+        }
+    }
+
+    /// Whether it is to be recorded.
+    fn close(&mut self, ending: Ending, usage: TokenUsage) -> bool {
         if std::mem::replace(&mut self.finished, true) || self.unrecorded {
-            return;
+            return false;
         }
         self.end.outcome = Cow::Borrowed(ending.name());
         self.end.total_ms = self.elapsed_ms();
@@ -151,9 +165,7 @@ impl Record {
             total_ms = self.end.total_ms,
             "request ended"
         );
-        if let Err(error) = self.app.spool.end(&self.end) {
-            tracing::error!(%error, "a finished request could not be recorded");
-        }
+        true
     }
 
     fn count(&self, ending: Ending) {
@@ -174,6 +186,12 @@ impl Record {
 
     fn elapsed_ms(&self) -> i64 {
         i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+fn recorded(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        tracing::error!(%error, "a finished request could not be recorded");
     }
 }
 
