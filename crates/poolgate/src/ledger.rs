@@ -2,10 +2,11 @@
 //!
 //! A `begin` line is appended to the spool, a local file, before the first upstream byte is asked
 //! for, and an `end` line before the terminal event is relayed: by a `write`, which a kill of the
-//! process cannot undo. Requests that begin in the same turn of a worker share one. A power cut loses at most the last second. The mover carries the lines
-//! into the store in batches, with its position in the same transaction, so that each line counts
-//! once however often the process dies. Requests whose `end` never came are marked `interrupted` by the
-//! next process, when the one that began them is gone.
+//! process cannot undo, and which the lines of one turn of a worker share. A power cut loses at most
+//! the last second. The mover carries the lines into the store in batches, with its position in the
+//! same transaction, so that each line counts once however often the process dies. Requests whose
+//! `end` never came are marked `interrupted` by the next process, when the one that began them is
+//! gone.
 //!
 //! The spool is bounded: when the store has been away for long enough to fill it, requests are
 //! refused. Nothing is dropped.

@@ -24,8 +24,8 @@ pub fn index() -> usize {
     INDEX.get()
 }
 
-/// Resolves when the tasks that can run now have run: a runtime of one thread takes them in the order in
-/// which they were woken.
+/// Resolves when the tasks that can run now have run, at the latest: a runtime of one thread takes them
+/// in the order in which they were woken.
 pub async fn next_turn() {
     let mut is_next = false;
     poll_fn(|cx| {

@@ -172,9 +172,11 @@ impl Relay {
     }
 
     /// An answer that is whole before its head has left is recorded then: with others, which a body that
-    /// is asked for its bytes could not wait for.
+    /// is asked for its bytes could not wait for. It counts as complete from here on, even for a client that
+    /// leaves in this moment.
     pub async fn settle_if_whole(&mut self) {
-        if self.opening.rest.is_none() && self.splitter.is_none() {
+        let is_whole = self.opening.rest.is_none() && self.opening.tap.finished;
+        if is_whole && self.splitter.is_none() {
             for data in &self.opening.held {
                 self.record.relayed(data.len());
             }

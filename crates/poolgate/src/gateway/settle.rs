@@ -137,7 +137,7 @@ impl Record {
         }
     }
 
-    /// As [`Self::finish`], and resolves when it is written, together with others.
+    /// As [`Self::finish`], and resolves when it is written or held, together with others.
     pub async fn finish_with_others(&mut self, ending: Ending, usage: TokenUsage) {
         if self.close(ending, usage) {
             recorded(self.app.spool.end_with_others(&self.end).await);

@@ -14,8 +14,8 @@ use super::{BEGIN, Begin, END, EVERY, Ended, Spool, archive};
 use crate::clock::Clock;
 use crate::store::{SpoolPosition, Store};
 
-/// Read at once, into one transaction; a longer single line is read whole all the same. Small enough
-/// to stay in the processor's cache and to be allocated where the last batch was.
+/// Read at once, into one transaction, which costs a sync of the database's file; a longer single line
+/// is read whole all the same.
 const BATCH: u64 = 1 << 20;
 /// Lines parsed before others get a turn on this thread.
 const TURN: usize = 64;

@@ -107,6 +107,9 @@ struct Writer {
     file: File,
     segment: u64,
     length: AtomicU64,
+    /// How much of a write a test's disk takes.
+    #[cfg(test)]
+    takes: usize,
 }
 
 impl Spool {
@@ -186,7 +189,7 @@ impl Spool {
         Self {
             dir: PathBuf::new(),
             max_bytes: 0,
-            writer: RwLock::new(Writer { file, segment: 0, length: AtomicU64::new(0) }),
+            writer: RwLock::new(Writer::new(file, 0)),
             appended: AtomicU64::new(0),
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
@@ -234,8 +237,8 @@ impl Spool {
         Ok(())
     }
 
-    /// As [`Self::end`], and resolves when it is written, together with what else this worker gathers in
-    /// this turn.
+    /// As [`Self::end`], and resolves when it is written or held, together with what else this worker
+    /// gathers in this turn.
     pub async fn end_with_others(&self, end: &End<'_, impl Serialize>) -> io::Result<()> {
         let Some(together) = self.together() else { return self.end(end) };
         let line = line(END, &end.begin.id, end, Some(&end.decisions))?;
@@ -338,6 +341,9 @@ impl Spool {
     /// fewer than all are an error.
     fn write(&self, lines: &[u8]) -> (usize, io::Result<()>) {
         let writer = self.writer.read();
+        let all = lines.len();
+        #[cfg(test)]
+        let lines = &lines[..all.min(writer.takes)];
         let written = loop {
             match append(&writer.file, lines) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -349,7 +355,7 @@ impl Spool {
         let size = writer.length.fetch_add(bytes, Ordering::Relaxed) + bytes;
         drop(writer);
         self.dirty.store(true, Ordering::Relaxed);
-        if written < lines.len() {
+        if written < all {
             return (written, Err(ErrorKind::StorageFull.into()));
         }
         if size >= SEGMENT_MAX {
@@ -455,7 +461,17 @@ impl Writer {
     fn create(dir: &Path, segment: u64) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.append(true).create_new(true).mode(0o600).open(path(dir, segment))?;
-        Ok(Self { file, segment, length: AtomicU64::new(0) })
+        Ok(Self::new(file, segment))
+    }
+
+    fn new(file: File, segment: u64) -> Self {
+        Self {
+            file,
+            segment,
+            length: AtomicU64::new(0),
+            #[cfg(test)]
+            takes: usize::MAX,
+        }
     }
 }
 
@@ -624,6 +640,36 @@ mod tests {
             assert_eq!(written(&spool), ["Ed", "Ef", "Be"]);
             let text = std::fs::read(spool.path(spool.current_segment())).unwrap();
             assert_eq!(spool.waiting(), text.len() as u64);
+        })
+        .await;
+    }
+
+    /// `Ba`, `Bb` and `Ec` are written at one go, of which the disk takes so much.
+    #[tokio::test]
+    async fn what_a_full_disk_took_of_several_lines_counts() {
+        on_a_worker(async |spool| {
+            let (a, b) = (begin("a"), begin("b"));
+            let c = End::<()> { begin: begin("c"), ..End::default() };
+            let one = line(BEGIN, "a", &a, None::<&()>).unwrap().len();
+            for (takes, begun) in [
+                (one - 1, [false, false]),
+                (one, [true, false]),
+                (one + 1, [true, false]),
+                (2 * one - 1, [true, false]),
+                (2 * one, [true, true]),
+                (2 * one + 1, [true, true]),
+            ] {
+                spool.writer.write().takes = takes;
+                let all = (spool.begin(&a), spool.begin(&b), spool.end_with_others(&c));
+                let (a, b, c) = tokio::join!(all.0, all.1, all.2);
+                assert_eq!([a.is_ok(), b.is_ok()], begun, "{takes}");
+                assert!(c.is_ok() && !spool.has_room(), "{takes}");
+                spool.writer.write().takes = usize::MAX;
+                assert_eq!(spool.retry(), 0, "{takes}");
+                assert_eq!(written(&spool).last().unwrap(), "Ec", "{takes}");
+                let length = std::fs::metadata(spool.path(spool.current_segment())).unwrap().len();
+                assert_eq!(spool.waiting(), length, "{takes}");
+            }
         })
         .await;
     }
