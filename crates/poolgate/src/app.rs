@@ -69,8 +69,8 @@ impl App {
         store.sync_config_accounts(&configured, clock.now()).await?;
         let tasks = Tasks::default();
         let dir = config.data_dir.join(ledger::DIR);
-        let sizes = (config.limits.spool_max, config.workers);
-        let spool = ledger::start(&dir, sizes, &store, &tasks, clock.clone()).await?;
+        let (max, workers) = (config.limits.spool_max, config.workers);
+        let spool = ledger::start(&dir, max, workers, &store, &tasks, clock.clone()).await?;
         let app = Self::assemble(config, clock, store, data_key, (tasks, spool)).await?;
         app.load_owners().await?;
         if !app.spool.taken_over.is_cancelled() {

@@ -159,7 +159,8 @@ pub fn is_left_alone(data_dir: &Path) -> bool {
 /// it has ended, and our own records wait in the spool until then.
 pub async fn start(
     dir: &Path,
-    (max_bytes, workers): (u64, usize),
+    max_bytes: u64,
+    workers: usize,
     store: &Store,
     tasks: &Tasks,
     clock: Arc<dyn Clock>,

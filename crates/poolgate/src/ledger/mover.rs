@@ -289,7 +289,7 @@ mod tests {
         let tasks = Tasks::default();
         let path = dir.join("spool");
         let clock = Arc::new(crate::clock::SystemClock);
-        let spool = ledger::start(&path, (1 << 20, 0), &store, &tasks, clock).await.unwrap();
+        let spool = ledger::start(&path, 1 << 20, 0, &store, &tasks, clock).await.unwrap();
         (store, spool, tasks)
     }
 

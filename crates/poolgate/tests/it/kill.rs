@@ -23,7 +23,9 @@ use tokio::process::{Child, Command};
 
 use crate::canary;
 use crate::harness::{PATIENCE, Setup};
-use crate::requests::{CODEX, responses};
+use crate::requests::{CODEX, chat, responses};
+
+const CHAT: &str = "/v1/chat/completions";
 
 /// Where processes log when canaries are searched for.
 pub const LOG: &str = "log";
@@ -93,13 +95,18 @@ pub async fn start(dir: &std::path::Path, port: u16) -> Gateway {
     Gateway { child, url }
 }
 
-/// Sends until the gateway dies; the ids of requests whose last event arrived.
-async fn load(url: String, key: String) -> Vec<String> {
+/// Sends until the gateway dies; the ids of requests whose last event, or whole answer, arrived.
+async fn load(url: String, key: String, streams: bool) -> Vec<String> {
     let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let mut complete = Vec::new();
     loop {
-        let body = responses("hi [[events=6]] [[gap_ms=3]]", true).to_string();
-        let request = Request::post(format!("{url}{CODEX}"))
+        let (path, body) = if streams {
+            (CODEX, responses("hi [[events=6]] [[gap_ms=3]]", true))
+        } else {
+            (CHAT, chat("hi [[bytes=300]]", false))
+        };
+        let body = body.to_string();
+        let request = Request::post(format!("{url}{path}"))
             .header("x-api-key", &key)
             .body(Full::new(Bytes::from(body)))
             .unwrap();
@@ -111,7 +118,12 @@ async fn load(url: String, key: String) -> Vec<String> {
         while let Some(Ok(frame)) = body.frame().await {
             seen.extend(frame.into_data().unwrap_or_default());
         }
-        if String::from_utf8_lossy(&seen).contains("response.completed") {
+        let is_complete = if streams {
+            String::from_utf8_lossy(&seen).contains("response.completed")
+        } else {
+            serde_json::from_slice::<serde_json::Value>(&seen).is_ok()
+        };
+        if is_complete {
             complete.push(id);
         }
     }
@@ -121,25 +133,29 @@ async fn load(url: String, key: String) -> Vec<String> {
 async fn killed_under_load_it_loses_and_doubles_nothing() {
     let rounds = if std::env::var_os("POOLGATE_SOAK").is_some() { 500 } else { 50 };
     let mut setup = Setup::new().await;
-    let accounts = [setup.codex("a"), setup.codex("b")];
+    let accounts = [setup.codex("a"), setup.codex("b"), setup.openai("c")];
     let Installed { dir, port, key } = install(&setup, "").await;
 
-    let mut complete: Vec<String> = Vec::new();
+    let (mut complete, mut asked) = (Vec::new(), 0);
     for round in 0..rounds {
         let mut gateway = start(&dir, port).await;
         let clients: FuturesUnordered<_> =
-            (0..8).map(|_| load(gateway.url.clone(), key.clone())).collect();
+            (0..8).map(|n| load(gateway.url.clone(), key.clone(), n % 2 == 0)).collect();
         let clients = clients.collect::<Vec<_>>();
         let kill = async {
             // Anywhere between start-up and steady load.
-            let asked = 3 + round % 40;
-            let many = move |all: &[poolgate_sim::Entry]| all.len() >= asked;
+            let some = 3 + round % 40;
+            let many = move |all: &[poolgate_sim::Entry]| all.len() >= some;
             assert!(setup.sim.wait_for(many, PATIENCE).await, "no load in round {round}");
             gateway.child.start_kill().unwrap();
             gateway.child.wait().await.unwrap();
         };
         let (ids, ()) = tokio::join!(clients, kill);
         complete.extend(ids.into_iter().flatten());
+        let models = |entry: &&poolgate_sim::Entry| {
+            entry.path.ends_with("/responses") || entry.path.ends_with("/completions")
+        };
+        asked += setup.sim.journal().iter().filter(models).count();
         setup.sim.clear_journal();
     }
     // One clean start and stop moves what the last kill left.
@@ -148,18 +164,20 @@ async fn killed_under_load_it_loses_and_doubles_nothing() {
     assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
     let ended = tokio::time::timeout(Duration::from_secs(20), last.child.wait()).await;
     assert!(ended.expect("it drains").unwrap().success());
-    check(&dir, &complete, rounds).await;
+    check(&dir, &complete, asked, rounds).await;
     search(&dir, &setup.sim);
     drop(accounts);
 }
 
-async fn check(dir: &std::path::Path, complete: &[String], rounds: usize) {
+/// `asked`: how many requests the upstreams saw.
+async fn check(dir: &std::path::Path, complete: &[String], asked: usize, rounds: usize) {
     let store = Store::open(&dir.join("data")).await.unwrap();
     assert_eq!(store.integrity().await.unwrap(), "ok");
     store.close().await;
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.join("data/poolgate.db"));
     let db = sqlx::SqlitePool::connect_with(options).await.unwrap();
     let rows = sqlx::query("SELECT id, outcome FROM requests").fetch_all(&db).await.unwrap();
+    assert!(rows.len() >= asked, "{} of {asked} that were sent left a trace", rows.len());
     let mut recorded = HashSet::new();
     let (mut interrupted, mut running) = (0, 0);
     for row in &rows {
@@ -176,5 +194,8 @@ async fn check(dir: &std::path::Path, complete: &[String], rounds: usize) {
     let lost = complete.iter().filter(|id| !recorded.contains(*id)).count();
     assert_eq!(lost, 0, "of {} completed requests over {rounds} kills", complete.len());
     assert!(interrupted > 0, "a kill under load interrupts something");
-    println!("{} completed, {interrupted} interrupted, 0 lost over {rounds} kills", complete.len());
+    println!(
+        "{} completed, {interrupted} interrupted, 0 lost over {rounds} kills; {asked} were sent",
+        complete.len()
+    );
 }
