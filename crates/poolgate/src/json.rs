@@ -71,7 +71,7 @@ impl Document {
     pub fn scanned(text: Text, scan: Scan) -> Result<Self, Invalid> {
         let mut members: Vec<Member> = Vec::with_capacity(16);
         for span in scan.finish()? {
-            let name = name(&text.slice(span.key.clone()));
+            let name = name(&text.slice(span.key.clone())).into_owned();
             if members.iter().any(|m| m.name == name) {
                 return Err(Invalid::Repeated(name.chars().take(64).collect()));
             }
@@ -112,7 +112,7 @@ impl Document {
         let Some(raw) = self.raw(field).filter(|raw| raw != "null") else { return Ok(None) };
         // Escapes need a copy, and so does a value that lies in two pieces.
         if let Cow::Borrowed(raw) = raw
-            && let Ok(plain) = serde_json::from_str::<&str>(raw)
+            && let Some(plain) = plain_text(raw.as_bytes())
         {
             return Ok(Some(Cow::Borrowed(plain)));
         }
@@ -226,9 +226,22 @@ pub fn quote(text: &str) -> String {
 }
 
 /// A key without its quotes and escapes.
-fn name(quoted: &[u8]) -> String {
+fn name(quoted: &[u8]) -> Cow<'_, str> {
+    if let Some(plain) = plain_text(quoted) {
+        return Cow::Borrowed(plain);
+    }
     // A lone surrogate is JSON and no string: such a key matches nothing of ours.
-    serde_json::from_slice(quoted).unwrap_or_else(|_| String::from_utf8_lossy(quoted).into_owned())
+    serde_json::from_slice(quoted)
+        .map_or_else(|_| String::from_utf8_lossy(quoted), |name: String| Cow::Owned(name))
+}
+
+/// What a JSON value says that is a string without escapes.
+fn plain_text(value: &[u8]) -> Option<&str> {
+    let inside = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    if memchr::memchr(b'\\', inside).is_some() {
+        return None;
+    }
+    std::str::from_utf8(inside).ok()
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub use client_keys::{ClientKeyRow, KeyLimits, NewClientKey};
 pub use explained::RequestRow;
 pub use history::{History, PastAccount, PastRequest};
 pub use refreshes::RefreshMark;
-pub use requests::{Before, ResponseOwner, SpoolPosition};
+pub use requests::{Before, ROWS, Recording, ResponseOwner, SpoolPosition};
 
 /// Before this, several WAL connections could lose committed transactions
 /// (sqlite.org/wal.html#walresetbug).

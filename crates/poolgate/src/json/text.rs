@@ -47,11 +47,14 @@ impl Text {
 
     /// The bytes of `range`; copied only if they lie in several pieces.
     pub fn slice(&self, range: Range<usize>) -> Cow<'_, [u8]> {
-        let mut found: Vec<&[u8]> = self.pieces(range).map(|(part, at)| &part[at]).collect();
-        match found.len() {
-            0 => Cow::Borrowed(&[]),
-            1 => Cow::Borrowed(found.remove(0)),
-            _ => Cow::Owned(found.concat()),
+        let mut pieces = self.pieces(range).map(|(part, at)| &part[at]);
+        let first = pieces.next().unwrap_or_default();
+        match pieces.next() {
+            None => Cow::Borrowed(first),
+            Some(second) => {
+                let rest = pieces.flatten();
+                Cow::Owned(first.iter().chain(second).chain(rest).copied().collect())
+            }
         }
     }
 

@@ -24,24 +24,35 @@ impl<D> super::End<'_, D> {
     }
 }
 
-/// `None`: nobody had to decide anything.
-pub async fn pack(ends: &[Ended<'_>]) -> io::Result<Option<Archive>> {
-    let decided = || ends.iter().filter(|end| !matches!(end.decisions, "" | "[]"));
-    let times = || decided().map(Ended::ended_at);
-    let (Some(first_end), Some(last_end)) = (times().min(), times().max()) else {
-        return Ok(None);
-    };
-    let size = decided().map(|end| end.begin.id.len() + end.decisions.len() + 2).sum();
-    let mut text = String::with_capacity(size);
-    for end in decided() {
-        for part in [&*end.begin.id, " ", end.decisions, "\n"] {
-            text.push_str(part);
+/// Decisions that are gathered for an [`Archive`].
+#[derive(Debug, Default)]
+pub struct Gathered {
+    text: String,
+    /// When the first and the last ended, once there is any.
+    times: Option<(i64, i64)>,
+}
+
+impl Gathered {
+    pub fn add(&mut self, end: &Ended<'_>) {
+        // Nobody had to decide anything.
+        if matches!(end.decisions, "" | "[]") {
+            return;
         }
+        for part in [&*end.begin.id, " ", end.decisions, "\n"] {
+            self.text.push_str(part);
+        }
+        let at = end.ended_at();
+        let (first, last) = self.times.unwrap_or((at, at));
+        self.times = Some((first.min(at), last.max(at)));
     }
-    let mut encoder = ZstdEncoder::with_quality(Vec::new(), Level::Fastest);
-    encoder.write_all(text.as_bytes()).await?;
-    encoder.shutdown().await?;
-    Ok(Some(Archive { first_end, last_end, lines: encoder.into_inner() }))
+
+    pub async fn pack(self) -> io::Result<Option<Archive>> {
+        let Some((first_end, last_end)) = self.times else { return Ok(None) };
+        let mut encoder = ZstdEncoder::with_quality(Vec::new(), Level::Fastest);
+        encoder.write_all(self.text.as_bytes()).await?;
+        encoder.shutdown().await?;
+        Ok(Some(Archive { first_end, last_end, lines: encoder.into_inner() }))
+    }
 }
 
 /// The JSON list of the request `id`, if the archive has it.
@@ -74,12 +85,17 @@ mod tests {
             end("b", 99, "[]"),
             end("c", 99, ""),
         ];
-        let archive = pack(&ends).await.unwrap().unwrap();
+        let gather = |ends: &[Ended<'_>]| {
+            let mut gathered = Gathered::default();
+            ends.iter().for_each(|end| gathered.add(end));
+            gathered.pack()
+        };
+        let archive = gather(&ends).await.unwrap().unwrap();
         assert_eq!((archive.first_end, archive.last_end), (15, 35));
         for (id, want) in [("a", Some(r#"[{"at":1}]"#)), ("ab", Some(r#"[{"at":2}]"#)), ("b", None)]
         {
             assert_eq!(find(&archive.lines, id).await.unwrap().as_deref(), want, "{id}");
         }
-        assert!(pack(&ends[2..]).await.unwrap().is_none());
+        assert!(gather(&ends[2..]).await.unwrap().is_none());
     }
 }

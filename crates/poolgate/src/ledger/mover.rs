@@ -8,17 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{BEGIN, Begin, END, EVERY, Ended, Spool, archive};
+use super::archive::Gathered;
+use super::{BEGIN, Begin, END, EVERY, Ended, Spool};
 use crate::clock::Clock;
-use crate::store::{SpoolPosition, Store};
+use crate::store::{ROWS, SpoolPosition, Store};
 
 /// Read at once, into one transaction, which costs a sync of the database's file; a longer single line
 /// is read whole all the same.
 const BATCH: u64 = 1 << 20;
-/// Lines parsed before others get a turn on this thread.
-const TURN: usize = 64;
 const SYNC_EVERY: u32 = 4;
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -149,9 +149,17 @@ impl Mover {
             Ok(lines) => Cow::Borrowed(lines),
             Err(_) => String::from_utf8_lossy(&batch.lines),
         };
-        let (begins, ends) = parse(&lines).await;
-        let decisions = archive::pack(&ends).await?;
-        self.store.record(&begins, &ends, decisions.as_ref(), batch.position).await?;
+        let lines = Lines::split(&lines);
+        let mut recording = self.store.recording().await?;
+        recording.begins(&lines.begins()).await?;
+        let mut decisions = Gathered::default();
+        // Few at a time: a batch of them takes a megabyte more, of new memory each time.
+        for ends in lines.ends.chunks(ROWS) {
+            let ends: Vec<_> = ends.iter().filter_map(Line::ended).collect();
+            ends.iter().for_each(|end| decisions.add(end));
+            recording.ends(&ends).await?;
+        }
+        recording.commit(decisions.pack().await?.as_ref(), batch.position).await?;
         let finished = self.position.segment;
         self.position = batch.position;
         self.spool.note_moved(batch.bytes);
@@ -207,59 +215,68 @@ fn read_lines(mut file: &File, offset: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// A begin whose end is in the same batch needs no row of its own, and is not looked at.
-async fn parse(text: &str) -> (Vec<Begin<'_>>, Vec<Ended<'_>>) {
-    let (mut begun, mut ends) = (Vec::new(), Vec::new());
-    let mut start = 0;
-    for (n, end) in memchr::memchr_iter(b'\n', text.as_bytes()).enumerate() {
-        let line = &text[start..end];
-        start = end + 1;
-        match Line::split(line) {
-            _ if line.is_empty() => {}
-            Some(Line { kind: BEGIN, id, json, .. }) => begun.push((id, json)),
-            Some(Line { kind: END, id, json, decisions }) => match Line::ended(json) {
-                Some(mut end) => {
-                    end.begin.id = id.into();
-                    end.decisions = decisions;
-                    ends.push(end);
-                }
-                None => damaged(line),
-            },
-            _ => damaged(line),
+/// The lines of a batch by what they are, unread.
+#[derive(Default)]
+struct Lines<'a> {
+    begins: Vec<Line<'a>>,
+    ends: Vec<Line<'a>>,
+}
+
+impl<'a> Lines<'a> {
+    fn split(text: &'a str) -> Self {
+        let mut lines = Self::default();
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', text.as_bytes()) {
+            let line = &text[start..end];
+            start = end + 1;
+            match Line::split(line) {
+                _ if line.is_empty() => {}
+                Some((BEGIN, line)) => lines.begins.push(line),
+                Some((END, line)) => lines.ends.push(line),
+                _ => damaged(line),
+            }
         }
-        if n % TURN == TURN - 1 {
-            tokio::task::yield_now().await;
-        }
+        lines
     }
-    let ended: HashSet<&str> = ends.iter().map(|end| end.begin.id.as_ref()).collect();
-    let mut begins = Vec::new();
-    for (id, json) in begun.into_iter().filter(|(id, _)| !ended.contains(id)) {
-        match serde_json::from_str::<Begin<'_>>(json) {
-            Ok(begin) => begins.push(Begin { id: id.into(), ..begin }),
-            Err(_) => damaged(json),
-        }
+
+    /// A begin whose end is in the same batch needs no row of its own, and is not read.
+    fn begins(&self) -> Vec<Begin<'a>> {
+        let ended: HashSet<&str> = self.ends.iter().map(|line| line.id).collect();
+        let running = self.begins.iter().filter(|line| !ended.contains(line.id));
+        running.filter_map(Line::begun).collect()
     }
-    (begins, ends)
 }
 
 struct Line<'a> {
-    kind: u8,
     id: &'a str,
     json: &'a str,
     decisions: &'a str,
 }
 
 impl<'a> Line<'a> {
-    fn split(line: &'a str) -> Option<Self> {
+    /// With what kind of line it is.
+    fn split(line: &'a str) -> Option<(u8, Self)> {
         let kind = *line.as_bytes().first().filter(|kind| kind.is_ascii())?;
         let (id, rest) = line[1..].split_at(memchr::memchr(b'[', &line.as_bytes()[1..])?);
         let tab = memchr::memrchr(b'\t', rest.as_bytes());
         let (json, decisions) = tab.map_or((rest, ""), |tab| (&rest[..tab], &rest[tab + 1..]));
-        Some(Self { kind, id, json, decisions })
+        Some((kind, Self { id, json, decisions }))
     }
 
-    fn ended(json: &'a str) -> Option<Ended<'a>> {
-        serde_json::from_str(json).ok()
+    fn begun(&self) -> Option<Begin<'a>> {
+        let begin: Begin<'_> = self.read()?;
+        Some(Begin { id: self.id.into(), ..begin })
+    }
+
+    fn ended(&self) -> Option<Ended<'a>> {
+        let mut end: Ended<'_> = self.read()?;
+        end.begin.id = self.id.into();
+        end.decisions = self.decisions;
+        Some(end)
+    }
+
+    fn read<T: Deserialize<'a>>(&self) -> Option<T> {
+        serde_json::from_str(self.json).inspect_err(|_| damaged(self.json)).ok()
     }
 }
 
@@ -404,8 +421,9 @@ mod tests {
             decisions: "",
         };
         for end in [end, Ended::default()] {
-            let line = serde_json::to_string(&end).unwrap();
-            assert_eq!(Line::ended(&line), Some(end), "{line}");
+            let json = serde_json::to_string(&end).unwrap();
+            let line = Line { id: "", json: &json, decisions: "" };
+            assert_eq!(line.ended(), Some(end), "{json}");
         }
     }
 

@@ -24,8 +24,6 @@ const SEGMENT_MAX: u64 = 16 << 20;
 /// What files here are, by their names' ends: lines, or that a process writes them.
 const SEGMENT: &str = "spool";
 const PROCESS: &str = "lock";
-/// Few lines are longer.
-const LINE: usize = 2048;
 
 #[derive(Debug)]
 pub struct Spool {
@@ -66,16 +64,16 @@ struct Together {
 
 impl Together {
     /// Where the line ends, and where will be said what became of it.
-    fn add(&mut self, line: &[u8]) -> (usize, Arc<OnceLock<usize>>) {
-        self.lines.extend_from_slice(line);
-        (self.lines.len(), Arc::clone(&self.taken))
+    fn add_begin(&mut self, begin: &Begin<'_>) -> io::Result<(usize, Arc<OnceLock<usize>>)> {
+        add_begin(&mut self.lines, begin)?;
+        Ok((self.lines.len(), Arc::clone(&self.taken)))
     }
 
-    fn add_end(&mut self, line: &[u8]) -> Arc<OnceLock<usize>> {
+    fn add_end(&mut self, end: &End<'_, impl Serialize>) -> io::Result<Arc<OnceLock<usize>>> {
         let start = self.lines.len();
-        let (end, taken) = self.add(line);
-        self.ends.push(start..end);
-        taken
+        add_end(&mut self.lines, end)?;
+        self.ends.push(start..self.lines.len());
+        Ok(Arc::clone(&self.taken))
     }
 }
 
@@ -206,32 +204,30 @@ impl Spool {
     /// Resolves when it is written, together with what else this worker gathers in this turn. An error:
     /// it is not, and its request can still be refused.
     pub async fn begin(&self, begin: &Begin<'_>) -> io::Result<()> {
-        let line = line(BEGIN, &begin.id, begin, None::<&()>)?;
-        let is_taken = match self.together() {
-            Some(together) => {
-                let (end, owed) = together.lock().add(&line);
-                let owed = Owed { spool: self, together, taken: owed };
-                workers::next_turn().await;
-                owed.write() >= end
-            }
-            None => self.put(&line) == line.len(),
+        let is_taken = if let Some(together) = self.together() {
+            let (end, taken) = together.lock().add_begin(begin)?;
+            let owed = Owed { spool: self, together, taken };
+            workers::next_turn().await;
+            owed.write() >= end
+        } else {
+            let mut line = Vec::new();
+            add_begin(&mut line, begin)?;
+            self.put(&line) == line.len()
         };
         if is_taken { Ok(()) } else { Err(ErrorKind::StorageFull.into()) }
     }
 
     /// What the disk does not take is held here until it does.
     pub fn end(&self, end: &End<'_, impl Serialize>) -> io::Result<()> {
-        let line = line(END, &end.begin.id, end, Some(&end.decisions))?;
-        match self.together() {
-            Some(together) => {
-                let mut together = together.lock();
-                together.add_end(&line);
-                self.put_together(&mut together);
-            }
-            None => {
-                if self.put(&line) < line.len() {
-                    self.hold(line);
-                }
+        if let Some(together) = self.together() {
+            let mut together = together.lock();
+            together.add_end(end)?;
+            self.put_together(&mut together);
+        } else {
+            let mut line = Vec::new();
+            add_end(&mut line, end)?;
+            if self.put(&line) < line.len() {
+                self.hold(line);
             }
         }
         Ok(())
@@ -241,8 +237,7 @@ impl Spool {
     /// gathers in this turn.
     pub async fn end_with_others(&self, end: &End<'_, impl Serialize>) -> io::Result<()> {
         let Some(together) = self.together() else { return self.end(end) };
-        let line = line(END, &end.begin.id, end, Some(&end.decisions))?;
-        let taken = together.lock().add_end(&line);
+        let taken = together.lock().add_end(end)?;
         let owed = Owed { spool: self, together, taken };
         workers::next_turn().await;
         owed.write();
@@ -278,12 +273,13 @@ impl Spool {
     }
 
     fn put_together(&self, together: &mut Together) {
-        let Together { lines, ends, taken } = std::mem::take(together);
-        let put = self.put(&lines);
-        let _ = taken.set(put);
-        for end in ends.into_iter().filter(|end| end.end > put) {
+        let Together { lines, ends, taken } = together;
+        let put = self.put(lines);
+        let _ = std::mem::take(taken).set(put);
+        for end in ends.drain(..).filter(|end| end.end > put) {
             self.hold(lines[end].to_vec());
         }
+        lines.clear();
     }
 
     fn hold(&self, line: Vec<u8>) {
@@ -429,24 +425,33 @@ fn append(mut file: &File, line: &[u8]) -> io::Result<usize> {
     io::Write::write(&mut file, line)
 }
 
-/// It begins with a line feed too: a line torn by a full disk must not take the next one with it.
-fn line(
-    kind: u8,
-    id: &str,
-    record: &impl Serialize,
-    decisions: Option<&impl Serialize>,
-) -> io::Result<Vec<u8>> {
-    let mut line = Vec::with_capacity(LINE);
-    line.extend([b'\n', kind]);
-    line.extend(id.as_bytes());
-    serde_json::to_writer(&mut line, record)?;
-    if let Some(decisions) = decisions {
+fn add_begin(lines: &mut Vec<u8>, begin: &Begin<'_>) -> io::Result<()> {
+    add(lines, BEGIN, &begin.id, |line| serde_json::to_writer(line, begin))
+}
+
+fn add_end(lines: &mut Vec<u8>, end: &End<'_, impl Serialize>) -> io::Result<()> {
+    add(lines, END, &end.begin.id, |line| {
+        serde_json::to_writer(&mut *line, end)?;
         // JSON has no tab of its own: in text it is escaped.
         line.push(b'\t');
-        serde_json::to_writer(&mut line, decisions)?;
-    }
-    line.push(b'\n');
-    Ok(line)
+        serde_json::to_writer(line, &end.decisions)
+    })
+}
+
+/// A line begins with a line feed too: one torn by a full disk must not take the next one with it.
+fn add(
+    lines: &mut Vec<u8>,
+    kind: u8,
+    id: &str,
+    rest: impl FnOnce(&mut Vec<u8>) -> serde_json::Result<()>,
+) -> io::Result<()> {
+    let start = lines.len();
+    lines.extend([b'\n', kind]);
+    lines.extend(id.as_bytes());
+    // No part of a line is left behind.
+    rest(lines).inspect_err(|_| lines.truncate(start))?;
+    lines.push(b'\n');
+    Ok(())
 }
 
 fn length(line: &[u8]) -> u64 {

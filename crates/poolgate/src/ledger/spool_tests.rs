@@ -128,7 +128,9 @@ async fn what_a_full_disk_took_of_several_lines_counts() {
     on_a_worker(async |spool| {
         let (a, b) = (begin("a"), begin("b"));
         let c = End::<()> { begin: begin("c"), ..End::default() };
-        let one = line(BEGIN, "a", &a, None::<&()>).unwrap().len();
+        let mut line = Vec::new();
+        add_begin(&mut line, &a).unwrap();
+        let one = line.len();
         for (takes, begun) in [
             (one - 1, [false, false]),
             (one, [true, false]),

@@ -139,7 +139,9 @@ mod tests {
             cache_read: Some(100),
             ..Ended::default()
         };
-        store.record(&[], &[end], None, SpoolPosition::default()).await.unwrap();
+        let mut recording = store.recording().await.unwrap();
+        recording.ends(&[end]).await.unwrap();
+        recording.commit(None, SpoolPosition::default()).await.unwrap();
         let settings =
             RawAccount { name: "a".into(), kind: "codex".into(), ..RawAccount::default() };
         let id = store.add_account(&settings, Origin::Cli, Timestamp(0)).await.unwrap().unwrap();

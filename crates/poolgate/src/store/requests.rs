@@ -6,7 +6,7 @@ use poolgate_core::account::AccountId;
 use poolgate_core::units::Timestamp;
 use sqlx::error::BoxDynError;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{Arguments, Encode, Row, Sqlite, SqliteConnection, Type};
+use sqlx::{Arguments, Encode, Row, Sqlite, SqliteConnection, Transaction, Type};
 
 use super::Store;
 use crate::ledger::{Archive, Begin, Ended};
@@ -37,7 +37,7 @@ pub struct Before {
 
 /// Rows per statement. Each table has one statement, prepared once, whatever the number of rows:
 /// values not bound are NULL, and rows without an id are left out.
-const ROWS: usize = 100;
+pub const ROWS: usize = 100;
 
 static BEGINS: LazyLock<Statement> = LazyLock::new(|| {
     let columns = "id, started_at, key_id, surface, model, stream, account_id";
@@ -78,59 +78,10 @@ impl Store {
         }))
     }
 
-    /// Takes over what the spool holds up to `position`, as one transaction: after a crash the same
-    /// records come again, or none of them does.
-    pub async fn record(
-        &self,
-        begins: &[Begin<'_>],
-        ends: &[Ended<'_>],
-        decisions: Option<&Archive>,
-        position: SpoolPosition,
-    ) -> sqlx::Result<()> {
+    /// Begins to take over what the spool holds.
+    pub async fn recording(&self) -> sqlx::Result<Recording> {
         self.is_in_place()?;
-        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        write_rows(&mut tx, &BEGINS, begins, |row, begin| add_begin(row, begin)).await?;
-        write_rows(&mut tx, &ENDS, ends, |row, end| add_end(row, end)).await?;
-        let attempts: Vec<_> =
-            ends.iter().flat_map(|end| (1_i64..).zip(&end.failed).map(move |a| (end, a))).collect();
-        write_rows(&mut tx, &ATTEMPTS, &attempts, |row, (end, (n, attempt))| {
-            row.text(&end.begin.id)?;
-            row.add(n)?;
-            row.add(attempt.account)?;
-            row.text(&attempt.outcome)?;
-            row.add(attempt.status)?;
-            row.add(attempt.ms)
-        })
-        .await?;
-        for (response, account, begin) in ends.iter().filter_map(Ended::owner) {
-            sqlx::query(
-                "INSERT INTO response_owners (response, key_id, account_id, created_at)
-                 VALUES ($1, $2, $3, $4) ON CONFLICT (key_id, response) DO NOTHING",
-            )
-            .bind(response)
-            .bind(begin.key)
-            .bind(account)
-            .bind(begin.at)
-            .execute(&mut *tx)
-            .await?;
-        }
-        if let Some(archive) = decisions {
-            sqlx::query("INSERT INTO decisions (first_end, last_end, lines) VALUES ($1, $2, $3)")
-                .bind(archive.first_end)
-                .bind(archive.last_end)
-                .bind(&archive.lines)
-                .execute(&mut *tx)
-                .await?;
-        }
-        sqlx::query(
-            "INSERT INTO spool_position (id, segment, offset) VALUES (1, $1, $2)
-             ON CONFLICT (id) DO UPDATE SET segment = excluded.segment, offset = excluded.offset",
-        )
-        .bind(i64::try_from(position.segment).unwrap_or(i64::MAX))
-        .bind(i64::try_from(position.offset).unwrap_or(i64::MAX))
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await
+        Ok(Recording(self.write.begin_with("BEGIN IMMEDIATE").await?))
     }
 
     /// Marks what was running when the last process died. Returns how many.
@@ -199,6 +150,69 @@ impl Store {
         )
         .fetch_all(&self.read)
         .await
+    }
+}
+
+/// Records on their way into the store, as one transaction: after a crash the same records come again, or
+/// none of them does.
+pub struct Recording(Transaction<'static, Sqlite>);
+
+impl Recording {
+    pub async fn begins(&mut self, begins: &[Begin<'_>]) -> sqlx::Result<()> {
+        write_rows(&mut self.0, &BEGINS, begins, |row, begin| add_begin(row, begin)).await
+    }
+
+    pub async fn ends(&mut self, ends: &[Ended<'_>]) -> sqlx::Result<()> {
+        write_rows(&mut self.0, &ENDS, ends, |row, end| add_end(row, end)).await?;
+        let attempts: Vec<_> =
+            ends.iter().flat_map(|end| (1_i64..).zip(&end.failed).map(move |a| (end, a))).collect();
+        write_rows(&mut self.0, &ATTEMPTS, &attempts, |row, (end, (n, attempt))| {
+            row.text(&end.begin.id)?;
+            row.add(n)?;
+            row.add(attempt.account)?;
+            row.text(&attempt.outcome)?;
+            row.add(attempt.status)?;
+            row.add(attempt.ms)
+        })
+        .await?;
+        for (response, account, begin) in ends.iter().filter_map(Ended::owner) {
+            sqlx::query(
+                "INSERT INTO response_owners (response, key_id, account_id, created_at)
+                 VALUES ($1, $2, $3, $4) ON CONFLICT (key_id, response) DO NOTHING",
+            )
+            .bind(response)
+            .bind(begin.key)
+            .bind(account)
+            .bind(begin.at)
+            .execute(&mut *self.0)
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// The spool is taken over up to `position`.
+    pub async fn commit(
+        mut self,
+        decisions: Option<&Archive>,
+        position: SpoolPosition,
+    ) -> sqlx::Result<()> {
+        if let Some(archive) = decisions {
+            sqlx::query("INSERT INTO decisions (first_end, last_end, lines) VALUES ($1, $2, $3)")
+                .bind(archive.first_end)
+                .bind(archive.last_end)
+                .bind(&archive.lines)
+                .execute(&mut *self.0)
+                .await?;
+        }
+        sqlx::query(
+            "INSERT INTO spool_position (id, segment, offset) VALUES (1, $1, $2)
+             ON CONFLICT (id) DO UPDATE SET segment = excluded.segment, offset = excluded.offset",
+        )
+        .bind(i64::try_from(position.segment).unwrap_or(i64::MAX))
+        .bind(i64::try_from(position.offset).unwrap_or(i64::MAX))
+        .execute(&mut *self.0)
+        .await?;
+        self.0.commit().await
     }
 }
 
@@ -302,7 +316,9 @@ mod tests {
         let count = 2 * ROWS + 1;
         let ends: Vec<_> = (0..count).map(|at| end(format!("{at:012x}7abc"))).collect();
         for _ in 0..2 {
-            store.record(&[], &ends, None, SpoolPosition::default()).await.unwrap();
+            let mut recording = store.recording().await.unwrap();
+            recording.ends(&ends).await.unwrap();
+            recording.commit(None, SpoolPosition::default()).await.unwrap();
         }
         let total = i64::try_from(count).unwrap();
         assert_eq!(store.outcomes().await.unwrap(), [("complete".to_owned(), total)]);

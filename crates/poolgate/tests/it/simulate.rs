@@ -91,7 +91,9 @@ async fn the_gateways_own_log_can_be_what_is_wanted() {
         ..Ended::default()
     };
     let ends: Vec<Ended<'_>> = (0..300).map(end).collect();
-    store.record(&[], &ends, None, SpoolPosition::default()).await.unwrap();
+    let mut recording = store.recording().await.unwrap();
+    recording.ends(&ends).await.unwrap();
+    recording.commit(None, SpoolPosition::default()).await.unwrap();
     store.close().await;
     std::fs::write(dir.path().join("pool.toml"), "[[account]]\nname = 'a'\n").unwrap();
     let args = ["pool.toml", "--log", ".", "--runs", "1", "--strategy", "headroom"];
