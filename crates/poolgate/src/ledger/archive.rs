@@ -33,17 +33,16 @@ pub struct Gathered {
 }
 
 impl Gathered {
-    pub fn add(&mut self, end: &Ended<'_>) {
-        // Nobody had to decide anything.
-        if matches!(end.decisions, "" | "[]") {
-            return;
+    pub fn add(&mut self, ends: &[Ended<'_>]) {
+        // Of some nobody had to decide anything.
+        for end in ends.iter().filter(|end| !matches!(end.decisions, "" | "[]")) {
+            for part in [&*end.begin.id, " ", end.decisions, "\n"] {
+                self.text.push_str(part);
+            }
+            let at = end.ended_at();
+            let (first, last) = self.times.unwrap_or((at, at));
+            self.times = Some((first.min(at), last.max(at)));
         }
-        for part in [&*end.begin.id, " ", end.decisions, "\n"] {
-            self.text.push_str(part);
-        }
-        let at = end.ended_at();
-        let (first, last) = self.times.unwrap_or((at, at));
-        self.times = Some((first.min(at), last.max(at)));
     }
 
     pub async fn pack(self) -> io::Result<Option<Archive>> {
@@ -87,7 +86,7 @@ mod tests {
         ];
         let gather = |ends: &[Ended<'_>]| {
             let mut gathered = Gathered::default();
-            ends.iter().for_each(|end| gathered.add(end));
+            gathered.add(ends);
             gathered.pack()
         };
         let archive = gather(&ends).await.unwrap().unwrap();

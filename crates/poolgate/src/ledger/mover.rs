@@ -156,7 +156,7 @@ impl Mover {
         // Few at a time: a batch of them takes a megabyte more, of new memory each time.
         for ends in lines.ends.chunks(ROWS) {
             let ends: Vec<_> = ends.iter().filter_map(Line::ended).collect();
-            ends.iter().for_each(|end| decisions.add(end));
+            decisions.add(&ends);
             recording.ends(&ends).await?;
         }
         recording.commit(decisions.pack().await?.as_ref(), batch.position).await?;
