@@ -11,9 +11,10 @@
 # proxy, with 0.4 s after each round for what it does later. The figures are medians of the rounds.
 #
 # "+ 1st byte" is what a proxy adds to the time to the first byte of a stream, and "+ 1st text" to that
-# of the first word. The simulator sends both at once; only the words that follow come in time, so that
-# its timer's ticks hide nothing. poolgate withholds the opening events, which carry nothing, until the
-# first output, because until then it can still go to another account.
+# of the first word: of short streams, one after the other to each in turn, with a pause of 2 ms.
+# Beside other streams it would depend on which of their events fall together. The simulator sends both
+# at once. poolgate withholds the opening events, which carry nothing, until the first output, because
+# until then it can still go to another account.
 #
 # Before that, what a choice costs: instructions by callgrind, among 10, 20 and 40 accounts, with
 # every account able and no session at home, which is the dearest case.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use client::Connection;
+use client::{Connection, Times};
 use report::{Report, Round};
 use work::{Work, shapes};
 
@@ -30,6 +30,9 @@ const SETTLE: Duration = Duration::from_millis(400);
 const WARM_UP: Duration = Duration::from_millis(500);
 /// Longer than any answer takes.
 const STUCK: Duration = Duration::from_secs(30);
+/// One after the other to each target in turn, after each round; with a pause for what comes behind.
+const LONE: usize = 100;
+const LONE_PAUSE: Duration = Duration::from_millis(2);
 /// CPU times are not counted for the direct connection: it needs less time.
 const DIRECT_SHARE: f64 = 0.5;
 
@@ -122,6 +125,11 @@ async fn run(arguments: &Arguments) -> io::Result<Report> {
                 let time = shape.time.mul_f64(arguments.scale * share);
                 rounds[index].push(round(target, work, time).await?);
             }
+            if shape.streams() {
+                for (rounds, times) in rounds.iter_mut().zip(alone(&works).await?) {
+                    rounds.last_mut().expect("one was pushed").note_alone(&times);
+                }
+            }
         }
         report.add(&shape, rounds);
         report.print_last();
@@ -172,6 +180,24 @@ async fn round(target: &Target, work: &Work, time: Duration) -> io::Result<Round
     tokio::time::sleep(SETTLE).await;
     let after = cpu(&target.pids)?;
     Ok(Round::new(&times, took, (after.0 - before.0, after.1 - before.1)))
+}
+
+/// What a proxy makes the beginning later by is asked for with nothing beside it: among many streams it
+/// depends on which of their events fall together.
+async fn alone(works: &[Work]) -> io::Result<Vec<Vec<Times>>> {
+    let mut connections = Vec::new();
+    for work in works {
+        connections.push(Connection::open(work).await?);
+    }
+    let mut times = vec![Vec::with_capacity(LONE); works.len()];
+    for _ in 0..LONE {
+        for ((connection, work), times) in connections.iter_mut().zip(works).zip(&mut times) {
+            let done = connection.exchange(&work.lone, work.streams());
+            times.push(tokio::time::timeout(STUCK, done).await.map_err(io::Error::other)??);
+            tokio::time::sleep(LONE_PAUSE).await;
+        }
+    }
+    Ok(times)
 }
 
 /// User and system time of processes with all their threads, in ticks of 10 ms.

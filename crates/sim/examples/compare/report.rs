@@ -22,6 +22,7 @@ pub struct Round {
     ticks: (u64, u64),
     p50: f64,
     p99: f64,
+    /// To the first byte and the first text of a stream with nothing beside it; 0 until measured.
     first_p50: f64,
     text_p50: f64,
 }
@@ -44,25 +45,20 @@ struct Figures {
 
 impl Round {
     pub fn new(times: &[Times], took: Duration, ticks: (u64, u64)) -> Self {
-        let sorted = |time: fn(&Times) -> Duration| {
-            let mut all: Vec<Duration> = times.iter().map(time).collect();
-            all.sort_unstable();
-            all
-        };
-        let at = |sorted: &[Duration], percent: usize| {
-            let index = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
-            sorted.get(index).map_or(f64::NAN, |t| t.as_secs_f64() * 1e3)
-        };
-        let whole = sorted(|t| t.whole);
         Self {
             requests: times.len(),
             seconds: took.as_secs_f64(),
             ticks,
-            p50: at(&whole, 50),
-            p99: at(&whole, 99),
-            first_p50: at(&sorted(|t| t.first), 50),
-            text_p50: at(&sorted(|t| t.text), 50),
+            p50: percentile(times, 50, |t| t.whole),
+            p99: percentile(times, 99, |t| t.whole),
+            first_p50: 0.0,
+            text_p50: 0.0,
         }
+    }
+
+    pub fn note_alone(&mut self, times: &[Times]) {
+        self.first_p50 = percentile(times, 50, |t| t.first);
+        self.text_p50 = percentile(times, 50, |t| t.text);
     }
 
     fn user(&self) -> f64 {
@@ -258,6 +254,14 @@ impl Report {
             "ratio": figures.ratio().map(|(ratio, ..)| ratio),
             "delay_ratio": figures.delay_ratio(), "targets": targets})
     }
+}
+
+/// In milliseconds.
+fn percentile(times: &[Times], percent: usize, time: fn(&Times) -> Duration) -> f64 {
+    let mut all: Vec<Duration> = times.iter().map(time).collect();
+    all.sort_unstable();
+    let index = (all.len() * percent / 100).min(all.len().saturating_sub(1));
+    all.get(index).map_or(f64::NAN, |t| t.as_secs_f64() * 1e3)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

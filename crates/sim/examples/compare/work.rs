@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The first text comes with the opening, and the end later.
+const TWO_TEXTS: &str = "[[events=2]] [[text_gap_ms=5]]";
+
 /// How a shape is asked and answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -34,6 +37,8 @@ pub struct Shape {
 pub struct Work {
     pub address: SocketAddr,
     pub requests: Vec<Arc<[u8]>>,
+    /// Whose first text's delay is measured with nothing beside it.
+    pub lone: Arc<[u8]>,
     pub kind: Kind,
     pub key: String,
 }
@@ -92,22 +97,28 @@ pub fn shapes() -> [Shape; 4] {
 
 impl Shape {
     pub fn work(&self, address: SocketAddr, key: &str) -> Work {
-        let requests = (0..self.connections).map(|number| {
-            let body = self.body(number);
-            if self.kind == Kind::Turn {
-                return Arc::from(body.into_bytes());
-            }
-            let accept = if self.streams() { "text/event-stream" } else { "application/json" };
-            let request = format!(
-                "POST /v1/responses HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\n\
-                 content-type: application/json\r\naccept: {accept}\r\nuser-agent: compare/1\r\n\
-                 content-length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            Arc::from(request.into_bytes())
-        });
-        let requests = requests.collect();
-        Work { address, requests, kind: self.kind, key: key.to_owned() }
+        let request = |session, wish| self.request(address, key, &self.body(session, wish));
+        Work {
+            address,
+            requests: (0..self.connections).map(|session| request(session, self.wish)).collect(),
+            lone: request(self.connections, TWO_TEXTS),
+            kind: self.kind,
+            key: key.to_owned(),
+        }
+    }
+
+    fn request(&self, address: SocketAddr, key: &str, body: &str) -> Arc<[u8]> {
+        if self.kind == Kind::Turn {
+            return Arc::from(body.as_bytes());
+        }
+        let accept = if self.streams() { "text/event-stream" } else { "application/json" };
+        let request = format!(
+            "POST /v1/responses HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\n\
+             content-type: application/json\r\naccept: {accept}\r\nuser-agent: compare/1\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        Arc::from(request.into_bytes())
     }
 
     pub fn streams(&self) -> bool {
@@ -115,7 +126,7 @@ impl Shape {
     }
 
     /// A conversation of as many earlier messages as fit, each connection's being one session.
-    fn body(&self, session: usize) -> String {
+    fn body(&self, session: usize, wish: &str) -> String {
         let message = |role: &str, kind: &str, text: &str| {
             format!(
                 r#"{{"type":"message","role":"{role}","content":[{{"type":"{kind}","text":"{text}"}}]}}"#
@@ -126,7 +137,7 @@ impl Shape {
             r#"{{{kind}"model":"gpt-5.5","stream":{},"store":false,"prompt_cache_key":"session-{session}","input":["#,
             self.streams()
         );
-        let end = [&message("user", "input_text", self.wish), "]}"].concat();
+        let end = [&message("user", "input_text", wish), "]}"].concat();
         let mut body = start;
         // Code has about one escape in thirty characters.
         let line = concat!(
