@@ -12,7 +12,7 @@ use crate::config::{Config, Limits};
 use crate::credentials::Issuers;
 use crate::egress::Egress;
 use crate::gates::Gates;
-use crate::gateway::{Catalogue, scoped};
+use crate::gateway::{Catalogue, scoped, unscoped};
 use crate::keys::Keys;
 use crate::ledger::{self, Spool};
 use crate::metrics::Metrics;
@@ -167,7 +167,8 @@ impl App {
     async fn load_owners(&self) -> anyhow::Result<()> {
         let since = self.clock.now().minus(OWNED_FOR);
         for owner in self.store.response_owners(since, OWNERS_LOADED).await? {
-            self.pool.own(scoped(owner.key_id, &owner.response), owner.account, owner.at);
+            let names = [unscoped(&owner.response), scoped(owner.key_id, &owner.response)];
+            self.pool.own_response(names, owner.account, owner.at);
         }
         Ok(())
     }

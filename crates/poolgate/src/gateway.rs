@@ -36,9 +36,11 @@ mod waiting;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::EXPECT;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
+use hyper::body::Body;
 use hyper::body::Incoming;
 use poolgate_core::account::{Kind, Surface, model_matches};
 use poolgate_core::availability::Ask;
@@ -59,7 +61,7 @@ pub use authenticate::presented as presented_key;
 use dispatch::Dispatched;
 use headers::name;
 pub use models::{Catalogue, fetch_models};
-pub use read::scoped;
+pub use read::{scoped, unscoped};
 pub use relay::Outgoing;
 use relay::{Relay, Relayed};
 use route::{Contract, Endpoint};
@@ -116,16 +118,23 @@ pub async fn handle(
         Ok(response) => response,
         Err(error) => {
             admit::log(&app, way, &error);
-            refuse(&error, dialect, &mut body).await
+            refuse(&error, dialect, &head.headers, &mut body).await
         }
     }
 }
 
 /// What is left of the body is read, if it is little; else nothing more is served on the connection.
-async fn refuse(error: &Error, dialect: Dialect, body: &mut Incoming) -> Response<Outgoing> {
+async fn refuse(
+    error: &Error,
+    dialect: Dialect,
+    headers: &HeaderMap,
+    body: &mut Incoming,
+) -> Response<Outgoing> {
     let mut response = error.render(dialect).map(Outgoing::Whole);
-    // A body that does not come is not waited for once more.
-    if matches!(error, Error::BodyTimeout) || !read::discard(body).await {
+    // A body that does not come is not waited for once more, and one that waits to be asked for is not
+    // asked for (RFC 9110, 10.1.1).
+    let waits = headers.contains_key(EXPECT) && !body.is_end_stream();
+    if matches!(error, Error::BodyTimeout) || waits || !read::discard(body).await {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -209,7 +218,7 @@ async fn proxy(
             record.fail(&error);
             let endpoint = Some(Endpoint::Proxy { surface, contract });
             admit::log(&app, Way { request_id: &id, endpoint }, &error);
-            refuse(&error, dialect, body).await
+            refuse(&error, dialect, &head.headers, body).await
         }
     };
     let value = HeaderValue::from_str(&id).expect("hexadecimal");
@@ -245,6 +254,7 @@ async fn serve(
     if !allowed.is_empty() && !allowed.iter().any(|pattern| model_matches(pattern, &peeked.model)) {
         return Err(Error::ModelForbidden(peeked.model));
     }
+    refuse_anothers(&app, &peeked)?;
     let call = Call {
         turn: read::turn_of(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
@@ -261,6 +271,13 @@ async fn serve(
     Ok(answer(app, call, dispatched, contract, admitted, record))
 }
 
+/// Nobody goes on from a response of another key, which an account that both use would allow.
+fn refuse_anothers(app: &App, head: &read::Head) -> Result<(), Error> {
+    let now = app.clock.now();
+    let is_known = |id: Option<SessionKey>| id.is_some_and(|id| app.pool.owner(id, now).is_some());
+    if is_known(head.of_anyone) && !is_known(head.owner) { Err(Error::ChainLost) } else { Ok(()) }
+}
+
 /// The body is no longer needed: nothing is sent again from here on.
 fn answer(
     app: Arc<App>,
@@ -274,6 +291,7 @@ fn answer(
     let (lease, reply, assembled) = match dispatched {
         Dispatched::Stream(lease, answer) => {
             record.headed(answer.head.status.as_u16());
+            let is_ours = answer.head.extensions.get::<judge::Ours>().is_some();
             let mut response = Response::new(());
             *response.status_mut() = answer.head.status;
             remember_turn(&app, &caller, &lease, &answer.head.headers);
@@ -285,6 +303,7 @@ fn answer(
                 key: caller.key,
                 stores: request_head.stores && lease.account.kind != Kind::Codex,
                 gate,
+                is_ours,
                 // On a socket another gateway's are told, too.
                 codex_events: (lease.account.kind == Kind::Codex || over.is_some()).then_some(
                     match contract {

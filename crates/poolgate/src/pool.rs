@@ -50,7 +50,8 @@ pub use why::{Why, WhyAccount};
 
 /// Sessions remembered; forgetting one costs a cache miss.
 const SESSIONS: usize = 100_000;
-const OWNERS: usize = 100_000;
+/// Two for each response.
+const OWNERS: usize = 200_000;
 /// State behind a response id is kept by upstreams for at least this long.
 pub const OWNED_FOR: Duration = Duration::from_hours(24);
 

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
@@ -21,7 +22,7 @@ use super::received::Received;
 use super::{SendError, Unreachable, cause};
 use crate::config::Place;
 use crate::json::TextBody;
-use crate::ws::Socket;
+use crate::ws::{Socket, derive_accept_key};
 
 /// Upstreams close idle connections themselves, most of them later than this.
 const IDLE_FOR: Duration = Duration::from_mins(1);
@@ -86,11 +87,20 @@ impl Connections {
         place: &Arc<Place>,
     ) -> Result<Upgrade, SendError> {
         request.headers_mut().insert(header::HOST, place.host.clone());
+        let accept =
+            request.headers().get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
         let mut sender = self.connect(place).await?;
         let broke = |error: hyper::Error| SendError::Broke(cause(&error));
         let mut response = sender.send_request(request).await.map_err(broke)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(Upgrade::Refused(response.map(|body| Received::new(body, None))));
+        }
+        let told = response.headers();
+        let is_accepted = told.get(SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes)
+            == accept.as_deref().map(str::as_bytes);
+        // We offer no extension; with one that it uses all the same, its frames would be misread.
+        if !is_accepted || told.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
+            return Err(SendError::Broke("it opened a socket that was not asked for".into()));
         }
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(broke)?;
         let head = response.into_parts().0.headers;

@@ -29,11 +29,14 @@ pub struct Leg {
     pub socket: Socket,
     /// The response of the turn before. What is still said of it is not the next turn's.
     before: Option<String>,
+    /// The client has said more than its turns. What the upstream says to that comes at any time, and an
+    /// error among it names no turn.
+    interjected: bool,
 }
 
 impl Leg {
     pub fn new(account: AccountId, mark: u64, socket: Socket) -> Self {
-        Self { account, mark, socket, before: None }
+        Self { account, mark, socket, before: None, interjected: false }
     }
 }
 
@@ -157,7 +160,8 @@ impl Turn {
         let first = timeout(wait, std::future::poll_fn(|cx| turn.poll_said(cx))).await;
         let first = first.map_err(|_| NotBegun::Failed(SendError::Timeout))?;
         let Some(first) = first else { return Err(ended(turn.leg.as_ref())) };
-        if end_of_turn(&first) == Some(End::Leg) {
+        let is_of_another = event_kind(&first) == b"error" && turn.is_interjected();
+        if is_of_another || end_of_turn(&first) == Some(End::Leg) {
             return Err(NotBegun::Closed);
         }
         turn.first = Some(first);
@@ -168,11 +172,16 @@ impl Turn {
         self.leg.is_none() && self.first.is_none()
     }
 
+    fn is_interjected(&self) -> bool {
+        self.leg.as_ref().is_some_and(|leg| leg.interjected)
+    }
+
     /// The next message of this turn; `None`: the socket is closed or broken.
     fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             let Some(leg) = &mut self.leg else { return Poll::Ready(None) };
             if let Some(queue) = &mut self.slot.0.lock().said {
+                leg.interjected |= !queue.is_empty();
                 leg.socket.poll_say(cx, queue);
             }
             let Some(Said::Text(text)) = std::task::ready!(leg.socket.poll_said(cx)) else {
@@ -210,7 +219,9 @@ impl Turn {
         match end_of_turn(&text) {
             Some(End::Leg) => self.leg = None,
             Some(End::Turn) => {
-                if let Some(mut leg) = self.leg.take() {
+                // Whichever turn an error is about, what follows might be taken for another's.
+                let is_certain = !self.is_interjected() || event_kind(&text) != b"error";
+                if let Some(mut leg) = self.leg.take().filter(|_| is_certain) {
                     leg.before = self.response.take().or(leg.before);
                     self.slot.put(leg);
                 }

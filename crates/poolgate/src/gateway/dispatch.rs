@@ -13,6 +13,7 @@ use tokio::time::timeout_at;
 
 use super::judge::{Answer, Bad, Reply};
 use super::settle::Record;
+use super::socket::OverSocket;
 use super::trial::{Tried, try_account};
 use super::waiting::{explain, lease, left};
 use super::{Call, assemble};
@@ -47,6 +48,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
     let mut progress = Progress::default();
     let mut same = SameText::default();
     let mut last: Option<Error> = None;
+    let is_chained = call.over.as_ref().is_some_and(OverSocket::is_chained);
     loop {
         let mut lease = match lease(app, call, &tried).await {
             Ok(lease) => lease,
@@ -83,6 +85,10 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 app.pool.note_failover(id);
                 last = Some(std::mem::replace(&mut bad.error, Error::Internal));
             }
+        }
+        if is_chained {
+            // Nobody else could go on from the turn before: its client says all of it again.
+            return Err(Error::ChainLost);
         }
         progress.moved();
     }

@@ -29,6 +29,10 @@ const ERROR_MAX: usize = 1 << 20;
 const LOGGED_MAX: usize = 4 << 10;
 const ERROR_FOR: Duration = Duration::from_secs(10);
 
+/// Marks an answer that no upstream gave: it says nothing about the account.
+#[derive(Clone, Copy, Debug)]
+pub struct Ours;
+
 /// An answer that goes to the client.
 #[derive(Debug)]
 pub struct Answer {
@@ -67,14 +71,26 @@ pub async fn judge(
 ) -> Judged {
     let now = app.clock.now();
     let (head, body) = response.into_parts();
-    let family = ask.surface.family();
-    app.pool.observe(account.id, &readings(family, &head.headers, now), Source::Answer, now);
+    if head.extensions.get::<Ours>().is_none() {
+        observe_headers(app, account, ask, &head.headers, now);
+    }
     if head.status.is_success() {
         judge_success(app, account, ask, (head, body, create), now).await
     } else {
         drop(create);
         Judged::Bad(Box::pin(judge_failure(app, account, ask, head, body, now)).await)
     }
+}
+
+fn observe_headers(
+    app: &App,
+    account: &Account,
+    ask: Ask<'_>,
+    headers: &HeaderMap,
+    now: Timestamp,
+) {
+    let readings = readings(ask.surface.family(), headers, now);
+    app.pool.observe(account.id, &readings, Source::Answer, now);
 }
 
 /// What events inside an answer say about the account's windows.
@@ -110,8 +126,7 @@ async fn judge_success(
         Opened::Failed(fields, mut opening) => {
             observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
             let status = status_of(&fields, ask);
-            let refusal = Refusal { status, ..Refusal::default() };
-            let outcome = classify_fields(app, account, ask, &refusal, &fields, now);
+            let outcome = judge_event(app, account, ask, &fields, now);
             if matches!(outcome, Outcome::RequestFault | Outcome::PolicyBlock) {
                 // The client is told in the upstream's own words; nothing of worth follows.
                 opening.tap.error = Some(fields);
@@ -156,7 +171,6 @@ async fn judge_failure(
 }
 
 /// What the head of a refusal says.
-#[derive(Default)]
 struct Refusal {
     status: u16,
     retry_after: Option<Duration>,
@@ -195,10 +209,29 @@ fn status_of(fields: &ErrorFields, ask: Ask<'_>) -> u16 {
     fields.status.unwrap_or_else(fitting)
 }
 
+/// On a socket an error event carries the headers that a refusal over HTTP has.
+fn judge_event(
+    app: &App,
+    account: &Account,
+    ask: Ask<'_>,
+    fields: &ErrorFields,
+    now: Timestamp,
+) -> Outcome {
+    if !fields.headers.is_empty() {
+        observe_headers(app, account, ask, &fields.headers, now);
+    }
+    let head = Refusal {
+        status: status_of(fields, ask),
+        retry_after: retry_after(&fields.headers, now),
+        html: false,
+        limit: openai::active_limit(&fields.headers),
+    };
+    classify_fields(app, account, ask, &head, fields, now)
+}
+
 /// An error event after output has begun: nothing to replay, but the account is known better.
 pub fn judge_late(app: &App, account: &Account, ask: Ask<'_>, fields: &ErrorFields) -> Outcome {
-    let head = Refusal { status: status_of(fields, ask), ..Refusal::default() };
-    classify_fields(app, account, ask, &head, fields, app.clock.now())
+    judge_event(app, account, ask, fields, app.clock.now())
 }
 
 /// No answer at all.

@@ -71,12 +71,16 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, json: bool) -> O
         opening.see(&data);
         size += data.len();
         opening.held.push_back(data);
-        if opening.tap.semantic || size >= HOLD_MAX {
+        if opening.tap.semantic {
             break;
         }
+        // However large it is.
         if let Some(error) = opening.tap.error.take() {
             opening.rest = (!body.is_end_stream()).then_some(body);
             return Opened::Failed(error, opening);
+        }
+        if size >= HOLD_MAX {
+            break;
         }
     }
     // With a Content-Length the last byte may be here already, and nobody asks for the end.

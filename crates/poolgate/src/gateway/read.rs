@@ -63,6 +63,8 @@ pub struct Head {
     pub session: Option<SessionKey>,
     /// The response whose state the request goes on from.
     pub owner: Option<SessionKey>,
+    /// The same, whichever key made it.
+    pub of_anyone: Option<SessionKey>,
     /// The upstream is asked to keep the response, so that a later request may refer to it.
     pub stores: bool,
     pub purpose: Purpose,
@@ -261,7 +263,8 @@ pub fn peek(
         model: model.into_owned(),
         stream,
         session: session_name(surface, headers, document).map(|name| scoped(key_id, &name)),
-        owner: previous.map(|id| scoped(key_id, &id)),
+        owner: previous.as_ref().map(|id| scoped(key_id, id)),
+        of_anyone: previous.map(|id| unscoped(&id)),
         stores,
         purpose: purpose(surface, document)?,
     })
@@ -315,6 +318,11 @@ pub fn turn_in(document: &Document, key_id: i64) -> Option<SessionKey> {
 pub fn scoped(key_id: i64, name: &str) -> SessionKey {
     let digest = sha256(&[&key_id.to_be_bytes(), name.as_bytes()].concat());
     *digest.first_chunk().expect("32 bytes hold 16")
+}
+
+/// A response's name as it is known whoever asks. Ids of keys begin at 1.
+pub fn unscoped(name: &str) -> SessionKey {
+    scoped(0, name)
 }
 
 /// The session that headers alone name.

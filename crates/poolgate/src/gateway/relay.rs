@@ -18,6 +18,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use poolgate_core::account::{Kind, Surface};
 use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
+use poolgate_core::limits::Limits;
 use poolgate_core::outcome::{Attempt, Outcome};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -25,7 +26,7 @@ use super::admit::Admitted;
 use super::judge::{judge_late, observe_events};
 use super::limits::Lines;
 use super::opening::Opening;
-use super::read::scoped;
+use super::read::{scoped, unscoped};
 use super::settle::Record;
 use super::splitter::{CodexEvents, Splitter};
 use crate::app::App;
@@ -61,9 +62,12 @@ pub struct Relay {
     gate: Option<Arc<Gate>>,
     /// For an account whose events are not all for the client.
     splitter: Option<Splitter>,
+    /// The pool's limits, as the client was told them last in here.
+    pub told: Option<Limits>,
     idle: Duration,
     heard_at: Instant,
     alarm: Pin<Box<Sleep>>,
+    is_ours: bool,
     /// The client's key is no longer valid.
     revoked: bool,
     state: State,
@@ -90,6 +94,8 @@ pub struct Relayed {
     pub stores: bool,
     pub gate: Option<Arc<Gate>>,
     pub codex_events: Option<CodexEvents>,
+    /// No upstream was asked.
+    pub is_ours: bool,
 }
 
 impl Relay {
@@ -114,9 +120,11 @@ impl Relay {
             stores: of.stores,
             gate: of.gate,
             splitter: of.codex_events.map(Splitter::new),
+            told: None,
             idle,
             heard_at: now,
             alarm: Box::pin(sleep_until(now + idle.min(KEY_EVERY))),
+            is_ours: of.is_ours,
             revoked: false,
             state: State::Relaying,
             _admitted: admitted,
@@ -199,8 +207,8 @@ impl Relay {
         });
         self.settle(outcome);
         if let Some(id) = self.opening.tap.response_id.take().filter(|_| self.stores) {
-            self.app.pool.own(
-                scoped(self.key.id, &id),
+            self.app.pool.own_response(
+                [unscoped(&id), scoped(self.key.id, &id)],
                 self.lease.account.id,
                 self.app.clock.now(),
             );
@@ -214,12 +222,19 @@ impl Relay {
     }
 
     fn settle(&mut self, outcome: Outcome) {
+        if self.is_ours {
+            return;
+        }
         let now = self.app.clock.now();
         let attempt =
             Attempt { ask: self.ask(), sent_at: self.lease.sent_at, now, refreshed: false };
         self.app.metrics.attempt(outcome);
         self.app.pool.settle(self.lease.account.id, outcome, attempt);
         self.record.turned_out(outcome);
+    }
+
+    fn is_ended_by_us(&self) -> bool {
+        self.revoked || self.is_cut()
     }
 
     /// The drain is over. Whoever says so also has this polled.
@@ -297,7 +312,9 @@ impl Relay {
                         Some(splitter) => splitter.pass(&data, || {
                             let now = self.app.clock.now();
                             let pool = self.app.pool.limits(&self.key.pools, Kind::Codex, now);
-                            pool.as_ref().map(codex_event)
+                            let event = pool.as_ref().map(codex_event);
+                            self.told = pool.or(self.told.take());
+                            event
                         }),
                         None => data,
                     };
@@ -307,6 +324,12 @@ impl Relay {
                 }
                 // After the terminal event nothing of worth can be lost any more.
                 Some(Err(Cut)) if self.opening.tap.finished => self.state = State::Over,
+                // It has said why itself, behind the commit and before any output.
+                Some(Err(Cut)) if self.opening.tap.error.is_some() && !self.is_ended_by_us() => {
+                    self.opening.tap.finished = true;
+                    self.opening.rest = None;
+                    self.hand_on(Bytes::new());
+                }
                 Some(Err(Cut)) => {
                     self.state = State::Cutting;
                     if let Some(words) = self.last_words() {

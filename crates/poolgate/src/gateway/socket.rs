@@ -72,7 +72,12 @@ pub struct OverSocket {
 impl OverSocket {
     /// Who alone can serve a turn that goes on from another.
     pub fn holder(&self) -> Option<AccountId> {
-        self.slot.account().filter(|_| self.wants == Wants::Turn { chained: true })
+        self.slot.account().filter(|_| self.is_chained())
+    }
+
+    /// The turn goes on from the one before, on the socket that served that.
+    pub fn is_chained(&self) -> bool {
+        self.wants == Wants::Turn { chained: true }
     }
 }
 
@@ -115,6 +120,7 @@ pub async fn open(
             stream: true,
             session: Some(session_of(&head.headers, caller.key.id).unwrap_or(own)),
             owner: None,
+            of_anyone: None,
             stores: false,
             purpose: Purpose::WarmUp,
         },
@@ -186,7 +192,7 @@ pub async fn send(
     let mark = mark(account);
     let kept = over.slot.take().filter(|leg| leg.account == account.id && leg.mark == mark);
     let is_kept = kept.is_some();
-    let is_chained = over.wants == Wants::Turn { chained: true };
+    let is_chained = over.is_chained();
     let mut response = opened();
     let leg = match kept {
         Some(leg) => leg,
@@ -202,6 +208,10 @@ pub async fn send(
             Upgrade::Refused(response) if bridge::lacks_sockets(response.status()) => {
                 over.slot.bridge(account.id);
                 return send_without_socket(app, call, target, over).await;
+            }
+            Upgrade::Refused(response) if response.status().is_success() => {
+                let why = format!("it answered a handshake with {}", response.status());
+                return Err(SendError::Broke(why).into());
             }
             Upgrade::Refused(response) => return Ok((response, Permit::default())),
         },
@@ -226,9 +236,13 @@ pub async fn send(
     let turn = Turn::begin(leg, over.slot.clone(), prepared.body.to_bytes(), wait).await;
     match turn {
         Ok(turn) => *response.body_mut() = Received::Turn(Box::new(turn)),
-        Err(_) if is_chained => return Err(AttemptError::ChainLost),
         // It was closed while it waited, and the two have crossed on the way: nobody's failure.
-        Err(NotBegun::Closed) if is_kept => return Box::pin(send(app, call, target, over)).await,
+        Err(NotBegun::Closed) if is_chained => return Err(AttemptError::ChainLost),
+        Err(NotBegun::Closed) if is_kept => {
+            // The other one takes a place too.
+            drop(create);
+            return Box::pin(send(app, call, target, over)).await;
+        }
         Err(NotBegun::Closed) => return Err(SendError::Broke("the socket closed".into()).into()),
         Err(NotBegun::Failed(error)) => return Err(error.into()),
     }

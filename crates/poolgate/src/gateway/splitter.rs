@@ -33,7 +33,7 @@ impl Splitter {
     }
 
     /// The bytes that may go on now. `limits` are those of the pool, as an event.
-    pub fn pass(&mut self, bytes: &Bytes, limits: impl Fn() -> Option<Value>) -> Bytes {
+    pub fn pass(&mut self, bytes: &Bytes, mut limits: impl FnMut() -> Option<Value>) -> Bytes {
         if self.pending.is_empty() && is_event_end(bytes) && !mentions_codex(bytes) {
             return bytes.clone();
         }

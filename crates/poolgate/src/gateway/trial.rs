@@ -26,7 +26,8 @@ pub enum Tried {
         lease: Lease,
         enough: bool,
     },
-    /// The account became unable, or its sessions moved, while nothing had come back yet.
+    /// The account became unable, or its sessions moved, while there was no head yet; on a socket, no
+    /// output.
     Moved(Lease),
 }
 
@@ -44,13 +45,19 @@ pub async fn try_account(
     let mut payload = Cow::Borrowed(&call.payload);
     loop {
         let (sent_at, since) = (app.clock.now(), Instant::now());
-        let judged = tokio::select! {
+        let sent = tokio::select! {
             biased;
-            judged = attempt_once(app, call, &lease, &payload, &bearer) => judged,
-            () = lease.interrupted() => {
-                record.failed(account.id, "moved", None, since);
-                return Ok(Tried::Moved(lease));
-            }
+            sent = send(app, call, &lease, &payload, &bearer) => Some(sent),
+            () = lease.interrupted() => None,
+        };
+        let judged = match sent {
+            Some(Ok(sent)) => came(app, call, &lease, sent).await,
+            Some(Err(bad)) => Some(Err(bad)),
+            None => None,
+        };
+        let Some(judged) = judged else {
+            record.failed(account.id, "moved", None, since);
+            return Ok(Tried::Moved(lease));
         };
         let bad = match judged {
             Ok(done) => {
@@ -110,21 +117,38 @@ impl Answered {
     }
 }
 
-async fn attempt_once(
+async fn send(
     app: &App,
     call: &Call,
     lease: &Lease,
     payload: &Payload,
     bearer: &Result<Bearer, CredentialError>,
-) -> Result<Answered, Bad> {
+) -> Result<Sent, Bad> {
     let account = &lease.account;
     let bearer = match bearer {
         Ok(bearer) => bearer,
         Err(error) => return Err(judge_error(&AttemptError::from(error.clone()))),
     };
     let target = Target { account, bearer, payload, moved: lease.moved };
-    let sent = attempt::send(app, call, &target).await;
-    let Sent { response, streams, create } = sent.map_err(|error| judge_error(&error))?;
+    attempt::send(app, call, &target).await.map_err(|error| judge_error(&error))
+}
+
+/// What came of it. `None`: a turn on a socket that has to move; over HTTP an answer whose head is there
+/// is finished, even if that head says that the account can serve no more.
+async fn came(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Option<Result<Answered, Bad>> {
+    if call.over.is_none() {
+        return Some(answered(app, call, lease, sent).await);
+    }
+    tokio::select! {
+        biased;
+        answered = answered(app, call, lease, sent) => Some(answered),
+        () = lease.interrupted() => None,
+    }
+}
+
+async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<Answered, Bad> {
+    let account = &lease.account;
+    let Sent { response, streams, create } = sent;
     match judge(app, account, call.ask(), response, create).await {
         Judged::Good(answer) if streams && !call.head.stream => {
             let idle = app.limits().stream_idle_timeout;

@@ -199,6 +199,14 @@ impl Pool {
         self.state.lock().owners.settle(response, account, 0, at);
     }
 
+    /// `names`: for anyone, and for the key that made it, which is the later to be forgotten.
+    pub fn own_response(&self, names: [SessionKey; 2], account: AccountId, at: Timestamp) {
+        let mut state = self.state.lock();
+        for name in names {
+            state.owners.settle(name, account, 0, at);
+        }
+    }
+
     /// Who holds what an earlier response left behind.
     pub fn owner(&self, response: SessionKey, now: Timestamp) -> Option<AccountId> {
         self.state.lock().owners.home(&response, now)

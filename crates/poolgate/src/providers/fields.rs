@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use poolgate_core::units::Timestamp;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Empty text: not reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct ErrorFields {
     pub resets_at: Option<Timestamp>,
     /// An explicit status inside an event.
     pub status: Option<u16>,
+    /// Those that an event on a socket carries (wire §2.4).
+    pub headers: HeaderMap,
 }
 
 /// Numbers come as numbers or as text.
@@ -59,6 +61,8 @@ struct Envelope {
     detail: Option<Value>,
     #[serde(default)]
     response: Option<Response>,
+    #[serde(default)]
+    headers: Option<Map<String, Value>>,
     #[serde(flatten)]
     bare: Inner,
 }
@@ -86,6 +90,7 @@ impl ErrorFields {
             None => Self::from_inner(envelope.bare, now),
         };
         fields.status = fields.status.or(outer_status);
+        fields.headers = envelope.headers.iter().flatten().filter_map(header).collect();
         fields
     }
 
@@ -104,8 +109,18 @@ impl ErrorFields {
             message: text(inner.message),
             resets_at: at.or_else(|| wait.map(|seconds| now.plus(Duration::from_secs(seconds)))),
             status: inner.status.or(inner.status_code),
+            headers: HeaderMap::new(),
         }
     }
+}
+
+fn header((name, value): (&String, &Value)) -> Option<(HeaderName, HeaderValue)> {
+    let value = match value {
+        Value::String(text) => text.parse().ok()?,
+        Value::Number(number) => number.to_string().parse().ok()?,
+        _ => return None,
+    };
+    Some((name.parse().ok()?, value))
 }
 
 /// Seconds, or an HTTP date.
@@ -131,6 +146,7 @@ mod tests {
             message: message.into(),
             resets_at: resets_in.map(|s| NOW.plus(Duration::from_secs(s))),
             status: None,
+            headers: HeaderMap::new(),
         }
     }
 
@@ -149,6 +165,16 @@ mod tests {
         for nonsense in ["0", "-3", "soon", "NaN", "Sat, 21 Nov 2020 22:27:40 GMT"] {
             assert_eq!(read(nonsense), None, "{nonsense}");
         }
+    }
+
+    #[test]
+    fn reads_the_headers_of_an_event() {
+        let event = br#"{"type":"error","status":429,"error":{"type":"usage_limit_reached"},
+            "headers":{"Retry-After":30,"x-codex-active-limit":"codex_x","bad name":"x","a":null}}"#;
+        let fields = ErrorFields::read(event, NOW);
+        assert_eq!((fields.status, fields.headers.len()), (Some(429), 2));
+        assert_eq!(retry_after(&fields.headers, NOW), Some(Duration::from_secs(30)));
+        assert_eq!(fields.headers["x-codex-active-limit"], "codex_x");
     }
 
     #[test]

@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 
 use futures_util::future::join_all;
+use http::Method;
 use poolgate_sim::Fault;
 use serde_json::json;
 
 use crate::harness::{Harness, Setup};
 use crate::requests::{CODEX, messages, responses};
+use crate::socket_client::{BETA, connect, create, said, turns};
 
 #[tokio::test]
 async fn a_session_stays_on_its_account_and_leaves_it_only_when_it_must() {
@@ -42,6 +44,33 @@ async fn fifty_concurrent_first_requests_of_one_session_land_on_one_account() {
     join_all((0..50).map(async |_| h.post_with("/v1/messages", &headers, &body).await)).await;
     let asked = h.asked();
     assert_eq!((asked.len(), asked.into_iter().collect::<HashSet<_>>().len()), (50, 1));
+    h.finish().await;
+}
+
+/// codex-lb I10.
+#[tokio::test]
+async fn codex_lb_i10_a_response_of_another_key_is_not_gone_on_from() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    let other = format!("Bearer {}", h.new_key("other", &[], &[]).await);
+    let mut body = responses("first", false);
+    body["store"] = json!(true);
+    let id = h.post("/v1/responses", &body).await.json()["id"].as_str().unwrap().to_owned();
+    body["previous_response_id"] = json!(id);
+    h.sim.clear_journal();
+    let headers = [("authorization", other.as_str()), ("content-type", "application/json")];
+    let theirs = || h.send(Method::POST, "/v1/responses", &headers, body.to_string().into());
+    let got = theirs().await;
+    assert_eq!((got.status.as_u16(), got.code()), (400, "previous_response_not_found"));
+    let mut frame = body.clone();
+    frame["type"] = json!("response.create");
+    let mut client = connect(&h, &[BETA, ("authorization", &other)]).await.ok().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    assert_eq!(said(&client.turn(&frame).await), "previous_response_not_found");
+    assert_eq!(turns(&h).len(), 1, "only the socket's first");
+    assert_eq!(h.post("/v1/responses", &body).await.status, 200, "whoever made it may");
+    drop(client);
+    let h = h.restart().await;
+    assert_eq!(h.post("/v1/responses", &body).await.status, 200);
     h.finish().await;
 }
 

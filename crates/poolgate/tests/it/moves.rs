@@ -142,6 +142,23 @@ async fn a_request_at_fault_is_taken_back_with_all_its_retries() {
     h.finish().await;
 }
 
+/// multiplexer 18.4 #49: the answer whose own head says that the account is over its cap is finished.
+#[tokio::test]
+async fn multiplexer_18_4_49_an_answer_whose_head_crosses_the_cap_is_finished() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    a.set_used(Duration::from_hours(168), 0.995);
+    let got = h.post(CODEX, &responses("hi [[gap_ms=20]]", true)).await;
+    assert_eq!((got.status.as_u16(), h.asked()), (200, vec!["a".to_owned()]));
+    assert!(got.text().contains("response.completed"));
+    h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!(h.asked(), ["a", "b"], "the next goes elsewhere");
+    h.finish().await;
+}
+
 /// sub2api P10, P11.
 #[tokio::test]
 async fn a_poisoned_snapshot_is_probed_by_one_request_after_two_hours() {

@@ -32,6 +32,8 @@ async fn a_gated_models_leg_stays_where_the_ordinary_quota_is_capped() {
     a.set_used(WEEK, 0.6);
     let second = client.turn(&gated(chained("more", &id(&first)))).await;
     assert_eq!(said(&second), "completed");
+    a.window(WEEK, 1e9, 6e8, Duration::from_hours(110));
+    assert_eq!(h.post(CODEX, &gated(responses("hi", true))).await.status, 200);
     let told = client.next().await.unwrap().unwrap();
     assert_eq!(told["type"], "codex.rate_limits", "it has been looked after since");
     let third = client.turn(&gated(chained("more", &id(&second)))).await;
@@ -94,6 +96,51 @@ async fn a_leg_that_closes_as_a_turn_comes_is_opened_again() {
 }
 
 /// spec §7, multiplexer 9.7.
+/// spec §7: nobody else could go on from the turn before.
+#[tokio::test]
+async fn a_turn_that_goes_on_and_loses_its_leg_is_asked_for_in_full() {
+    for fault in [Fault::cut_before_output(), Fault::error_frame(Phase::Body, 500, "server_error")]
+    {
+        let name = format!("{fault:?}");
+        let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+        let mut client = Client::open(&h).await;
+        client.next().await.unwrap().unwrap();
+        let first = client.turn(&create("hi")).await;
+        a.fault(fault).turns().times(2);
+        let lost = client.turn(&chained("more", &id(&first))).await;
+        assert_eq!(said(&lost), "previous_response_not_found", "{name}");
+        drop(client);
+        h.finish().await;
+    }
+}
+
+/// spec §9: a place is given back before another is taken.
+#[tokio::test]
+async fn a_leg_that_is_opened_again_needs_one_place() {
+    let (h, a) = Harness::start(|s: &mut Setup| {
+        s.raw.limits.response_create = Some(1);
+        s.codex("a")
+    })
+    .await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    client.turn(&create("hi")).await;
+    a.fault(Fault::close_frame(Phase::Head, 1012)).turns().times(1);
+    assert_eq!(said(&client.turn(&create("more")).await), "completed");
+    drop(client);
+    h.finish().await;
+}
+
+/// spec §7: what answers a handshake with anything but 101 has opened no socket.
+#[tokio::test]
+async fn a_handshake_answered_with_200_is_refused() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    a.fault(Fault::status(200, "{}")).on_handshakes().forever();
+    let (status, _) = connect(&h, &[BETA]).await.err().unwrap();
+    assert_eq!(status, 502);
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn a_rebalance_takes_idle_legs_along() {
     let (h, (a, b)) = Harness::start(|s: &mut Setup| {

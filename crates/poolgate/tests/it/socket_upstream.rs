@@ -69,6 +69,108 @@ async fn what_is_still_said_of_a_failed_turn_is_not_the_next_ones() {
     h.finish().await;
 }
 
+/// What an upstream says to an interruption that came too late names no turn.
+#[tokio::test]
+async fn an_error_behind_an_interrupted_turn_is_not_the_next_ones() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    tell(&mut upstream, &[event("response.created", "resp_1")]).await;
+    client.send(&json!({"type": "response.interrupt"})).await;
+    heard(&mut upstream).await;
+    tell(&mut upstream, &[event("response.completed", "resp_1")]).await;
+    client.rest_of_turn().await;
+    client.send(&create("second")).await;
+    heard(&mut upstream).await;
+    let late = json!({"type": "error", "status": 400, "error": {"code": "no_active_response"}});
+    tell(&mut upstream, &[late]).await;
+    let mut upstream = accept(&listener).await;
+    heard(&mut upstream).await;
+    let second = ["response.created", "response.completed"].map(|kind| event(kind, "resp_2"));
+    tell(&mut upstream, &second).await;
+    let events = client.rest_of_turn().await;
+    assert_eq!((said(&events).as_str(), id(&events).as_str()), ("completed", "resp_2"));
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// spec §6: an error before output is judged, however large it is and whatever was passed on before it.
+#[tokio::test]
+async fn a_refusal_behind_a_large_opening_is_the_requests_own() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let long = "x".repeat(70_000);
+    let mut opening = event("response.created", "resp_1");
+    opening["response"]["instructions"] = json!(long);
+    let error = json!({"type": "error", "status": 400,
+        "error": {"code": "context_length_exceeded", "message": long}});
+    for events in [vec![opening, error.clone()], vec![error.clone()], vec![error]] {
+        client.send(&create("hi")).await;
+        heard(&mut upstream).await;
+        tell(&mut upstream, &events).await;
+        assert_eq!(said(&client.rest_of_turn().await), "context_length_exceeded");
+    }
+    client.send(&create("it was nothing of the account's")).await;
+    heard(&mut upstream).await;
+    tell(&mut upstream, &[event("response.completed", "resp_9")]).await;
+    assert_eq!(said(&client.rest_of_turn().await), "completed");
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// spec §8: an account's quota behind output is nobody's business.
+#[tokio::test]
+async fn a_failure_behind_output_tells_nothing_of_an_account() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let mut failed = event("response.failed", "resp_1");
+    failed["response"]["error"] = json!({"code": "insufficient_quota", "plan_type": "pro"});
+    let text = json!({"type": "response.output_text.delta", "delta": "a"});
+    tell(&mut upstream, &[event("response.created", "resp_1"), text, failed]).await;
+    let events = client.rest_of_turn().await;
+    assert_eq!(said(&events), "upstream_broke");
+    assert!(!json!(events).to_string().contains("plan_type"));
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// spec §7 [seed]: exchanged for the pool's, even when unchanged.
+#[tokio::test]
+async fn limits_between_turns_are_exchanged_too() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let limits = json!({"type": "codex.rate_limits", "rate_limits": {"primary":
+        {"used_percent": 40.0, "window_minutes": 300, "reset_after_seconds": 600}}});
+    for _ in 0..2 {
+        tell(&mut upstream, std::slice::from_ref(&limits)).await;
+        let told = client.next().await.unwrap().unwrap();
+        assert_eq!(told["type"], "codex.rate_limits");
+    }
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// RFC 6455, 4.1.
+#[tokio::test]
+async fn a_socket_that_was_not_asked_for_is_none() {
+    let (h, listener) = gateway("codex").await;
+    let answer = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 4096];
+        stream.read(&mut head).await.unwrap();
+        let upgrade = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                       Connection: Upgrade\r\nSec-WebSocket-Accept: AAAA\r\n\r\n";
+        stream.write_all(upgrade.as_bytes()).await.unwrap();
+        stream
+    };
+    let (refused, _stream) = tokio::join!(connect(&h, &[BETA]), answer);
+    assert_eq!(refused.err().unwrap().0, 502);
+    h.finish().await;
+}
+
 /// spec §8: neither the limits of a gateway behind this one, nor events its clients have not asked for.
 #[tokio::test]
 async fn another_gateways_limits_are_not_told() {

@@ -209,6 +209,10 @@ async fn a_client_may_ask_before_it_sends() {
     raw.until("HTTP/1.1 100 Continue\r\n\r\n").await;
     raw.write(&body).await;
     assert_eq!(Got::read(&raw.rest().await).unwrap().status, 200);
+    let mut raw = Raw::connect(&h).await;
+    raw.write(ask("pg-nobody")).await;
+    let refused = String::from_utf8(raw.rest().await).unwrap();
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
     h.finish().await;
 }
 

@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::egress::Received;
 use crate::gateway::Call;
 use crate::gateway::attempt::{self, AttemptError, Target};
+use crate::gateway::judge::Ours;
 use crate::gateway::read::{Payload, Purpose};
 use crate::json::{Document, Patch};
 
@@ -66,6 +67,7 @@ fn warmed_up(model: &str) -> Response<Received> {
     let mut response = Response::new(Received::Whole(Full::new(Bytes::from(events.concat()))));
     let stream = HeaderValue::from_static("text/event-stream");
     response.headers_mut().insert(CONTENT_TYPE, stream);
+    response.extensions_mut().insert(Ours);
     response
 }
 

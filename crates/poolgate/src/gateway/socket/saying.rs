@@ -6,7 +6,9 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, Response};
 use http_body_util::{BodyExt, Collected};
-use poolgate_core::account::Surface;
+use poolgate_core::account::{Family, Surface};
+use poolgate_core::limits::Limits;
+use poolgate_core::outcome::status_of_event;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
@@ -17,7 +19,7 @@ use crate::error::{Dialect, Error};
 use crate::gateway::limits;
 use crate::gateway::relay::{Outgoing, Relay};
 use crate::json::{Document, Patch};
-use crate::providers::event_kind;
+use crate::providers::{ErrorFields, event_kind};
 use crate::sse::Scanner;
 use crate::store::ClientKeyRow;
 use crate::ws::{Said, Socket};
@@ -55,8 +57,25 @@ impl Telling<'_> {
     /// Each event as a message, up to the one that ends the turn, which is always said: a client's
     /// socket stays, so that nothing else tells it of a cut. Whatever is said behind that, like the
     /// `response.failed` behind an `error`, would be taken for the next turn's.
-    pub async fn relay(&self, client: &mut Socket, relay: Relay) -> Result<(), Left> {
+    pub async fn relay(
+        &self,
+        client: &mut Socket,
+        relay: Relay,
+        told: &mut Option<Limits>,
+    ) -> Result<(), Left> {
         let mut body = Outgoing::Relay(Box::new(relay));
+        let said = self.events(client, &mut body).await;
+        if let Outgoing::Relay(relay) = &mut body {
+            *told = relay.told.take().or(told.take());
+        }
+        if !said? {
+            taken(client.put(Bytes::from_static(BROKE))).await?;
+        }
+        taken(client.flush()).await
+    }
+
+    /// Whether one of them ended the turn.
+    async fn events(&self, client: &mut Socket, body: &mut Outgoing) -> Result<bool, Left> {
         let mut scanner = Scanner::default();
         let mut has_ended = false;
         let mut in_a_row = 0;
@@ -79,7 +98,7 @@ impl Telling<'_> {
                     }
                 }
             };
-            let Some(Ok(frame)) = frame else { break };
+            let Some(Ok(frame)) = frame else { return Ok(has_ended) };
             let Ok(data) = frame.into_data() else { continue };
             let mut events = Vec::new();
             scanner.feed(&data, |event| events.push(Bytes::copy_from_slice(event.data)));
@@ -90,14 +109,11 @@ impl Telling<'_> {
                     continue;
                 }
                 has_ended = ends_turn(kind);
-                let event = if kind == b"error" { self.as_ours(event) } else { event };
+                let is_failure = matches!(kind, b"error" | b"response.failed");
+                let event = if is_failure { self.as_ours(event) } else { event };
                 taken(client.put(event)).await?;
             }
         }
-        if !has_ended {
-            taken(client.put(Bytes::from_static(BROKE))).await?;
-        }
-        taken(client.flush()).await
     }
 
     /// An upstream's error as a client may hear it: with the pool's limits in place of the account's.
@@ -105,14 +121,19 @@ impl Telling<'_> {
     /// behind output, where it is not served elsewhere, it is told as a break.
     fn as_ours(&self, event: Bytes) -> Bytes {
         let broke = || Bytes::from_static(BROKE);
+        let fields = ErrorFields::read(&event, self.app.clock.now());
+        let fitting = || status_of_event(Family::OpenAi, &fields.code, &fields.kind);
+        let status = fields.status.unwrap_or_else(fitting);
+        if !self.is_refused && matches!(status, 401 | 402 | 403 | 408 | 409 | 429 | 500..) {
+            return broke();
+        }
         let Ok(document) = Document::parse(event) else { return broke() };
         let mut patch = Patch::default();
-        for field in ["status", "status_code"] {
-            let Some(status) = document.raw(field) else { continue };
-            match status.parse().unwrap_or(0) {
-                401 | 403 if self.is_refused => patch.set(&document, field, "400"),
-                401 | 402 | 403 | 408 | 409 | 429 | 500.. if !self.is_refused => return broke(),
-                _ => {}
+        if self.is_refused && matches!(status, 401 | 403) {
+            for field in ["status", "status_code"] {
+                if document.raw(field).is_some() {
+                    patch.set(&document, field, "400");
+                }
             }
         }
         if document.raw("headers").is_some() {

@@ -30,7 +30,7 @@ use crate::gateway::read::{Head, Payload, Purpose, peek, turn_in};
 use crate::gateway::relay::Relay;
 use crate::gateway::route::{Contract, Endpoint};
 use crate::gateway::settle::Record;
-use crate::gateway::{Call, Served, answer};
+use crate::gateway::{Call, Served, answer, refuse_anothers};
 use crate::json::{Document, Text};
 use crate::keys::KeyPermit;
 use crate::limits::codex_event;
@@ -145,7 +145,13 @@ impl Session {
                 },
                 () = draining.cancelled() => return Err(Left::Close(RESTART, "Server is draining")),
                 // A close is remembered by the empty slot.
-                said = self.slot.idle() => self.learn(&said.unwrap_or_default()),
+                said = self.slot.idle() => {
+                    if said.is_some_and(|said| self.learn(&said)) {
+                        // Exchanged for the pool's, even when those are the same.
+                        self.told = None;
+                        self.tell_limits(client).await?;
+                    }
+                }
                 _ = looks.tick() => {
                     if !self.key_is_good() {
                         return Err(Left::Close(POLICY, "The key is no longer valid"));
@@ -160,12 +166,16 @@ impl Session {
         }
     }
 
-    /// Windows that an account tells of between turns.
-    fn learn(&self, text: &[u8]) {
+    /// Windows that an account tells of between turns; whether it did.
+    fn learn(&self, text: &[u8]) -> bool {
+        if !event_kind(text).starts_with(b"codex.rate_limits") {
+            return false;
+        }
         let now = self.app.clock.now();
         if let Some(id) = self.slot.account() {
             self.app.pool.observe(id, &codex_windows(text, now), Source::Answer, now);
         }
+        true
     }
 
     /// A socket may outlive its key by days.
@@ -250,7 +260,7 @@ impl Session {
                     is_refused: opening.tap.finished && !opening.tap.semantic,
                 };
                 let relay = Relay::new(of_app, lease, record, admitted, opening, of);
-                telling.relay(client, relay).await
+                telling.relay(client, relay, &mut self.told).await
             }
             Ok(Served::Whole(response)) => say_refusal(client, response).await,
             Err(error) => {
@@ -272,16 +282,14 @@ impl Session {
     /// stored is known by its account, wherever that is asked.
     fn is_chained(&self, head: &mut Head) -> Result<bool, Error> {
         let Some(previous) = head.owner else { return Ok(false) };
-        let stored = self.app.pool.owner(previous, self.app.clock.now());
-        let leg = self.slot.account();
-        let chained = leg.is_some() && (stored.is_none() || stored == leg);
-        if !chained && stored.is_none() {
+        if self.app.pool.owner(previous, self.app.clock.now()).is_some() {
+            return Ok(false);
+        }
+        if self.slot.account().is_none() {
             return Err(Error::ChainLost);
         }
-        if chained {
-            head.owner = None;
-        }
-        Ok(chained)
+        head.owner = None;
+        Ok(true)
     }
 
     /// A message as a request.
@@ -319,6 +327,7 @@ impl Session {
         if !key.models.is_empty() && !key.models.iter().any(fits) {
             return Err(Error::ModelForbidden(head.model));
         }
+        refuse_anothers(&self.app, &head)?;
         let chained = self.is_chained(&mut head)?;
         Ok(Call {
             turn: turn_in(&document, key.id).or(self.turn_state),
