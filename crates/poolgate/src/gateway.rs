@@ -290,7 +290,7 @@ fn answer(
     let Call { caller, surface, head: request_head, gate, over, .. } = call;
     let (lease, reply, assembled) = match dispatched {
         Dispatched::Stream(lease, answer) => {
-            record.headed(answer.head.status.as_u16());
+            record.headed(answer.refused.unwrap_or(answer.head.status.as_u16()));
             let is_ours = answer.head.extensions.get::<judge::Ours>().is_some();
             let mut response = Response::new(());
             *response.status_mut() = answer.head.status;

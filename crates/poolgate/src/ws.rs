@@ -10,6 +10,7 @@ use futures_util::{SinkExt, Stream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
@@ -35,6 +36,8 @@ pub enum Said {
     Binary,
     /// More than a message may hold; nothing can be read after it.
     TooLarge,
+    /// Against the protocol, or no UTF-8; the same holds.
+    Malformed(CloseCode),
 }
 
 impl Socket {
@@ -70,6 +73,10 @@ impl Socket {
                 Some(Ok(Message::Text(text))) => Some(Said::Text(text.into())),
                 Some(Ok(Message::Binary(_))) => Some(Said::Binary),
                 Some(Err(Error::Capacity(_))) => Some(Said::TooLarge),
+                Some(Err(Error::Utf8(_))) => Some(Said::Malformed(CloseCode::Invalid)),
+                // Gone without a word, which is said in the same way.
+                Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => None,
+                Some(Err(Error::Protocol(_))) => Some(Said::Malformed(CloseCode::Protocol)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
                 Some(Ok(Message::Close(_))) => {
                     self.is_closing = true;

@@ -152,7 +152,9 @@ impl Turn {
             Some(leg) if leg.socket.is_closing() => NotBegun::Closed,
             _ => NotBegun::Failed(SendError::Broke("the socket closed".into())),
         };
-        if !leg.socket.say(frame).await {
+        // A large one is not taken at once.
+        let said = timeout(wait, leg.socket.say(frame)).await;
+        if !said.map_err(|_| NotBegun::Failed(SendError::Timeout))? {
             return Err(ended(Some(&leg)));
         }
         slot.0.lock().said = Some(VecDeque::new());

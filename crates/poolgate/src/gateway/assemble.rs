@@ -82,7 +82,7 @@ impl Parts {
 /// Reads to the end. Output was made and perhaps charged for, so a stream that breaks is not sent
 /// again: the client is told.
 pub async fn assemble(answer: Answer, idle: Duration) -> Result<(Reply, Assembled), Bad> {
-    let Answer { mut head, opening: Opening { held, mut rest, tap, mut create } } = answer;
+    let Answer { mut head, opening: Opening { held, mut rest, tap, mut create }, .. } = answer;
     let broke = || Bad {
         outcome: Outcome::Broke,
         status: Some(200),

@@ -38,6 +38,8 @@ pub struct Ours;
 pub struct Answer {
     pub head: Parts,
     pub opening: Opening,
+    /// It is the upstream's refusal, with this status, in an event of a stream.
+    pub refused: Option<u16>,
 }
 
 /// A whole answer that reports a failure, as the upstream gave it.
@@ -119,7 +121,7 @@ async fn judge_success(
     match open(body, tap, create, !is_stream && !is_encoded).await {
         Opened::Good(mut opening) => {
             observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
-            Judged::Good(Answer { head, opening })
+            Judged::Good(Answer { head, opening, refused: None })
         }
         Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
         Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),
@@ -131,7 +133,7 @@ async fn judge_success(
                 // The client is told in the upstream's own words; nothing of worth follows.
                 opening.tap.error = Some(fields);
                 opening.tap.finished = true;
-                return Judged::Good(Answer { head, opening });
+                return Judged::Good(Answer { head, opening, refused: Some(status) });
             }
             let error = Error::Upstream(scrub_text(&fields.message, account));
             Judged::Bad(Bad { outcome, status: Some(status), reply: None, error })

@@ -179,6 +179,11 @@ impl Relay {
         Poll::Pending
     }
 
+    /// What it gave last were our own words.
+    pub fn is_cutting(&self) -> bool {
+        self.state == State::Cutting
+    }
+
     /// An answer that is whole before its head has left is recorded then: with others, which a body that
     /// is asked for its bytes could not wait for. It counts as complete from here on, even for a client that
     /// leaves in this moment.

@@ -51,7 +51,7 @@ async fn messages(pieces: &[&[u8]]) -> Vec<Option<Bytes>> {
                 Some(text)
             }
             Said::Binary => None,
-            Said::TooLarge => break,
+            Said::TooLarge | Said::Malformed(_) => break,
         });
     }
     all

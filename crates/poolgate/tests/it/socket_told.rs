@@ -1,10 +1,13 @@
 //! What clients are told on their sockets: all of a turn, its end, and nothing of an account.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use poolgate::clock::Clock;
 use poolgate_sim::{Account, Fault, Phase};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::{Harness, PATIENCE, Setup};
@@ -41,6 +44,8 @@ async fn an_error_tells_the_pools_limits_and_no_accounts() {
     assert_eq!((&error["status"], &error["error"]["code"]), (&json!(400), &json!("some_code")));
     assert_eq!(error["headers"]["x-codex-primary-used-percent"], "40.00", "{error}");
     assert_eq!(error["headers"].get("x-codex-credits-balance"), None, "{error}");
+    let rows = h.rows("SELECT status FROM requests ORDER BY id").await;
+    assert_eq!(rows.last().unwrap(), &["400"], "as over HTTP");
     drop(client);
     h.finish().await;
 }
@@ -112,6 +117,76 @@ async fn a_bridged_turn_that_cannot_be_told_is_told_as_broken() {
         );
         assert_eq!(said(&client.turn(&create("again")).await), "completed", "{name}");
     }
+    drop(client);
+    h.finish().await;
+}
+
+/// RFC 6455, 7.1.7: frames that no client sends, and what they are told.
+#[tokio::test]
+async fn what_is_against_the_protocol_is_told_by_its_code() {
+    let (h, _, _) = pair().await;
+    let frames: [(&str, &[u8], u16); 3] = [
+        ("unmasked", &[0x81, 2, b'h', b'i'], 1002),
+        ("an opcode that is none", &[0x83, 0x80, 0, 0, 0, 0], 1002),
+        ("no UTF-8", &[0x81, 0x82, 0, 0, 0, 0, 0xff, 0xff], 1007),
+    ];
+    for (name, frame, code) in frames {
+        let mut client = Client::open(&h).await;
+        client.next().await.unwrap().unwrap();
+        client.socket.get_mut().write_all(frame).await.unwrap();
+        assert_eq!(client.next().await.unwrap().unwrap_err(), code, "{name}");
+    }
+    until("their places are free", || h.app.sockets.is_empty()).await;
+    h.finish().await;
+}
+
+/// What the drain cuts is told so, and that the gateway comes back.
+#[tokio::test]
+async fn a_turn_that_the_drain_cuts_ends_with_1012() {
+    let (h, a, _) = pair().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    a.fault(Fault::stall(Phase::Output(1))).turns().times(1);
+    client.send(&create("hi [[events=5]]")).await;
+    while client.next().await.unwrap().unwrap()["type"] != "response.output_text.delta" {}
+    h.app.draining.cancel();
+    h.app.cutting.store(true, Ordering::Relaxed);
+    h.app.sockets.abort.cancel();
+    assert_eq!(said(&client.rest_of_turn().await), "draining");
+    assert_eq!(client.next().await.unwrap().unwrap_err(), 1012);
+    h.finish().await;
+}
+
+/// wire §2.4: what a refusal over HTTP says in its head, an error event says in its headers.
+#[tokio::test]
+async fn an_error_events_headers_count() {
+    let (h, a, _) = pair().await;
+    let headers = vec![("retry-after".to_owned(), "30".to_owned())];
+    let code = "rate_limit_exceeded".to_owned();
+    let fault = Fault::ErrorFrame { phase: Phase::Head, status: 429, code, headers };
+    a.fault(fault).turns().times(1);
+    for (wait, asked) in [(0, vec!["a", "b"]), (25, vec!["b"]), (6, vec!["a"])] {
+        h.clock.advance(Duration::from_secs(wait));
+        h.sim.clear_journal();
+        let mut client = Client::open(&h).await;
+        assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+        assert_eq!(turns(&h), asked, "after {wait} s more");
+    }
+    h.finish().await;
+}
+
+/// An answer of ours says nothing about the account.
+#[tokio::test]
+async fn a_warm_up_that_is_answered_here_is_no_success_of_the_account() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    without_sockets(&a);
+    let mut client = Client::open(&h).await;
+    let mut warm_up = create("");
+    warm_up["generate"] = json!(false);
+    assert_eq!(said(&client.turn(&warm_up).await), "completed");
+    let served = h.app.pool.view(h.clock.now()).accounts[0].served;
+    assert_eq!(served, 0);
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
     drop(client);
     h.finish().await;
 }

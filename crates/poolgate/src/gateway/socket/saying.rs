@@ -41,6 +41,10 @@ pub const TEXT_ONLY: Left = Left::Close(UNSUPPORTED, "text only");
 
 pub const TOO_LARGE: Left = Left::Close(MESSAGE_TOO_BIG, "a message holds 64 MiB at most");
 
+pub const fn malformed(code: u16) -> Left {
+    Left::Close(code, "not a message of the protocol")
+}
+
 /// The words of the relay for a turn that broke, for what it cannot say itself.
 const BROKE: &[u8] = br#"{"type":"response.failed","response":{"status":"failed","error":{"code":"upstream_broke","message":"the upstream broke off; the answer is incomplete"}}}"#;
 
@@ -109,7 +113,8 @@ impl Telling<'_> {
                     continue;
                 }
                 has_ended = ends_turn(kind);
-                let is_failure = matches!(kind, b"error" | b"response.failed");
+                let is_ours = matches!(body, Outgoing::Relay(relay) if relay.is_cutting());
+                let is_failure = !is_ours && matches!(kind, b"error" | b"response.failed");
                 let event = if is_failure { self.as_ours(event) } else { event };
                 taken(client.put(event)).await?;
             }
@@ -158,6 +163,7 @@ pub async fn keep_waiting(client: &mut Socket, slot: &Slot) -> Left {
             None => return Left::Gone,
             Some(Said::Binary) => return TEXT_ONLY,
             Some(Said::TooLarge) => return TOO_LARGE,
+            Some(Said::Malformed(code)) => return malformed(code.into()),
             Some(Said::Text(text)) => text,
         };
         let kind = event_kind(&text);

@@ -16,7 +16,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::saying::{
-    CREATE, STUCK, TEXT_ONLY, TOO_LARGE, Telling, keep_waiting, say, say_error, say_refusal,
+    CREATE, STUCK, TEXT_ONLY, TOO_LARGE, Telling, keep_waiting, malformed, say, say_error,
+    say_refusal,
 };
 use super::{OverSocket, Wants, mark};
 use crate::admission::Permit;
@@ -111,8 +112,15 @@ impl Session {
         let abort = self.app.sockets.abort.clone();
         match abort.run_until_cancelled(self.serve(&mut client)).await {
             Some(Err(Left::Close(code, reason))) => {
-                let close = timeout(STUCK, client.close(code, reason));
-                let _ = abort.run_until_cancelled(close).await;
+                // The drain may have cut the turn before.
+                let last = async {
+                    abort.cancelled().await;
+                    tokio::time::sleep(LAST_WORD).await;
+                };
+                tokio::select! {
+                    _ = timeout(STUCK, client.close(code, reason)) => {}
+                    () = last => {}
+                }
             }
             Some(Err(Left::Gone)) => {}
             None => {
@@ -129,7 +137,6 @@ impl Session {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let draining = self.app.draining.clone();
-        let idle = self.app.limits().socket_idle_timeout;
         self.tell_limits(client).await?;
         loop {
             tokio::select! {
@@ -142,6 +149,7 @@ impl Session {
                     }
                     Said::Binary => return Err(TEXT_ONLY),
                     Said::TooLarge => return Err(TOO_LARGE),
+                    Said::Malformed(code) => return Err(malformed(code.into())),
                 },
                 () = draining.cancelled() => return Err(Left::Close(RESTART, "Server is draining")),
                 // A close is remembered by the empty slot.
@@ -159,7 +167,7 @@ impl Session {
                     self.leave_unable();
                     self.tell_limits(client).await?;
                 }
-                () = sleep_until(heard + idle) => {
+                () = sleep_until(heard + self.app.limits().socket_idle_timeout) => {
                     return Err(Left::Close(GOING_AWAY, "Idle downstream websocket timeout"));
                 }
             }
