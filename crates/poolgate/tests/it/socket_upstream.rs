@@ -160,7 +160,7 @@ async fn a_socket_that_was_not_asked_for_is_none() {
     let answer = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut head = [0; 4096];
-        stream.read(&mut head).await.unwrap();
+        assert!(stream.read(&mut head).await.unwrap() > 0);
         let upgrade = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
                        Connection: Upgrade\r\nSec-WebSocket-Accept: AAAA\r\n\r\n";
         stream.write_all(upgrade.as_bytes()).await.unwrap();
