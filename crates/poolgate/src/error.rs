@@ -231,6 +231,10 @@ impl Error {
 
     fn retry_headers(&self, dialect: Dialect, headers: &mut HeaderMap) {
         match self {
+            Self::BadHandshake => {
+                // RFC 6455, 4.2.2: the version that is spoken here.
+                headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            }
             Self::NoWebSocket => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

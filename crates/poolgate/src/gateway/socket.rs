@@ -104,9 +104,7 @@ pub async fn open(
     let permit = app.admission.enter(Bound::ProxyWebsocket)?;
     let upgrade =
         head.extensions.remove::<OnUpgrade>().filter(|_| head.version == Version::HTTP_11);
-    let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
-    let key = key.filter(|_| head.headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|v| v == VERSION));
-    let (upgrade, accept) = upgrade.zip(key).ok_or(Error::BadHandshake)?;
+    let (upgrade, accept) = upgrade.zip(accept(&head.headers)).ok_or(Error::BadHandshake)?;
     let own: [u8; 16] = rand::random();
     let slot = Slot::default();
     let call = Call {
@@ -155,6 +153,21 @@ pub async fn open(
     let session = Session::new(Arc::clone(&app), call, slot, contract, (permit, moves));
     app.sockets.spawn(session.run(upgrade));
     Ok(response)
+}
+
+/// What a client's handshake is answered with, if it is one (RFC 6455, 4.2.1).
+fn accept(headers: &HeaderMap) -> Option<String> {
+    let one = |name| {
+        let mut all = headers.get_all(name).iter();
+        all.next().filter(|_| all.next().is_none())
+    };
+    let key = one(SEC_WEBSOCKET_KEY)?.as_bytes();
+    let nonce = base64::engine::general_purpose::STANDARD.decode(key).ok()?;
+    let options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let mut options = options.flat_map(|value| value.split(','));
+    let is_asked = options.any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
+    let is_ours = one(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == VERSION);
+    (is_asked && is_ours && nonce.len() == 16).then(|| derive_accept_key(key))
 }
 
 /// The model that Codex names in its handshake, for the first turn. An account whose ordinary quota
