@@ -4,11 +4,14 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, Stream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -21,6 +24,8 @@ pub use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 const MESSAGE_MAX: usize = 64 << 20;
 /// Sockets are many, and most of them idle.
 const BUFFER: usize = 4 << 10;
+/// Behind a close.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// One end of a socket.
 #[derive(Debug)]
@@ -121,8 +126,15 @@ impl Socket {
         let _ = self.stream.poll_flush_unpin(cx);
     }
 
+    /// What the other end is still sending is read and dropped: unread, it would become a reset, which
+    /// may overtake the close.
     pub async fn close(mut self, code: u16, reason: &'static str) {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
         let _ = self.stream.close(Some(frame)).await;
+        let io = self.stream.get_mut();
+        let _ = io.shutdown().await;
+        let mut rest = [0; BUFFER];
+        let drop_rest = async { while io.read(&mut rest).await.is_ok_and(|read| read > 0) {} };
+        let _ = timeout(LINGER, drop_rest).await;
     }
 }

@@ -132,6 +132,10 @@ pub async fn open(
         Dispatched::Stream(lease, answer) => (lease, answer),
         Dispatched::Whole(_, reply, _) => return Ok(refused(reply.head, reply.body)),
     };
+    if app.draining.is_cancelled() {
+        // It may have taken a while.
+        return Err(Error::Draining);
+    }
     remember_turn(&app, &call.caller, &lease, &answer.head.headers);
     let moves = lease.moves();
     drop(lease);

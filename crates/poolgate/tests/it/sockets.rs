@@ -255,13 +255,22 @@ async fn a_message_that_is_too_large_ends_the_socket_with_a_reason() {
     client.next().await.unwrap().unwrap();
     // The head of a text message of 65 MiB.
     let head = [&[0x81, 0xff][..], &(65_u64 << 20).to_be_bytes(), &[1, 2, 3, 4]].concat();
-    client.socket.get_mut().write_all(&head).await.unwrap();
-    let code = loop {
-        if let Err(code) = client.next().await.expect("not a cut") {
-            break code;
+    // What is sent behind it must not cut the socket before the reason has come.
+    for size in [0, 65 << 20] {
+        if size > 0 {
+            client = Client::open(&h).await;
+            client.next().await.unwrap().unwrap();
         }
-    };
-    assert_eq!(code, 1009);
+        client.socket.get_mut().write_all(&head).await.unwrap();
+        client.socket.get_mut().write_all(&vec![0; size]).await.unwrap();
+        let code = loop {
+            if let Err(code) = client.next().await.expect("not a cut") {
+                break code;
+            }
+        };
+        assert_eq!(code, 1009, "with {size} bytes");
+    }
+    drop(client);
     until("its place is free", || h.app.sockets.is_empty()).await;
     h.finish().await;
 }
