@@ -12,6 +12,7 @@ use poolgate_core::health::Stop;
 use poolgate_core::outcome::{Evidence, Outcome, classify, status_of_event};
 use poolgate_core::quota::{Reading, Source};
 use poolgate_core::units::Timestamp;
+use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
 use super::opening::{Opened, Opening, open};
@@ -28,6 +29,8 @@ const ERROR_MAX: usize = 1 << 20;
 /// Most of it that is logged, already scrubbed: of the whole, so that no piece of a token is left.
 const LOGGED_MAX: usize = 4 << 10;
 const ERROR_FOR: Duration = Duration::from_secs(10);
+/// A stream ends a moment after its error, or stays open with nothing of worth to come.
+const REST_FOR: Duration = Duration::from_millis(500);
 
 /// An answer that goes to the client.
 #[derive(Debug)]
@@ -114,6 +117,7 @@ async fn judge_success(
             let outcome = classify_fields(app, account, ask, &refusal, &fields, now);
             if matches!(outcome, Outcome::RequestFault | Outcome::PolicyBlock) {
                 // The client is told in the upstream's own words; nothing of worth follows.
+                Box::pin(scrub_opening(&mut opening, account)).await;
                 opening.tap.error = Some(fields);
                 opening.tap.finished = true;
                 return Judged::Good(Answer { head, opening });
@@ -242,6 +246,22 @@ fn scrub(body: &Bytes, account: &Account) -> Bytes {
     }
     let text = String::from_utf8_lossy(body).into_owned();
     Bytes::from(secrets.iter().fold(text, |text, secret| text.replace(secret, "[removed]")))
+}
+
+/// The same for a refusal inside a stream, with what is said behind it, which may repeat it. All in
+/// one piece: an identifier may be torn between two.
+async fn scrub_opening(opening: &mut Opening, account: &Account) {
+    let mut whole = opening.held.make_contiguous().concat();
+    if let Some(mut rest) = opening.rest.take() {
+        let until = Instant::now() + REST_FOR;
+        while whole.len() < ERROR_MAX
+            && let Ok(Some(Ok(frame))) = timeout_at(until, rest.frame()).await
+        {
+            whole.extend(frame.into_data().unwrap_or_default());
+        }
+    }
+    opening.held.clear();
+    opening.held.push_back(scrub(&Bytes::from(whole), account));
 }
 
 /// Of a scrubbed body, for the log.
