@@ -96,6 +96,10 @@ pub async fn open(
     if app.draining.is_cancelled() {
         return Err(Error::Draining);
     }
+    // Every turn would be refused: better to say so where clients expect it.
+    if !app.spool.has_room() {
+        return Err(Error::CannotRecord);
+    }
     let permit = app.admission.enter(Bound::ProxyWebsocket)?;
     let upgrade =
         head.extensions.remove::<OnUpgrade>().filter(|_| head.version == Version::HTTP_11);

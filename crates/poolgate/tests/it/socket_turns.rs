@@ -217,6 +217,25 @@ async fn turn_state_leads_back_to_its_account_and_to_no_other() {
     h.finish().await;
 }
 
+/// spec §9: a turn is admitted like a request, however long its socket has been open.
+#[tokio::test]
+async fn short_of_memory_turns_are_refused_on_open_sockets() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let mut client = Client::open(&h).await;
+    for (percent, want) in [(85, "completed"), (95, "proxy_unavailable"), (70, "completed")] {
+        h.app.memory.judge(percent, 100);
+        let events = client.turn(&create("hi")).await;
+        assert_eq!(said(&events), want, "at {percent}");
+        let last = events.last().unwrap();
+        if last["type"] == "error" {
+            let told = (&last["status"], &last["headers"]["retry-after"]);
+            assert_eq!(told, (&json!(503), &json!("5")));
+        }
+    }
+    drop(client);
+    h.finish().await;
+}
+
 /// codex-lb I2: Codex gives a handshake 15 s and speaks HTTP from then on; a turn may wait for a minute.
 #[tokio::test]
 async fn a_handshake_does_not_wait_for_longer_than_its_client() {
