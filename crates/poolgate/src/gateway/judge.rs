@@ -154,9 +154,25 @@ async fn judge_failure(
         scrub_text(&fields.message, account)
     };
     let body = scrub(&body, account);
-    tracing::info!(account = account.name, status, body = ?excerpt(&body), "an upstream refused");
+    log(account, status, &body);
     let reply = Some(Reply { head, body });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text) }
+}
+
+/// A refusal of which nothing follows but a line of the log. Its body has the time that the rest of a
+/// stream has: the client waits.
+pub async fn log_refusal(account: &Account, refusal: Response<Received>) {
+    let status = refusal.status().as_u16();
+    let read = Limited::new(refusal.into_body(), ERROR_MAX).collect();
+    let read = Box::pin(tokio::time::timeout(REST_FOR, read)).await;
+    let body =
+        read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    log(account, status, &scrub(&body, account));
+}
+
+fn log(account: &Account, status: u16, scrubbed: &[u8]) {
+    let body = excerpt(scrubbed);
+    tracing::info!(account = account.name, status, ?body, "an upstream refused");
 }
 
 /// What the head of a refusal says.

@@ -37,7 +37,9 @@ use super::read::{Head, Payload, Purpose, session_of, turn_of};
 use super::relay::Outgoing;
 use super::route::Contract;
 use super::settle::Record;
-use super::{Call, authenticate, client_status, headers, limits, prepare, remember_turn, stage};
+use super::{
+    Call, authenticate, client_status, headers, judge, limits, prepare, remember_turn, stage,
+};
 use crate::admission::{Bound, Permit};
 use crate::app::App;
 use crate::config::Upstream;
@@ -205,6 +207,7 @@ pub async fn send(
             }
             Upgrade::Refused(response) if bridge::lacks_sockets(response.status()) => {
                 over.slot.bridge(account.id);
+                judge::log_refusal(account, response).await;
                 return send_without_socket(app, call, target, over).await;
             }
             Upgrade::Refused(response) => return Ok((response, Permit::default())),
