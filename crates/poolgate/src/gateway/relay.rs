@@ -19,6 +19,7 @@ use poolgate_core::account::{Kind, Surface};
 use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
 use poolgate_core::outcome::{Attempt, Outcome};
+use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::admit::Admitted;
@@ -294,11 +295,7 @@ impl Relay {
                     let told = std::mem::take(&mut self.opening.tap.readings);
                     observe_events(&self.app, &self.lease.account, &told);
                     let data = match &mut self.splitter {
-                        Some(splitter) => splitter.pass(&data, || {
-                            let now = self.app.clock.now();
-                            let pool = self.app.pool.limits(&self.key.pools, Kind::Codex, now);
-                            pool.as_ref().map(codex_event)
-                        }),
+                        Some(splitter) => splitter.pass(&data, || limits(&self.app, &self.key)),
                         None => data,
                     };
                     if let Some(data) = self.hand_on(data) {
@@ -315,7 +312,9 @@ impl Relay {
                 }
                 None => {
                     self.state = State::Over;
-                    let rest = self.splitter.as_mut().map(Splitter::rest).unwrap_or_default();
+                    let limits = || limits(&self.app, &self.key);
+                    let rest = self.splitter.as_mut().map(|splitter| splitter.rest(limits));
+                    let rest = rest.unwrap_or_default();
                     if let Some(rest) = self.hand_on(rest) {
                         return Poll::Ready(Some(Ok(rest)));
                     }
@@ -323,6 +322,12 @@ impl Relay {
             }
         }
     }
+}
+
+/// The pool's, as an event for Codex.
+fn limits(app: &App, key: &ClientKey) -> Option<Value> {
+    let limits = app.pool.limits(&key.pools, Kind::Codex, app.clock.now());
+    limits.as_ref().map(codex_event)
 }
 
 /// `Sleep` is a future; this only saves an import of the trait at each use.
