@@ -151,6 +151,12 @@ pub fn state(account: &Account, now: Timestamp) -> Result<Fit, Reason> {
     spent(account, now)
 }
 
+/// The provider says that none of the ordinary quota is left, whatever else is wrong.
+pub fn is_exhausted(account: &Account, now: Timestamp) -> bool {
+    let exhausted = || matches!(spent(account, now), Err(Reason::Exhausted { .. }));
+    account.health.is_out_of_quota(now) || exhausted()
+}
+
 /// May it serve `ask` now?
 pub fn availability(account: &Account, ask: Ask<'_>, now: Timestamp) -> Result<Fit, Reason> {
     if !account.kind.serves(ask.surface, account.speaks) {

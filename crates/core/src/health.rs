@@ -149,7 +149,12 @@ impl Health {
         self.last_of(|block| block, now)
     }
 
-    /// The same for a gated request: of spent quota it waits for the rest only, since what is spent
+    /// The provider has said that the quota is spent; another block may last longer.
+    pub fn is_out_of_quota(&self, now: Timestamp) -> bool {
+        self.blocks.iter().any(|block| block.cause == Cause::Quota && now < block.until)
+    }
+
+    /// The same as [`Self::blocked`] for a gated request: of spent quota it waits for the rest only, since what is spent
     /// is not its own.
     pub fn blocked_gated(&self, now: Timestamp) -> Option<Block> {
         let rested = |block: Block| match block.cause {

@@ -7,8 +7,7 @@
 use std::time::Duration;
 
 use crate::account::Kind;
-use crate::availability::{Account, Reason, state};
-use crate::health::Cause;
+use crate::availability::{Account, Reason, is_exhausted, state};
 use crate::quota::Window;
 use crate::units::{Fraction, Timestamp};
 
@@ -85,25 +84,19 @@ struct Member<'a> {
 impl<'a> Member<'a> {
     /// `None`: it can give nothing, and will not by waiting; or has told nothing.
     fn of(account: &'a Account, now: Timestamp) -> Option<Self> {
-        let is_full = match state(account, now) {
-            Err(Reason::Exhausted { .. } | Reason::Cooling { cause: Cause::Quota, .. }) => true,
-            Err(
-                Reason::Unfit
-                | Reason::Paused
-                | Reason::Stopped(_)
-                | Reason::Unavailable
-                | Reason::NotAllowed
-                | Reason::Model { .. },
-            ) => return None,
-            Ok(_)
-            | Err(
-                Reason::Capped { .. }
-                | Reason::Cooling { .. }
-                | Reason::Backoff { .. }
-                | Reason::Busy
-                | Reason::Probing { .. },
-            ) => false,
-        };
+        if let Err(
+            Reason::Unfit
+            | Reason::Paused
+            | Reason::Stopped(_)
+            | Reason::Unavailable
+            | Reason::NotAllowed
+            | Reason::Model { .. },
+        ) = state(account, now)
+        {
+            return None;
+        }
+        // Asked for by itself: an account in trouble may be spent besides, and stays so afterwards.
+        let is_full = is_exhausted(account, now);
         account.quota.ordinary().next().is_some().then_some(Self { account, is_full })
     }
 
@@ -132,10 +125,17 @@ fn share<'a>(
         }
     }
     Some(Share {
-        used: Fraction::from_share((used / weights * VISIBLE).round() / VISIBLE)?,
+        used: visible(used / weights)?,
         length: length?,
         resets_at: (ahead_weights > 0.0).then(|| at_seconds(ahead / ahead_weights)).flatten(),
     })
+}
+
+/// Rounded, but never up to everything: that means that nobody serves.
+fn visible(used: f64) -> Option<Fraction> {
+    let steps = (used * VISIBLE).round();
+    let steps = if used < 1.0 { steps.min(VISIBLE - 1.0) } else { steps };
+    Fraction::from_share(steps / VISIBLE)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are far below 2^52")]
@@ -169,7 +169,7 @@ impl Share {
 mod tests {
     use super::*;
     use crate::account::{AccountId, Caps, Speaks};
-    use crate::health::{Health, Stop};
+    use crate::health::{Cause, Health, Stop};
     use crate::quota::{FIVE_HOURS, Limit, Quota, WEEK};
 
     const NOW: Timestamp = Timestamp(1_795_300_000_000);
@@ -226,6 +226,7 @@ mod tests {
             ("half of half", vec![capped(25.0)], (50.0, 0.0)),
             ("at its cap it is full", vec![capped(50.0)], (100.0, 0.0)),
             ("beyond its cap too", vec![capped(80.0)], (100.0, 0.0)),
+            ("a hair below it is not", vec![capped(49.999)], (99.99, 0.0)),
             (
                 "to 0.01 percent",
                 vec![account(3.0, (1.0, 1), (0.0, 1)), account(4.0, (0.0, 1), (0.0, 1))],
@@ -264,6 +265,19 @@ mod tests {
             account.health.block(cause, NOW.plus(FIVE_HOURS), NOW);
             account
         };
+        let spent_and = |cause: Option<Cause>, errors| {
+            let mut account = account(1.0, (0.0, 1), (100.0, 1));
+            if let Some(cause) = cause {
+                account.health.block(cause, NOW.plus(FIVE_HOURS), NOW);
+            }
+            for _ in 0..errors {
+                account.health.error(NOW);
+            }
+            assert!(!matches!(state(&account, NOW), Err(Reason::Exhausted { .. })));
+            account
+        };
+        let mut twice_blocked = blocked(Cause::Quota);
+        twice_blocked.health.block(Cause::Strike(1), NOW.plus(2 * FIVE_HOURS), NOW);
         let cases = [
             ("paused", Account { paused: true, ..idle() }, 50.0),
             ("needs a login", stopped(Stop::NeedsLogin), 50.0),
@@ -272,6 +286,10 @@ mod tests {
             ("cooling", blocked(Cause::Strike(1)), 25.0),
             ("told to wait", blocked(Cause::Rate), 25.0),
             ("its quota is spent, though no window says so", blocked(Cause::Quota), 75.0),
+            ("spent, and struck besides", spent_and(Some(Cause::Strike(1)), 0), 75.0),
+            ("spent, and told to wait for longer", spent_and(Some(Cause::Rate), 0), 75.0),
+            ("spent, and backing off", spent_and(None, 5), 75.0),
+            ("said to be spent, and struck for longer", twice_blocked, 75.0),
             ("a full week fills its 5 hours", account(1.0, (0.0, 1), (100.0, 1)), 75.0),
             (
                 "busy",

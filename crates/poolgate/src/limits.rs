@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use poolgate_core::limits::{Limits, Share, Standing};
-use poolgate_core::units::Timestamp;
+use poolgate_core::units::{Fraction, Timestamp};
 use serde_json::{Value, json};
 
 /// Codex needs a plan to show limits at all.
@@ -149,11 +149,18 @@ pub fn codex_event(limits: &Limits) -> Value {
     })
 }
 
+/// Codex reads an integer here, where headers and events have decimals. A hundred says that nothing
+/// is left, so nothing is rounded up to that.
+fn whole_percent(used: Fraction) -> u32 {
+    let nearest = (used.ppm() + 5_000) / 10_000;
+    if used == Fraction::ONE { nearest } else { nearest.min(99) }
+}
+
 /// What Codex's usage endpoint answers.
 pub fn codex_usage(limits: Option<&Limits>, now: Timestamp) -> Value {
     let window = |share: Share| {
         json!({
-            "used_percent": share.used.percent().round(),
+            "used_percent": whole_percent(share.used),
             "limit_window_seconds": share.length.as_secs(),
             "reset_after_seconds": share.resets_at.map_or(Duration::ZERO, |at| now.until(at)).as_secs(),
             "reset_at": share.resets_at.map_or(0, Timestamp::unix_seconds),
@@ -197,7 +204,6 @@ pub fn plain(limits: Option<&Limits>) -> Value {
 #[cfg(test)]
 mod tests {
     use poolgate_core::quota::{FIVE_HOURS, WEEK};
-    use poolgate_core::units::Fraction;
 
     use super::*;
 
@@ -279,9 +285,21 @@ mod tests {
         assert_eq!(
             usage["rate_limit"],
             json!({"allowed": false, "limit_reached": true,
-                "primary_window": {"used_percent": 13.0, "limit_window_seconds": 18000, "reset_after_seconds": 60, "reset_at": 1_795_300_060},
-                "secondary_window": {"used_percent": 100.0, "limit_window_seconds": 604_800, "reset_after_seconds": 0, "reset_at": 0}})
+                "primary_window": {"used_percent": 13, "limit_window_seconds": 18000, "reset_after_seconds": 60, "reset_at": 1_795_300_060},
+                "secondary_window": {"used_percent": 100, "limit_window_seconds": 604_800, "reset_after_seconds": 0, "reset_at": 0}})
         );
         assert_eq!(codex_usage(None, NOW)["rate_limit"], Value::Null);
+    }
+
+    /// wire 3: Codex reads an `i32`, and takes no `13.0` for one.
+    #[test]
+    fn the_usage_answer_has_whole_percents() {
+        for (percent, want) in
+            [(0.0, 0), (0.49, 0), (0.5, 1), (12.5, 13), (99.4, 99), (99.99, 99), (100.0, 100)]
+        {
+            let usage = codex_usage(Some(&limits(percent, 0.0)), NOW);
+            let used = &usage["rate_limit"]["primary_window"]["used_percent"];
+            assert_eq!(used.as_i64(), Some(want), "{percent}");
+        }
     }
 }

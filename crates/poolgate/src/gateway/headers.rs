@@ -115,21 +115,27 @@ pub fn to_client(upstream: HeaderMap) -> HeaderMap {
     out
 }
 
-/// One account's limits, which would jump with every failover.
+/// One account's limits, which would jump with every failover. Told by their endings: windows and
+/// limits have many names, and new ones appear.
 fn is_limit(name: &str) -> bool {
-    if let Some(name) = name.strip_prefix("anthropic-") {
-        return name.starts_with("ratelimit-");
+    const OF_WINDOWS: [&str; 5] =
+        ["-used-percent", "-window-minutes", "-reset-at", "-reset-after-seconds", "limit-name"];
+    const OF_TOKENS: [&str; 3] = ["-limit", "-remaining", "-reset"];
+    let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+    if let Some(rest) = name.strip_prefix("anthropic-") {
+        // Beside the ordinary limits there are those of a priority tier.
+        return rest.starts_with("ratelimit-") || ends(&OF_TOKENS);
     }
-    let Some(name) = name.strip_prefix("x-codex-") else {
-        return false;
-    };
-    name.starts_with("credits-")
-        || name.split('-').any(|word| matches!(word, "primary" | "secondary"))
-        || name.ends_with("limit-name")
-        || matches!(
-            name,
-            "active-limit" | "plan-type" | "promo-message" | "rate-limit-reached-type"
-        )
+    if ends(&OF_WINDOWS) || name.split('-').any(|word| matches!(word, "primary" | "secondary")) {
+        return true;
+    }
+    name.strip_prefix("x-codex-").is_some_and(|rest| {
+        rest.starts_with("credits-")
+            || matches!(
+                rest,
+                "active-limit" | "plan-type" | "promo-message" | "rate-limit-reached-type"
+            )
+    })
 }
 
 /// Adds `beta` to `anthropic-beta`, after what the client asked for.
@@ -229,6 +235,36 @@ mod tests {
         let client = to_client(upstream);
         assert_eq!(names(&client), want);
         assert!(client.get_all("x-codex-safety").iter().eq(["1", "2"]));
+    }
+
+    /// spec §8, multiplexer 18.5 #56: of whatever window and limit.
+    #[test]
+    fn no_limit_of_an_upstream_reaches_a_client() {
+        for (name, passes) in [
+            ("x-codex-primary-used-percent", false),
+            ("x-codex-monthly-used-percent", false),
+            ("x-codex-monthly-window-minutes", false),
+            ("x-codex-monthly-reset-at", false),
+            ("x-codex-monthly-reset-after-seconds", false),
+            ("x-codex-bengalfox-limit-name", false),
+            ("x-codex-primary-over-secondary-limit-percent", false),
+            ("x-openai-spark-primary-used-percent", false),
+            ("x-openai-spark-secondary-window-minutes", false),
+            ("x-openai-spark-primary-reset-at", false),
+            ("x-openai-spark-limit-name", false),
+            ("anthropic-ratelimit-unified-fallback-percentage", false),
+            ("anthropic-ratelimit-tokens-remaining", false),
+            ("anthropic-priority-input-tokens-limit", false),
+            ("anthropic-priority-input-tokens-remaining", false),
+            ("anthropic-priority-output-tokens-reset", false),
+            ("anthropic-beta", true),
+            ("openai-processing-ms", true),
+            ("x-codex-turn-state", true),
+            ("x-codex-turn-metadata", true),
+            ("x-openai-product-sku", true),
+        ] {
+            assert_eq!(passes_to_client(name), passes, "{name}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use poolgate_core::health::Stop;
 use poolgate_core::outcome::{Evidence, Outcome, classify, status_of_event};
 use poolgate_core::quota::{Reading, Source};
 use poolgate_core::units::Timestamp;
+use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
 use super::opening::{Opened, Opening, open};
@@ -28,6 +29,8 @@ const ERROR_MAX: usize = 1 << 20;
 /// Most of it that is logged, already scrubbed: of the whole, so that no piece of a token is left.
 const LOGGED_MAX: usize = 4 << 10;
 const ERROR_FOR: Duration = Duration::from_secs(10);
+/// A stream ends a moment after its error, or stays open with nothing of worth to come.
+const REST_FOR: Duration = Duration::from_millis(500);
 
 /// Marks an answer that no upstream gave: it says nothing about the account.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +134,7 @@ async fn judge_success(
             let outcome = judge_event(app, account, ask, &fields, now);
             if matches!(outcome, Outcome::RequestFault | Outcome::PolicyBlock) {
                 // The client is told in the upstream's own words; nothing of worth follows.
+                Box::pin(scrub_opening(&mut opening, account)).await;
                 opening.tap.error = Some(fields);
                 opening.tap.finished = true;
                 return Judged::Good(Answer { head, opening, refused: Some(status) });
@@ -167,9 +171,25 @@ async fn judge_failure(
         scrub_text(&fields.message, account)
     };
     let body = scrub(&body, account);
-    tracing::info!(account = account.name, status, body = ?excerpt(&body), "an upstream refused");
+    log(account, status, &body);
     let reply = Some(Reply { head, body });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text) }
+}
+
+/// A refusal of which nothing follows but a line of the log. Its body has the time that the rest of a
+/// stream has: the client waits.
+pub async fn log_refusal(account: &Account, refusal: Response<Received>) {
+    let status = refusal.status().as_u16();
+    let read = Limited::new(refusal.into_body(), ERROR_MAX).collect();
+    let read = Box::pin(tokio::time::timeout(REST_FOR, read)).await;
+    let body =
+        read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    log(account, status, &scrub(&body, account));
+}
+
+fn log(account: &Account, status: u16, scrubbed: &[u8]) {
+    let body = excerpt(scrubbed);
+    tracing::info!(account = account.name, status, ?body, "an upstream refused");
 }
 
 /// What the head of a refusal says.
@@ -277,6 +297,22 @@ fn scrub(body: &Bytes, account: &Account) -> Bytes {
     }
     let text = String::from_utf8_lossy(body).into_owned();
     Bytes::from(secrets.iter().fold(text, |text, secret| text.replace(secret, "[removed]")))
+}
+
+/// The same for a refusal inside a stream, with what is said behind it, which may repeat it. All in
+/// one piece: an identifier may be torn between two.
+async fn scrub_opening(opening: &mut Opening, account: &Account) {
+    let mut whole = opening.held.make_contiguous().concat();
+    if let Some(mut rest) = opening.rest.take() {
+        let until = Instant::now() + REST_FOR;
+        while whole.len() < ERROR_MAX
+            && let Ok(Some(Ok(frame))) = timeout_at(until, rest.frame()).await
+        {
+            whole.extend(frame.into_data().unwrap_or_default());
+        }
+    }
+    opening.held.clear();
+    opening.held.push_back(scrub(&Bytes::from(whole), account));
 }
 
 /// Of a scrubbed body, for the log.

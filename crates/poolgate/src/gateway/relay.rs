@@ -20,6 +20,7 @@ use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
 use poolgate_core::limits::Limits;
 use poolgate_core::outcome::{Attempt, Outcome};
+use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::admit::Admitted;
@@ -314,13 +315,9 @@ impl Relay {
                     let told = std::mem::take(&mut self.opening.tap.readings);
                     observe_events(&self.app, &self.lease.account, &told);
                     let data = match &mut self.splitter {
-                        Some(splitter) => splitter.pass(&data, || {
-                            let now = self.app.clock.now();
-                            let pool = self.app.pool.limits(&self.key.pools, Kind::Codex, now);
-                            let event = pool.as_ref().map(codex_event);
-                            self.told = pool.or(self.told.take());
-                            event
-                        }),
+                        Some(splitter) => {
+                            splitter.pass(&data, || limits(&self.app, &self.key, &mut self.told))
+                        }
                         None => data,
                     };
                     if let Some(data) = self.hand_on(data) {
@@ -343,7 +340,9 @@ impl Relay {
                 }
                 None => {
                     self.state = State::Over;
-                    let rest = self.splitter.as_mut().map(Splitter::rest).unwrap_or_default();
+                    let limits = || limits(&self.app, &self.key, &mut self.told);
+                    let rest = self.splitter.as_mut().map(|splitter| splitter.rest(limits));
+                    let rest = rest.unwrap_or_default();
                     if let Some(rest) = self.hand_on(rest) {
                         return Poll::Ready(Some(Ok(rest)));
                     }
@@ -351,6 +350,12 @@ impl Relay {
             }
         }
     }
+}
+
+/// The pool's, as an event for Codex, which is `told` them by it.
+fn limits(app: &App, key: &ClientKey, told: &mut Option<Limits>) -> Option<Value> {
+    let limits = app.pool.limits(&key.pools, Kind::Codex, app.clock.now())?;
+    Some(codex_event(told.insert(limits)))
 }
 
 /// `Sleep` is a future; this only saves an import of the trait at each use.

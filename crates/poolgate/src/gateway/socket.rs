@@ -37,7 +37,9 @@ use super::read::{Head, Payload, Purpose, session_of, turn_of};
 use super::relay::Outgoing;
 use super::route::Contract;
 use super::settle::Record;
-use super::{Call, authenticate, client_status, headers, limits, prepare, remember_turn, stage};
+use super::{
+    Call, authenticate, client_status, headers, judge, limits, prepare, remember_turn, stage,
+};
 use crate::admission::{Bound, Permit};
 use crate::app::App;
 use crate::config::Upstream;
@@ -100,6 +102,10 @@ pub async fn open(
     let caller = authenticate::authenticate(&app.keys, &head.headers, app.clock.now())?;
     if app.draining.is_cancelled() {
         return Err(Error::Draining);
+    }
+    // Every turn would be refused: better to say so where clients expect it.
+    if !app.spool.has_room() {
+        return Err(Error::CannotRecord);
     }
     let permit = app.admission.enter(Bound::ProxyWebsocket)?;
     let upgrade =
@@ -224,6 +230,7 @@ pub async fn send(
             }
             Upgrade::Refused(response) if bridge::lacks_sockets(response.status()) => {
                 over.slot.bridge(account.id);
+                judge::log_refusal(account, response).await;
                 return send_without_socket(app, call, target, over).await;
             }
             Upgrade::Refused(response) if response.status().is_success() => {
@@ -306,9 +313,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
         told.remove(&name::TURN_STATE);
     }
     told.remove(CONTENT_TYPE);
-    if !told.contains_key(BETA.0) {
-        told.insert(BETA.0, HeaderValue::from_static(BETA.1));
-    }
+    ask_for_beta(told);
     authorize(told, account.kind, call.surface, target.bearer);
     handshake(told);
     let _connecting = app.admission.enter(Bound::UpstreamWebsocketConnect)?;
@@ -319,10 +324,56 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
     Ok(opened)
 }
 
+/// Sockets are in it whatever else the client asked for; another version of them is its own choice.
+/// The beta before it goes: asked for that, an upstream opens none (codex-lb 1.7).
+fn ask_for_beta(headers: &mut HeaderMap) {
+    const SOCKETS: &str = "responses_websockets=";
+    const BEFORE: &str = "responses=experimental";
+    let asked = headers.get_all(BETA.0).iter().filter_map(|value| value.to_str().ok());
+    let mut asked: Vec<&str> = asked
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|beta| !beta.is_empty() && *beta != BEFORE)
+        .collect();
+    if !asked.iter().any(|beta| beta.starts_with(SOCKETS)) {
+        asked.push(BETA.1);
+    }
+    let value = HeaderValue::from_str(&asked.join(",")).expect("of what was in headers");
+    headers.insert(BETA.0, value);
+}
+
 fn handshake(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
     let key = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>());
     headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).expect("base64"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_asked_for_beside_what_the_client_asks_for() {
+        let ours = BETA.1;
+        let and_ours = format!("assistants=v2,{ours}");
+        let cases: [(&[&str], &str); 7] = [
+            (&[], ours),
+            (&[ours], ours),
+            (&["responses_websockets=2027-01-01"], "responses_websockets=2027-01-01"),
+            (&["responses=experimental"], ours),
+            (&["responses=experimental, assistants=v2"], &and_ours),
+            (&["responses=experimental", "assistants=v2"], &and_ours),
+            (&[""], ours),
+        ];
+        for (asked, want) in cases {
+            let mut headers = HeaderMap::new();
+            for value in asked {
+                headers.append(BETA.0, HeaderValue::from_static(value));
+            }
+            ask_for_beta(&mut headers);
+            assert!(headers.get_all(BETA.0).iter().eq([want]), "{asked:?}: {headers:?}");
+        }
+    }
 }

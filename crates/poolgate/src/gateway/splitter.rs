@@ -45,17 +45,10 @@ impl Splitter {
         let mut start = 0;
         loop {
             let event = &self.pending[start..end];
-            match (self.codex_events, kind(event)) {
-                (_, Kind::Other) | (CodexEvents::LimitsExchanged, Kind::Codex) => {
-                    out.extend_from_slice(event);
-                }
-                (CodexEvents::LeftOut, Kind::Codex | Kind::Limits) => {}
-                (CodexEvents::LimitsExchanged, Kind::Limits) => {
-                    if let Some(limits) = limits() {
-                        let event = format!("event: codex.rate_limits\ndata: {limits}\n\n");
-                        out.extend_from_slice(event.as_bytes());
-                    }
-                }
+            match self.way(event) {
+                Way::On => out.extend_from_slice(event),
+                Way::Nowhere => {}
+                Way::Exchanged => put_limits(&mut out, &mut limits),
             }
             start = end;
             match self.next_end() {
@@ -94,11 +87,51 @@ impl Splitter {
     }
 
     /// What is left at the end of the stream: half an event, or one whose last CR could have had a
-    /// line feed behind it.
-    pub fn rest(&mut self) -> Bytes {
+    /// line feed behind it. Clients take no notice of half an event, and still it may tell an
+    /// account's limits.
+    pub fn rest(&mut self, limits: impl FnMut() -> Option<Value>) -> Bytes {
+        let mut rest = std::mem::take(&mut self.pending);
+        let (size, is_whole) = (rest.len(), rest[self.line..] == *b"\r");
         (self.line, self.searched) = (0, 0);
-        let rest = std::mem::take(&mut self.pending);
-        if kind(&rest) == Kind::Other { Bytes::from(rest) } else { Bytes::new() }
+        if !is_whole {
+            rest.extend_from_slice(b"\n\n");
+        }
+        let way = self.way(&rest);
+        rest.truncate(size);
+        match way {
+            Way::On => {}
+            Way::Nowhere => rest.clear(),
+            Way::Exchanged => {
+                rest.clear();
+                if is_whole {
+                    put_limits(&mut rest, limits);
+                }
+            }
+        }
+        Bytes::from(rest)
+    }
+
+    fn way(&self, event: &[u8]) -> Way {
+        match (self.codex_events, kind(event)) {
+            (_, Kind::Other) | (CodexEvents::LimitsExchanged, Kind::Codex) => Way::On,
+            (CodexEvents::LeftOut, Kind::Codex | Kind::Limits) => Way::Nowhere,
+            (CodexEvents::LimitsExchanged, Kind::Limits) => Way::Exchanged,
+        }
+    }
+}
+
+/// What becomes of an event.
+enum Way {
+    On,
+    Nowhere,
+    /// For the pool's limits.
+    Exchanged,
+}
+
+fn put_limits(out: &mut Vec<u8>, limits: impl FnOnce() -> Option<Value>) {
+    if let Some(limits) = limits() {
+        let event = format!("event: codex.rate_limits\ndata: {limits}\n\n");
+        out.extend_from_slice(event.as_bytes());
     }
 }
 
@@ -142,12 +175,12 @@ mod tests {
 
     fn split(codex_events: CodexEvents, stream: &str, size: usize) -> String {
         let mut splitter = Splitter::new(codex_events);
+        let limits = || Some(serde_json::json!({"pool": 1}));
         let mut got = Vec::new();
         for chunk in stream.as_bytes().chunks(size) {
-            let limits = || Some(serde_json::json!({"pool": 1}));
             got.extend_from_slice(&splitter.pass(&Bytes::copy_from_slice(chunk), limits));
         }
-        got.extend_from_slice(&splitter.rest());
+        got.extend_from_slice(&splitter.rest(limits));
         String::from_utf8(got).unwrap()
     }
 
@@ -161,6 +194,26 @@ mod tests {
         let want = [other, ours, ": ping\n\n", ours, "data: torn"].concat();
         for size in [1, 9, stream.len()] {
             assert_eq!(split(CodexEvents::LimitsExchanged, &stream, size), want, "in {size}");
+        }
+    }
+
+    /// The last event may have no line feed behind its last carriage return, or no end at all.
+    #[test]
+    fn what_is_left_at_the_end_is_told_apart_like_the_rest() {
+        let ours = "event: codex.rate_limits\ndata: {\"pool\":1}\n\n";
+        let (other, limits) =
+            ("event: codex.other\rdata: {}", "event: codex.rate_limits\rdata: {}");
+        let ended = |event: &str| format!("{event}\r\r");
+        for (name, left, want) in [
+            ("another event of Codex", ended(other), ended(other)),
+            ("half of one", other.to_owned(), other.to_owned()),
+            ("limits", ended(limits), ours.to_owned()),
+            ("half of them: of no use to anybody", limits.to_owned(), String::new()),
+        ] {
+            for size in [1, left.len()] {
+                assert_eq!(split(CodexEvents::LimitsExchanged, &left, size), want, "{name}");
+                assert_eq!(split(CodexEvents::LeftOut, &left, size), "", "{name}");
+            }
         }
     }
 
@@ -209,7 +262,7 @@ mod tests {
             for chunk in stream.as_bytes().chunks(size) {
                 splitter.pass(&Bytes::copy_from_slice(chunk), || None);
             }
-            assert_eq!(splitter.rest(), "f", "in pieces of {size}");
+            assert_eq!(splitter.rest(|| None), "f", "in pieces of {size}");
         }
     }
 
@@ -234,6 +287,6 @@ mod tests {
         }
         assert_eq!(splitter.pass(&Bytes::from_static(b"\n"), || None), "");
         assert_eq!(splitter.pass(&Bytes::from_static(b"\n"), || None).len(), 1_000_002);
-        assert_eq!((splitter.searched, splitter.rest()), (0, Bytes::new()));
+        assert_eq!((splitter.searched, splitter.rest(|| None)), (0, Bytes::new()));
     }
 }

@@ -1,5 +1,7 @@
 //! What crosses, on real sockets; the unit tables stand beside the code.
 
+use poolgate_sim::Fault;
+
 use crate::harness::{Harness, Setup};
 use crate::requests::{CODEX, messages, responses};
 
@@ -53,6 +55,23 @@ async fn a_client_sees_nothing_of_the_account() {
             assert!(!all.contains(&secret));
         }
     }
+    h.finish().await;
+}
+
+/// spec §6: nor in an error inside a stream, in whatever pieces it comes, nor in what follows it.
+#[tokio::test]
+async fn a_refusal_inside_a_stream_names_no_account() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let id = a.account_id();
+    let error = format!(r#"{{"code":"invalid_prompt","message":"{id} may not"}}"#);
+    let body = format!(
+        "data: {{\"type\":\"error\",\"status\":400,\"error\":{error}}}\n\n\
+         data: {{\"type\":\"response.failed\",\"response\":{{\"error\":{error}}}}}\n\n"
+    );
+    let headers = vec![("content-type".to_owned(), "text/event-stream".to_owned())];
+    a.fault(Fault::Status { status: 200, headers, body: body.clone() }).forever();
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!((got.status.as_u16(), got.text()), (200, body.replace(&id, "[removed]")));
     h.finish().await;
 }
 

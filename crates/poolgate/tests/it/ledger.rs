@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::harness::{Harness, Setup};
 use crate::requests::{CODEX, responses};
+use crate::socket_client::{BETA, connect};
 
 /// Another process holds the database's write lock, as a backup or a careless shell would.
 #[tokio::test]
@@ -75,6 +77,8 @@ async fn a_full_spool_refuses_instead_of_dropping() {
     let got = h.post(CODEX, &responses("hi", true)).await;
     assert_eq!((got.status.as_u16(), got.code()), (503, "proxy_unavailable"));
     assert!(got.headers.contains_key("retry-after"));
+    let (status, body) = connect(&h, &[BETA]).await.err().expect("no socket is opened either");
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("proxy_unavailable")));
     assert!(h.sim.journal().is_empty());
     h.finish().await;
 }

@@ -163,7 +163,7 @@ async fn who_asks_is_told_the_pools_limits() {
         let window = &usage["rate_limit"]["secondary_window"];
         assert_eq!(
             (&window["used_percent"], &window["limit_window_seconds"]),
-            (&json!(50.0), &json!(604_800))
+            (&json!(50), &json!(604_800))
         );
         assert_eq!(usage["rate_limit"]["allowed"], true);
         let text = usage.to_string();

@@ -7,6 +7,7 @@ use poolgate_sim::{Account, Fault, Phase};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::canary;
 use crate::harness::{Harness, Setup};
 use crate::socket_client::{
     BETA, Client, chained, connect, create, id, kinds, pair, said, turns, until,
@@ -214,6 +215,42 @@ async fn turn_state_leads_back_to_its_account_and_to_no_other() {
     assert_eq!(said(&other.turn(&theirs).await), "completed");
     assert_eq!(turns(&h).last().unwrap(), "b");
     drop(other);
+    h.finish().await;
+}
+
+/// spec §7: what an upstream says for having no sockets is on record, scrubbed and bounded.
+#[tokio::test]
+async fn what_is_said_instead_of_a_socket_is_logged() {
+    canary::listen();
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let marker = "no sockets are sold here";
+    let body = format!("{marker} to {}, {}", a.account_id(), "y".repeat(1 << 16));
+    a.fault(Fault::status(426, &body)).on_handshakes().forever();
+    let mut client = Client::open(&h).await;
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    let log = canary::logged();
+    let line = log.lines().find(|line| line.contains(marker)).expect("it is logged");
+    assert!(line.contains("[removed]") && line.len() < 8 << 10, "{line}");
+    drop(client);
+    h.finish().await;
+}
+
+/// spec §9: a turn is admitted like a request, however long its socket has been open.
+#[tokio::test]
+async fn short_of_memory_turns_are_refused_on_open_sockets() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let mut client = Client::open(&h).await;
+    for (percent, want) in [(85, "completed"), (95, "proxy_unavailable"), (70, "completed")] {
+        h.app.memory.judge(percent, 100);
+        let events = client.turn(&create("hi")).await;
+        assert_eq!(said(&events), want, "at {percent}");
+        let last = events.last().unwrap();
+        if last["type"] == "error" {
+            let told = (&last["status"], &last["headers"]["retry-after"]);
+            assert_eq!(told, (&json!(503), &json!("5")));
+        }
+    }
+    drop(client);
     h.finish().await;
 }
 

@@ -189,6 +189,28 @@ async fn another_gateways_limits_are_not_told() {
     h.finish().await;
 }
 
+/// spec §6: relayed with the secrets scrubbed, as over HTTP.
+#[tokio::test]
+async fn a_refusal_inside_a_stream_names_no_account() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let account = h.app.pool.accounts().remove(0);
+    let named = account.credential.identifiers();
+    assert!(named.len() >= 2, "a token and an id");
+    let message = format!("{} may not", named.join(" and "));
+    let error = json!({"type": "error", "status": 400,
+        "error": {"type": "invalid_request_error", "code": "some_code", "message": message}});
+    tell(&mut upstream, &[event("response.created", "resp_1"), error]).await;
+    let events = client.rest_of_turn().await;
+    let error = events.last().unwrap();
+    assert_eq!(error["error"]["message"], "[removed] and [removed] may not", "{error}");
+    assert_eq!(error["error"]["code"], "some_code");
+    drop((client, upstream));
+    h.finish().await;
+}
+
 /// codex-lb 1.7.
 #[tokio::test]
 async fn a_turn_may_be_interrupted_before_its_first_event() {

@@ -48,7 +48,8 @@ async fn turns_go_one_after_the_other_over_one_socket_of_the_account() {
 async fn multiplexer_18_4_47_the_beta_is_set_when_absent_and_kept_when_given() {
     let (h, _, _) = pair().await;
     let other = ("openai-beta", "responses_websockets=2027-01-01");
-    for (headers, want) in [(vec![], BETA.1), (vec![other], other.1)] {
+    let old = ("openai-beta", "responses=experimental");
+    for (headers, want) in [(vec![], BETA.1), (vec![other], other.1), (vec![old], BETA.1)] {
         connect(&h, &headers).await.unwrap();
         let journal = h.sim.journal();
         assert_eq!(journal.last().unwrap().header("openai-beta"), Some(want));

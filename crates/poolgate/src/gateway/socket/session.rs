@@ -302,6 +302,10 @@ impl Session {
 
     /// A message as a request.
     fn understand(&self, text: &Bytes) -> Result<Document, Error> {
+        // As a request is, before anything is done with it; the socket itself is open already.
+        if !self.app.memory.admits(false) {
+            return Err(Error::ShortOfMemory);
+        }
         let document = Document::parse(text.clone())?;
         if event_kind(text) != CREATE {
             let why = "no turn is under way: only messages of type response.create begin one";
