@@ -96,7 +96,7 @@ async fn a_leg_that_closes_as_a_turn_comes_is_opened_again() {
 }
 
 /// spec §7, multiplexer 9.7.
-/// spec §7: nobody else could go on from the turn before.
+/// codex-lb I6; spec §7: nobody else could go on from the turn before.
 #[tokio::test]
 async fn a_turn_that_goes_on_and_loses_its_leg_is_asked_for_in_full() {
     for fault in [Fault::cut_before_output(), Fault::error_frame(Phase::Body, 500, "server_error")]

@@ -157,7 +157,7 @@ async fn a_turn_that_the_drain_cuts_ends_with_1012() {
     h.finish().await;
 }
 
-/// wire §2.4: what a refusal over HTTP says in its head, an error event says in its headers.
+/// multiplexer 9.5; wire §2.4: what a refusal over HTTP says in its head, an error event says in its headers.
 #[tokio::test]
 async fn an_error_events_headers_count() {
     let (h, a, _) = pair().await;

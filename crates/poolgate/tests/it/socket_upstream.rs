@@ -95,7 +95,7 @@ async fn an_error_behind_an_interrupted_turn_is_not_the_next_ones() {
     h.finish().await;
 }
 
-/// spec §6: an error before output is judged, however large it is and whatever was passed on before it.
+/// multiplexer 9.5; spec §6: an error before output is judged, however large it is and whatever was passed on before it.
 #[tokio::test]
 async fn a_refusal_behind_a_large_opening_is_the_requests_own() {
     let (h, listener) = gateway("codex").await;
@@ -119,7 +119,7 @@ async fn a_refusal_behind_a_large_opening_is_the_requests_own() {
     h.finish().await;
 }
 
-/// spec §8: an account's quota behind output is nobody's business.
+/// multiplexer 9.5; spec §8: an account's quota behind output is nobody's business.
 #[tokio::test]
 async fn a_failure_behind_output_tells_nothing_of_an_account() {
     let (h, listener) = gateway("codex").await;
@@ -137,7 +137,7 @@ async fn a_failure_behind_output_tells_nothing_of_an_account() {
     h.finish().await;
 }
 
-/// spec §7 [seed]: exchanged for the pool's, even when unchanged.
+/// multiplexer 18.4 #45; spec §7 [seed]: exchanged for the pool's, even when unchanged.
 #[tokio::test]
 async fn limits_between_turns_are_exchanged_too() {
     let (h, listener) = gateway("codex").await;
