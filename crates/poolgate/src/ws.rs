@@ -133,7 +133,8 @@ impl Socket {
         let _ = self.stream.close(Some(frame)).await;
         let io = self.stream.get_mut();
         let _ = io.shutdown().await;
-        let mut rest = [0; BUFFER];
+        // Not in the future, which every idle socket has.
+        let mut rest = vec![0; BUFFER];
         let drop_rest = async { while io.read(&mut rest).await.is_ok_and(|read| read > 0) {} };
         let _ = timeout(LINGER, drop_rest).await;
     }

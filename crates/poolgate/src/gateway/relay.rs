@@ -326,7 +326,7 @@ impl Relay {
                 }
                 // After the terminal event nothing of worth can be lost any more.
                 Some(Err(Cut)) if self.opening.tap.finished => self.state = State::Over,
-                // It has said why itself, behind the commit and before any output.
+                // It has said why itself: by an error event, which is all the end that some dialects have.
                 Some(Err(Cut)) if self.opening.tap.error.is_some() && !self.is_ended_by_us() => {
                     self.opening.tap.finished = true;
                     self.opening.rest = None;

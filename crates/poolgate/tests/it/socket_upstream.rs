@@ -95,7 +95,8 @@ async fn an_error_behind_an_interrupted_turn_is_not_the_next_ones() {
     h.finish().await;
 }
 
-/// multiplexer 9.5; spec §6: an error before output is judged, however large it is and whatever was passed on before it.
+/// multiplexer 9.5; spec §6: an error before output is judged, however large it is and whatever was
+/// passed on before it.
 #[tokio::test]
 async fn a_refusal_behind_a_large_opening_is_the_requests_own() {
     let (h, listener) = gateway("codex").await;

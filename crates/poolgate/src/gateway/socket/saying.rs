@@ -113,9 +113,9 @@ impl Telling<'_> {
                     continue;
                 }
                 has_ended = ends_turn(kind);
-                let is_ours = matches!(body, Outgoing::Relay(relay) if relay.is_cutting());
-                let is_failure = !is_ours && matches!(kind, b"error" | b"response.failed");
-                let event = if is_failure { self.as_ours(event) } else { event };
+                let is_own_word = matches!(body, Outgoing::Relay(relay) if relay.is_cutting());
+                let is_failure = matches!(kind, b"error" | b"response.failed");
+                let event = if is_failure && !is_own_word { self.as_ours(event) } else { event };
                 taken(client.put(event)).await?;
             }
         }
