@@ -236,7 +236,9 @@ impl Error {
                 headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
             }
             Self::NoWebSocket => {
-                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                // RFC 9110, 15.5.22: the protocol that is spoken here.
+                headers.insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade, close"));
             }
             Self::Http(fault) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -374,6 +376,13 @@ mod tests {
             now: NOW,
             limits: None,
         }
+    }
+
+    /// RFC 9110, 15.5.22.
+    #[test]
+    fn who_asks_for_a_socket_in_vain_is_told_what_is_spoken() {
+        let (status, headers, _) = render(&Error::NoWebSocket, Dialect::OpenAi);
+        assert_eq!((status, &headers["upgrade"]), (426, &HeaderValue::from_static("HTTP/1.1")));
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::ws::{Said, Socket};
 
 /// As much may wait for an upstream to take it, or one message that is larger.
 const WAITING_MAX: usize = 1 << 20;
+/// So many events that are of no turn may come before the first that is.
+const BEFORE_FIRST_MAX: usize = 16;
 
 /// The upstream's end of a client's socket.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ pub enum Interjected {
 struct Held {
     /// It waits here for the next turn.
     leg: Option<Leg>,
-    /// What the client says to the turn under way; `None`: none is, on a socket.
+    /// What the client says to the turn under way, or to be; `None`: none is, on a socket.
     said: Option<VecDeque<Bytes>>,
     /// It speaks HTTP only.
     without: Option<AccountId>,
@@ -90,6 +92,16 @@ impl Slot {
 
     pub fn is_bridged(&self, account: AccountId) -> bool {
         self.0.lock().without == Some(account)
+    }
+
+    /// From here on the client may say something to its turn, which hears it when it has begun.
+    pub fn listen(&self) {
+        self.0.lock().said = Some(VecDeque::new());
+    }
+
+    /// What has not been heard is nobody's any more.
+    pub fn stop_listening(&self) {
+        self.0.lock().said = None;
     }
 
     /// Hands a message to the turn under way, which sends it when it is polled next.
@@ -127,7 +139,8 @@ pub struct Turn {
     /// `None`: the turn is over.
     leg: Option<Leg>,
     slot: Slot,
-    first: Option<Bytes>,
+    /// What came before the first event that is of the turn itself, and that one.
+    first: VecDeque<Bytes>,
     /// The response that this turn is given.
     response: Option<String>,
 }
@@ -157,21 +170,33 @@ impl Turn {
         if !said.map_err(|_| NotBegun::Failed(SendError::Timeout))? {
             return Err(ended(Some(&leg)));
         }
-        slot.0.lock().said = Some(VecDeque::new());
-        let mut turn = Self { leg: Some(leg), slot, first: None, response: None };
-        let first = timeout(wait, std::future::poll_fn(|cx| turn.poll_said(cx))).await;
+        // After a turn over HTTP nothing is listened to.
+        slot.0.lock().said.get_or_insert_default();
+        let mut turn = Self { leg: Some(leg), slot, first: VecDeque::new(), response: None };
+        let first = timeout(wait, turn.hear_first()).await;
         let first = first.map_err(|_| NotBegun::Failed(SendError::Timeout))?;
         let Some(first) = first else { return Err(ended(turn.leg.as_ref())) };
         let is_of_another = event_kind(&first) == b"error" && turn.is_interjected();
         if is_of_another || end_of_turn(&first) == Some(End::Leg) {
             return Err(NotBegun::Closed);
         }
-        turn.first = Some(first);
+        turn.first.push_back(first);
         Ok(turn)
     }
 
+    /// Limits may be told before anything else, even on a socket that takes no more turns.
+    async fn hear_first(&mut self) -> Option<Bytes> {
+        loop {
+            let said = std::future::poll_fn(|cx| self.poll_said(cx)).await?;
+            if !event_kind(&said).starts_with(b"codex.") || self.first.len() == BEFORE_FIRST_MAX {
+                return Some(said);
+            }
+            self.first.push_back(said);
+        }
+    }
+
     pub fn is_over(&self) -> bool {
-        self.leg.is_none() && self.first.is_none()
+        self.leg.is_none() && self.first.is_empty()
     }
 
     fn is_interjected(&self) -> bool {
@@ -201,7 +226,7 @@ impl Turn {
     }
 
     pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        let text = if let Some(first) = self.first.take() {
+        let text = if let Some(first) = self.first.pop_front() {
             first
         } else {
             if self.leg.is_none() {
@@ -231,12 +256,6 @@ impl Turn {
             None => {}
         }
         Poll::Ready(Some(Ok(event(&text))))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.slot.0.lock().said = None;
     }
 }
 

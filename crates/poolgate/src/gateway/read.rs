@@ -201,14 +201,20 @@ fn patience(limits: &Limits, elapsed: Duration, arrived: usize) -> Duration {
 async fn decode(wire: &Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
     let length = wire.len();
     let input: &[u8] = wire;
+    // The upstream reads all of it, however many members it has, and so do we.
+    macro_rules! drain_members {
+        ($decoder:ident) => {{
+            let mut decoder = $decoder::new(input);
+            decoder.multiple_members(true);
+            drain(decoder, length, limit, encoding).await
+        }};
+    }
     match encoding {
-        Encoding::Gzip => drain(GzipDecoder::new(input), length, limit, encoding).await,
-        Encoding::Zstd => drain(ZstdDecoder::new(input), length, limit, encoding).await,
+        Encoding::Gzip => drain_members!(GzipDecoder),
+        Encoding::Zstd => drain_members!(ZstdDecoder),
         // RFC 9110 means zlib by "deflate"; some clients send the bare format.
-        Encoding::Deflate if is_zlib(input) => {
-            drain(ZlibDecoder::new(input), length, limit, encoding).await
-        }
-        Encoding::Deflate => drain(DeflateDecoder::new(input), length, limit, encoding).await,
+        Encoding::Deflate if is_zlib(input) => drain_members!(ZlibDecoder),
+        Encoding::Deflate => drain_members!(DeflateDecoder),
     }
 }
 

@@ -194,24 +194,27 @@ impl Relay {
             for data in &self.opening.held {
                 self.record.relayed(data.len());
             }
-            if self.settle_if_finished() {
+            if let Some(ending) = self.settle_if_finished() {
                 let usage = self.opening.tap.usage;
-                self.record.finish_with_others(Ending::Complete, usage).await;
+                self.record.finish_with_others(ending, usage).await;
             }
         }
     }
 
     /// Everything is settled but the record once the terminal event has been seen, or the body has ended:
-    /// whether it was now.
-    fn settle_if_finished(&mut self) -> bool {
+    /// how it has, if it was now.
+    fn settle_if_finished(&mut self) -> Option<Ending> {
         if !self.opening.tap.finished || self.record.is_finished() {
-            return false;
+            return None;
         }
         let late = self.opening.tap.error.take();
-        let outcome = late.map_or(Outcome::Served, |fields| {
-            judge_late(&self.app, &self.lease.account, self.ask(), &fields)
+        let outcome = late.as_ref().map_or(Outcome::Served, |fields| {
+            judge_late(&self.app, &self.lease.account, self.ask(), fields)
         });
         self.settle(outcome);
+        if let Some(fields) = late {
+            self.record.coded(&fields.code);
+        }
         if let Some(id) = self.opening.tap.response_id.take().filter(|_| self.stores) {
             self.app.pool.own_response(
                 [unscoped(&id), scoped(self.key.id, &id)],
@@ -220,7 +223,14 @@ impl Relay {
             );
             self.record.owns(id);
         }
-        true
+        Some(match outcome {
+            // What it refuses for the request's own sake, it has answered.
+            Outcome::Served
+            | Outcome::RequestFault
+            | Outcome::PolicyBlock
+            | Outcome::ForeignState => Ending::Complete,
+            _ => Ending::UpstreamBroke,
+        })
     }
 
     fn ask(&self) -> Ask<'_> {
@@ -290,8 +300,8 @@ impl Relay {
         if !data.is_empty() {
             self.record.relayed(data.len());
         }
-        if self.settle_if_finished() {
-            self.record.finish(Ending::Complete, self.opening.tap.usage);
+        if let Some(ending) = self.settle_if_finished() {
+            self.record.finish(ending, self.opening.tap.usage);
         }
         (!data.is_empty()).then_some(data)
     }

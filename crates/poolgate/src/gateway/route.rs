@@ -100,7 +100,8 @@ pub fn dialect(path: &str, headers: &HeaderMap) -> Dialect {
 
 pub fn wants_socket(headers: &HeaderMap) -> bool {
     headers.get(http::header::UPGRADE).is_some_and(|value| {
-        value.to_str().is_ok_and(|value| value.eq_ignore_ascii_case("websocket"))
+        let mut offered = value.to_str().unwrap_or_default().split(',');
+        offered.any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
     })
 }
 
@@ -199,6 +200,7 @@ mod tests {
         let proxy = |surface, contract| Ok(Endpoint::Proxy { surface, contract });
         let anthropic: &[(&str, &str)] = &[("anthropic-version", "2023-06-01")];
         let upgrade: &[(&str, &str)] = &[("upgrade", "WebSocket")];
+        let any: &[(&str, &str)] = &[("upgrade", "h2c, websocket")];
         let cases = [
             ("POST", "/v1/responses", "", &[][..],                       proxy(Surface::Responses, Strict)),
             ("POST", "/v1/responses/", "", &[],                          proxy(Surface::Responses, Strict)),
@@ -222,6 +224,8 @@ mod tests {
             ("POST", "/metrics", "", &[],                                Err("method_not_allowed")),
             ("GET",  "/v1/responses", "", upgrade,                       Ok(Endpoint::Socket(Strict))),
             ("GET",  "/backend-api/codex/responses", "", upgrade,        Ok(Endpoint::Socket(Codex))),
+            ("GET",  "/v1/responses", "", any,                           Ok(Endpoint::Socket(Strict))),
+            ("POST", "/v1/chat/completions", "", upgrade,                Err(Error::NoWebSocket.parts().1)),
             ("GET",  "/v1/responses", "", &[],                           Err("method_not_allowed")),
             ("POST", "/v1/models", "", &[],                              Err("method_not_allowed")),
             ("POST", "/backend-api/codex/messages", "", &[],             Err("unknown_path")),

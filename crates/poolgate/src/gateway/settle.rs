@@ -62,9 +62,13 @@ impl Record {
 
     /// The request was understood.
     pub fn read(&mut self, head: &Head) {
-        // A model name is the client's text: kept short, for people to read.
-        self.end.begin.model = Cow::Owned(head.model.chars().take(100).collect());
+        self.model(&head.model);
         self.end.begin.stream = head.stream;
+    }
+
+    /// The name is the client's text: kept short, for people to read.
+    pub fn model(&mut self, name: &str) {
+        self.end.begin.model = Cow::Owned(name.chars().take(100).collect());
     }
 
     /// Before the first upstream byte: from here on a crash leaves a trace.
@@ -108,6 +112,11 @@ impl Record {
     pub fn headed(&mut self, status: u16) {
         self.end.status = status;
         self.end.head_ms = Some(self.elapsed_ms());
+    }
+
+    /// The upstream's code for why it failed behind its head: its text, kept short.
+    pub fn coded(&mut self, code: &str) {
+        self.end.code = (!code.is_empty()).then(|| code.chars().take(100).collect());
     }
 
     pub fn relayed(&mut self, bytes: usize) {

@@ -297,7 +297,11 @@ async fn send_without_socket(
 ) -> Result<(Response<Received>, Permit), AttemptError> {
     match over.wants {
         Wants::Socket => Ok((opened(), Permit::default())),
-        Wants::Turn { .. } => bridge::send(app, call, target).await,
+        Wants::Turn { .. } => {
+            // Over HTTP nobody could be told.
+            over.slot.stop_listening();
+            bridge::send(app, call, target).await
+        }
     }
 }
 
@@ -317,11 +321,7 @@ async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade,
     authorize(told, account.kind, call.surface, target.bearer);
     handshake(told);
     let _connecting = app.admission.enter(Bound::UpstreamWebsocketConnect)?;
-    let opened = app.egress.upgrade(request, &account.upstream.place, HANDSHAKE).await?;
-    if let Upgrade::Refused(response) = &opened {
-        tracing::info!(account = account.name, status = response.status().as_u16(), "no socket");
-    }
-    Ok(opened)
+    Ok(app.egress.upgrade(request, &account.upstream.place, HANDSHAKE).await?)
 }
 
 /// Sockets are in it whatever else the client asked for; another version of them is its own choice.

@@ -218,6 +218,24 @@ async fn turn_state_leads_back_to_its_account_and_to_no_other() {
     h.finish().await;
 }
 
+/// wire 2.4: a handshake's headers are those of the first turn.
+#[tokio::test]
+async fn the_turn_state_of_a_handshake_is_the_first_turns() {
+    let (h, a, _) = pair().await;
+    let first = Client::open(&h).await;
+    let state = first.head["x-codex-turn-state"].to_str().unwrap();
+    let mut client = connect(&h, &[BETA, ("x-codex-turn-state", state)]).await.unwrap();
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    a.fault(Fault::rate_limited(Duration::from_mins(5))).turns().times(1);
+    assert_eq!(said(&client.turn(&create("hi, and more")).await), "completed");
+    h.clock.advance(Duration::from_mins(6));
+    assert_eq!(said(&client.turn(&create("hi, and still more")).await), "completed");
+    assert_eq!(turns(&h), ["a", "a", "b", "b"], "it is at home there now");
+    drop((first, client));
+    h.finish().await;
+}
+
 /// spec §7: what an upstream says for having no sockets is on record, scrubbed and bounded.
 #[tokio::test]
 async fn what_is_said_instead_of_a_socket_is_logged() {

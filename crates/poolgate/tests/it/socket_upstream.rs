@@ -1,25 +1,34 @@
 //! Upstreams scripted message by message: what the simulator does not do.
 
+use std::time::Duration;
+
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{WebSocketStream, accept_async};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use crate::harness::{Harness, PATIENCE, Setup};
-use crate::socket_client::{BETA, Client, connect, create, id, kinds, said};
+use crate::socket_client::{BETA, Client, connect, create, id, kinds, said, until};
 
 type Upstream = WebSocketStream<TcpStream>;
 
 /// A gateway with one account, and where its upstream is expected.
 async fn gateway(kind: &str) -> (Harness, TcpListener) {
+    gateway_with(kind, |_| ()).await
+}
+
+async fn gateway_with(kind: &str, change: impl FnOnce(&mut Setup)) -> (Harness, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut setup = Setup::new().await;
     let account = if kind == "codex" { setup.codex("a") } else { setup.openai("a") };
     let base = format!("http://127.0.0.1:{port}/backend-api/codex");
     setup.settings(account.name()).base_url = Some(base);
+    change(&mut setup);
     (setup.start().await, listener)
 }
 
@@ -38,6 +47,13 @@ async fn heard(upstream: &mut Upstream) -> Value {
     }
 }
 
+/// The same with a client's socket, and its account's.
+async fn opened() -> (Harness, TcpListener, Client, Upstream) {
+    let (h, listener) = gateway("codex").await;
+    let (client, upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    (h, listener, client, upstream)
+}
+
 fn event(kind: &str, id: &str) -> Value {
     json!({"type": kind, "response": {"id": id, "object": "response", "output": []}})
 }
@@ -53,8 +69,7 @@ async fn tell(upstream: &mut Upstream, events: &[Value]) {
 /// codex-lb 5.7: stale events are dropped.
 #[tokio::test]
 async fn what_is_still_said_of_a_failed_turn_is_not_the_next_ones() {
-    let (h, listener) = gateway("codex").await;
-    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let (h, _listener, mut client, mut upstream) = opened().await;
     client.send(&create("hi")).await;
     heard(&mut upstream).await;
     let error = json!({"type": "error", "status": 500, "error": {"code": "server_error"}});
@@ -72,8 +87,7 @@ async fn what_is_still_said_of_a_failed_turn_is_not_the_next_ones() {
 /// What an upstream says to an interruption that came too late names no turn.
 #[tokio::test]
 async fn an_error_behind_an_interrupted_turn_is_not_the_next_ones() {
-    let (h, listener) = gateway("codex").await;
-    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let (h, listener, mut client, mut upstream) = opened().await;
     client.send(&create("hi")).await;
     heard(&mut upstream).await;
     tell(&mut upstream, &[event("response.created", "resp_1")]).await;
@@ -99,8 +113,7 @@ async fn an_error_behind_an_interrupted_turn_is_not_the_next_ones() {
 /// passed on before it.
 #[tokio::test]
 async fn a_refusal_behind_a_large_opening_is_the_requests_own() {
-    let (h, listener) = gateway("codex").await;
-    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let (h, _listener, mut client, mut upstream) = opened().await;
     let long = "x".repeat(70_000);
     let mut opening = event("response.created", "resp_1");
     opening["response"]["instructions"] = json!(long);
@@ -123,8 +136,7 @@ async fn a_refusal_behind_a_large_opening_is_the_requests_own() {
 /// multiplexer 9.5; spec §8: an account's quota behind output is nobody's business.
 #[tokio::test]
 async fn a_failure_behind_output_tells_nothing_of_an_account() {
-    let (h, listener) = gateway("codex").await;
-    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let (h, _listener, mut client, mut upstream) = opened().await;
     client.send(&create("hi")).await;
     heard(&mut upstream).await;
     let mut failed = event("response.failed", "resp_1");
@@ -141,8 +153,7 @@ async fn a_failure_behind_output_tells_nothing_of_an_account() {
 /// multiplexer 18.4 #45; spec §7 [seed]: exchanged for the pool's, even when unchanged.
 #[tokio::test]
 async fn limits_between_turns_are_exchanged_too() {
-    let (h, listener) = gateway("codex").await;
-    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let (h, _listener, mut client, mut upstream) = opened().await;
     let limits = json!({"type": "codex.rate_limits", "rate_limits": {"primary":
         {"used_percent": 40.0, "window_minutes": 300, "reset_after_seconds": 600}}});
     for _ in 0..2 {
@@ -193,8 +204,7 @@ async fn another_gateways_limits_are_not_told() {
 /// spec §6: relayed with the secrets scrubbed, as over HTTP.
 #[tokio::test]
 async fn a_refusal_inside_a_stream_names_no_account() {
-    let (h, listener) = gateway("codex").await;
-    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let (h, _listener, mut client, mut upstream) = opened().await;
     client.send(&create("hi")).await;
     heard(&mut upstream).await;
     let account = h.app.pool.accounts().remove(0);
@@ -215,8 +225,7 @@ async fn a_refusal_inside_a_stream_names_no_account() {
 /// codex-lb 1.7.
 #[tokio::test]
 async fn a_turn_may_be_interrupted_before_its_first_event() {
-    let (h, listener) = gateway("codex").await;
-    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let (h, _listener, mut client, mut upstream) = opened().await;
     client.send(&create("hi")).await;
     heard(&mut upstream).await;
     client.send(&json!({"type": "response.interrupt"})).await;
@@ -230,8 +239,7 @@ async fn a_turn_may_be_interrupted_before_its_first_event() {
 /// More than the two ends' buffers hold.
 #[tokio::test]
 async fn what_an_upstream_does_not_take_is_not_piled_up() {
-    let (h, listener) = gateway("codex").await;
-    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let (h, _listener, mut client, mut upstream) = opened().await;
     client.send(&create("hi")).await;
     heard(&mut upstream).await;
     tell(&mut upstream, &[event("response.created", "resp_1")]).await;
@@ -284,5 +292,170 @@ async fn a_bridged_turn_ends_with_its_last_event_though_its_body_does_not() {
         () = client => {}
         () = upstream => {}
     }
+    h.finish().await;
+}
+
+/// multiplexer 9.5; codex-lb 5.7: a leg that has reached its limit, whatever it tells first, has not taken the turn.
+#[tokio::test]
+async fn a_limit_told_behind_the_accounts_own_limits_exchanges_the_leg() {
+    let (h, listener, mut client, mut upstream) = opened().await;
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let windows = json!({"primary": {"used_percent": 40.0, "window_minutes": 300}});
+    let limits = json!({"type": "codex.rate_limits", "rate_limits": windows});
+    let error = json!({"code": "websocket_connection_limit_reached", "message": "too old"});
+    let end = json!({"type": "error", "status": 400, "error": error});
+    tell(&mut upstream, &[limits.clone(), end]).await;
+    let mut upstream = accept(&listener).await;
+    heard(&mut upstream).await;
+    let turn = ["response.created", "response.completed"].map(|kind| event(kind, "resp_1"));
+    tell(&mut upstream, &[&[limits][..], &turn].concat()).await;
+    let events = client.rest_of_turn().await;
+    let turn = ["codex.rate_limits", "response.created", "response.completed"];
+    assert_eq!(kinds(&events)[events.len() - 3..], turn);
+    assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)]);
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// codex-lb 1.7: what is said while a turn waits for its account is said to that account.
+#[tokio::test]
+async fn a_turn_may_be_interrupted_while_it_waits() {
+    let (h, listener) = gateway_with("codex", |s| s.settings("a").max_concurrency = Some(1)).await;
+    let (mut first, mut busy) = tokio::join!(Client::open(&h), accept(&listener));
+    let (mut second, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    first.send(&create("hi")).await;
+    heard(&mut busy).await;
+    second.send(&create("hi too")).await;
+    until("it waits", || h.app.pool.line().waiting() == 1).await;
+    second.send(&json!({"type": "response.interrupt"})).await;
+    second.send(&create("and another")).await;
+    assert_eq!(said(&second.rest_of_turn().await), "bad_question", "both have been heard");
+    tell(&mut busy, &[event("response.completed", "resp_1")]).await;
+    assert_eq!(said(&first.rest_of_turn().await), "completed");
+    assert_eq!(heard(&mut upstream).await["type"], "response.create");
+    assert_eq!(heard(&mut upstream).await["type"], "response.interrupt");
+    tell(&mut upstream, &[event("response.completed", "resp_2")]).await;
+    assert_eq!(said(&second.rest_of_turn().await), "completed");
+    // spec §10: the one that came too early has its row.
+    let rows = h.rows("SELECT outcome, code, model FROM requests WHERE status = 400").await;
+    assert_eq!(rows, [["refused", "bad_question", "gpt-5.5"]]);
+    drop((first, second, busy, upstream));
+    h.finish().await;
+}
+
+/// spec §10: a row says what became of the request.
+#[tokio::test]
+async fn a_turn_that_fails_behind_output_is_not_complete() {
+    let (h, _listener, mut client, mut upstream) = opened().await;
+    let text = json!({"type": "response.output_text.delta", "delta": "a"});
+    for code in ["server_error", "content_policy_violation"] {
+        client.send(&create("hi")).await;
+        heard(&mut upstream).await;
+        let mut failed = event("response.failed", code);
+        failed["response"]["error"] = json!({"code": code, "message": "no"});
+        tell(&mut upstream, &[event("response.created", code), text.clone(), failed]).await;
+        client.rest_of_turn().await;
+    }
+    let rows = h.rows("SELECT outcome, code FROM requests ORDER BY id").await;
+    let want = [["upstream_broke", "server_error"], ["complete", "content_policy_violation"]];
+    assert_eq!(rows, want);
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// spec §7: pings keep no socket open; who is asked answers them.
+#[tokio::test]
+async fn pings_are_answered_and_do_not_keep_a_socket() {
+    let at_once = |s: &mut Setup| s.raw.limits.socket_idle_timeout_s = Some(1);
+    let (h, listener) = gateway_with("codex", at_once).await;
+    let (client, upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let mut client = client.socket;
+    let (mut answered, mut pings) = (0, tokio::time::interval(Duration::from_millis(50)));
+    let closed = loop {
+        tokio::select! {
+            _ = pings.tick() => client.send(Message::Ping("?".into())).await.unwrap_or_default(),
+            said = client.next() => match said.unwrap().unwrap() {
+                Message::Pong(text) => answered += usize::from(text == "?"),
+                Message::Close(frame) => break frame.unwrap(),
+                other => assert!(other.is_text(), "{other}"),
+            }
+        }
+    };
+    assert_eq!(u16::from(closed.code), 1001);
+    assert!(answered > 5, "{answered}");
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// spec §7: a message of 64 MiB, either way.
+#[tokio::test]
+async fn a_turn_may_be_as_large_as_a_message() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let any_size = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
+    let upstream = upstream.into_inner();
+    let mut upstream =
+        WebSocketStream::from_raw_socket(upstream, Role::Server, Some(any_size)).await;
+    let room = (64 << 20) - create("").to_string().len();
+    let frame = create(&"x".repeat(room));
+    let (events, ()) = tokio::join!(client.turn(&frame), async {
+        let body = heard(&mut upstream).await;
+        assert_eq!(body["input"], frame["input"]);
+        tell(&mut upstream, &[event("response.completed", "resp_1")]).await;
+    });
+    assert_eq!(said(&events), "completed");
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// spec §1: without the beta a client of `/v1` is sent none of Codex's own events.
+#[tokio::test]
+async fn a_strict_socket_hears_no_events_of_codex() {
+    let (h, listener) = gateway("codex").await;
+    let url = format!("{}/v1/responses", h.url.replacen("http", "ws", 1));
+    let mut request = url.into_client_request().unwrap();
+    let bearer = format!("Bearer {}", h.key).parse().unwrap();
+    request.headers_mut().insert("authorization", bearer);
+    let stream = TcpStream::connect(h.url.strip_prefix("http://").unwrap()).await.unwrap();
+    let (client, mut upstream) = tokio::join!(client_async(request, stream), accept(&listener));
+    let (socket, head) = client.unwrap();
+    let mut client = Client { socket, head: head.into_parts().0.headers };
+    let windows = json!({"primary": {"used_percent": 40.0, "window_minutes": 300}});
+    let limits = json!({"type": "codex.rate_limits", "rate_limits": windows});
+    for id in ["resp_1", "resp_2"] {
+        client.send(&create("hi")).await;
+        heard(&mut upstream).await;
+        let metadata = json!({"type": "codex.response.metadata"});
+        let opening = [limits.clone(), event("response.created", id), metadata];
+        tell(&mut upstream, &opening).await;
+        // And one between two turns.
+        tell(&mut upstream, &[event("response.completed", id), limits.clone()]).await;
+        let events = client.rest_of_turn().await;
+        assert_eq!(kinds(&events), ["response.created", "response.completed"]);
+    }
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// multiplexer 18.4 #41: a turn with output is finished, whatever becomes of its account meanwhile.
+#[tokio::test]
+async fn a_turn_with_output_is_finished_on_a_paused_account() {
+    let (h, _listener, mut client, mut upstream) = opened().await;
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let text = json!({"type": "response.output_text.delta", "delta": "a"});
+    tell(&mut upstream, &[event("response.created", "resp_1"), text]).await;
+    for _ in 0..2 {
+        client.next().await.unwrap().unwrap();
+    }
+    let account = h.app.pool.accounts().remove(0);
+    h.app.store.pause(account.id).await.unwrap();
+    h.app.reload().await.unwrap();
+    tell(&mut upstream, &[event("response.completed", "resp_1")]).await;
+    assert_eq!(said(&client.rest_of_turn().await), "completed");
+    while let Some(Ok(_)) = upstream.next().await {}
+    assert_eq!(said(&client.turn(&create("again")).await), "no_accounts", "the client stays");
+    drop((client, upstream));
     h.finish().await;
 }

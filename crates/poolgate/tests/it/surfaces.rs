@@ -1,6 +1,8 @@
 //! Every surface answers as its upstream would, byte for byte.
 
+use async_compression::tokio::write::{GzipEncoder, ZstdEncoder};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
 use crate::harness::{Harness, Setup};
 use crate::requests::{CODEX, chat, messages, responses};
@@ -62,8 +64,6 @@ async fn compaction_by_its_old_path() {
 
 #[tokio::test]
 async fn a_compressed_body_arrives_as_it_was_sent() {
-    use async_compression::tokio::write::ZstdEncoder;
-    use tokio::io::AsyncWriteExt;
     let (h, _) = Harness::start(|s: &mut Setup| {
         s.in_order();
         (s.codex("a"), s.openai("key"))
@@ -85,6 +85,29 @@ async fn a_compressed_body_arrives_as_it_was_sent() {
     let entry = h.sim.journal().pop().unwrap();
     assert_eq!(entry.content_encoding.as_deref(), Some("zstd"));
     assert_eq!(entry.text(), body);
+    h.finish().await;
+}
+
+/// RFC 1952, 2.2: what an upstream reads as one text is read as one here.
+#[tokio::test]
+async fn a_body_of_several_gzip_members_is_one() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    let body = responses("packed", true).to_string();
+    let (first, second) = body.split_at(body.len() / 2);
+    let mut packed = Vec::new();
+    for part in [first, second] {
+        let mut encoder = GzipEncoder::new(&mut packed);
+        encoder.write_all(part.as_bytes()).await.unwrap();
+        encoder.shutdown().await.unwrap();
+    }
+    let bearer = format!("Bearer {}", h.key);
+    let headers = [("authorization", bearer.as_str()), ("content-encoding", "gzip")];
+    for (rest, want) in [(&b""[..], 200), (b"junk", 400)] {
+        let packed = [&packed, rest].concat();
+        let got = h.send(http::Method::POST, "/v1/responses", &headers, packed.into()).await;
+        assert_eq!(got.status, want, "{}", got.text());
+    }
+    assert_eq!(a.name(), h.asked().pop().unwrap());
     h.finish().await;
 }
 

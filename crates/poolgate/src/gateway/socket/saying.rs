@@ -1,5 +1,6 @@
 //! What a client is told on its socket: the events of its turns, errors, and nothing of an account.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,10 +19,11 @@ use crate::egress::{Interjected, Slot};
 use crate::error::{Dialect, Error};
 use crate::gateway::limits;
 use crate::gateway::relay::{Outgoing, Relay};
+use crate::gateway::settle::Record;
 use crate::json::{Document, Patch};
+use crate::keys::ClientKey;
 use crate::providers::{ErrorFields, event_kind};
 use crate::sse::Scanner;
-use crate::store::ClientKeyRow;
 use crate::ws::{Said, Socket};
 
 /// A client that takes nothing for so long is given up.
@@ -31,7 +33,7 @@ const IN_A_ROW: usize = 32;
 /// What comes over HTTP may end a moment after its last event; then its connection is used again.
 const TAIL: Duration = Duration::from_millis(250);
 
-pub const CREATE: &[u8] = b"response.create";
+pub const CREATE: &str = "response.create";
 
 const UNSUPPORTED: u16 = 1003;
 const MESSAGE_TOO_BIG: u16 = 1009;
@@ -50,9 +52,7 @@ const BROKE: &[u8] = br#"{"type":"response.failed","response":{"status":"failed"
 
 /// The events of one turn for one client.
 pub struct Telling<'a> {
-    pub app: &'a App,
-    pub key: &'a ClientKeyRow,
-    pub slot: &'a Slot,
+    pub meanwhile: Meanwhile<'a>,
     /// The request's own fault, before any output: relayed as the upstream told it.
     pub is_refused: bool,
 }
@@ -98,7 +98,7 @@ impl Telling<'_> {
                 } else {
                     tokio::select! {
                         frame = body.frame() => frame,
-                        left = keep_waiting(client, self.slot) => return Err(left),
+                        left = self.meanwhile.hear(client) => return Err(left),
                     }
                 }
             };
@@ -126,7 +126,7 @@ impl Telling<'_> {
     /// behind output, where it is not served elsewhere, it is told as a break.
     fn as_ours(&self, event: Bytes) -> Bytes {
         let broke = || Bytes::from_static(BROKE);
-        let fields = ErrorFields::read(&event, self.app.clock.now());
+        let fields = ErrorFields::read(&event, self.meanwhile.app.clock.now());
         let fitting = || status_of_event(Family::OpenAi, &fields.code, &fields.kind);
         let status = fields.status.unwrap_or_else(fitting);
         if !self.is_refused && matches!(status, 401 | 402 | 403 | 408 | 409 | 429 | 500..) {
@@ -143,7 +143,8 @@ impl Telling<'_> {
         }
         if document.raw("headers").is_some() {
             let mut headers = HeaderMap::new();
-            limits::tell(self.app, self.key, Surface::Responses, &mut headers);
+            let Meanwhile { app, key, .. } = self.meanwhile;
+            limits::tell(app, key, Surface::Responses, &mut headers);
             patch.set(&document, "headers", &told(&headers).to_string());
         }
         patch.apply(&document).to_bytes()
@@ -154,36 +155,68 @@ fn ends_turn(kind: &[u8]) -> bool {
     matches!(kind, b"response.completed" | b"response.failed" | b"response.incomplete" | b"error")
 }
 
-/// One turn at a time: another is refused meanwhile. What else the client says is about the turn
-/// under way (`response.interrupt`, `response.steer`), and its upstream's to understand; over HTTP
-/// nobody can be told. Resolves when the client has left, or has to.
-pub async fn keep_waiting(client: &mut Socket, slot: &Slot) -> Left {
-    loop {
-        let text = match client.said().await {
-            None => return Left::Gone,
-            Some(Said::Binary) => return TEXT_ONLY,
-            Some(Said::TooLarge) => return TOO_LARGE,
-            Some(Said::Malformed(code)) => return malformed(code.into()),
-            Some(Said::Text(text)) => text,
-        };
-        let kind = event_kind(&text);
-        let why = if kind.is_empty() || kind == CREATE {
-            "a turn is under way on this socket"
-        } else {
-            match slot.interject(text) {
-                Interjected::Queued => {
-                    // The turn is polled beside this, and may have been already.
-                    tokio::task::yield_now().await;
-                    continue;
+/// What a client says while its turn is under way.
+pub struct Meanwhile<'a> {
+    pub app: &'a Arc<App>,
+    pub key: &'a ClientKey,
+    pub slot: &'a Slot,
+}
+
+impl Meanwhile<'_> {
+    /// One turn at a time: another is refused meanwhile. What else the client says is about the turn
+    /// under way (`response.interrupt`, `response.steer`), and its upstream's to understand; over HTTP
+    /// nobody can be told. Resolves when the client has left, or has to.
+    pub async fn hear(&self, client: &mut Socket) -> Left {
+        loop {
+            let text = match client.said().await {
+                None => return Left::Gone,
+                Some(Said::Binary) => return TEXT_ONLY,
+                Some(Said::TooLarge) => return TOO_LARGE,
+                Some(Said::Malformed(code)) => return malformed(code.into()),
+                Some(Said::Text(text)) => text,
+            };
+            let kind = event_kind(&text);
+            let error = if kind.is_empty() || kind == CREATE.as_bytes() {
+                let error = Error::BadQuestion("a turn is under way on this socket");
+                self.record_refusal(text, &error);
+                error
+            } else {
+                match self.slot.interject(text) {
+                    Interjected::Queued => {
+                        // The turn is polled beside this, and may have been already.
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
+                    Interjected::Nowhere => continue,
+                    Interjected::Full => {
+                        Error::BadQuestion("the upstream does not take what was said before")
+                    }
                 }
-                Interjected::Nowhere => continue,
-                Interjected::Full => "the upstream does not take what was said before",
+            };
+            if let Err(left) = say_error(client, &error).await {
+                return left;
             }
-        };
-        if let Err(left) = say_error(client, &Error::BadQuestion(why)).await {
-            return left;
         }
     }
+
+    /// A refused turn has a row like any other.
+    fn record_refusal(&self, text: Bytes, error: &Error) {
+        let Ok(document) = Document::parse(text) else { return };
+        let mut record = record(self.app, self.key, &document);
+        if let Ok(Some(model)) = document.string("model") {
+            record.model(&model);
+        }
+        record.fail(error);
+    }
+}
+
+/// A warm-up is nobody's request yet: it has no row.
+pub fn record(app: &Arc<App>, key: &ClientKey, document: &Document) -> Record {
+    if matches!(document.boolean("generate"), Ok(Some(false))) {
+        return Record::unrecorded(Arc::clone(app));
+    }
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    Record::new(Arc::clone(app), id, key.id, Surface::Responses)
 }
 
 pub async fn say(client: &mut Socket, text: Bytes) -> Result<(), Left> {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::saying::{
-    CREATE, STUCK, TEXT_ONLY, TOO_LARGE, Telling, keep_waiting, malformed, say, say_error,
+    CREATE, Meanwhile, STUCK, TEXT_ONLY, TOO_LARGE, Telling, malformed, record, say, say_error,
     say_refusal,
 };
 use super::{OverSocket, Wants, mark};
@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::gateway::admit::{self, Admitted, Way};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
+use crate::gateway::headers::name;
 use crate::gateway::read::{Head, Payload, Purpose, peek, turn_in};
 use crate::gateway::relay::Relay;
 use crate::gateway::route::{Contract, Endpoint};
@@ -55,6 +56,7 @@ pub struct Session {
     query: Option<String>,
     /// Where turns belong that name no session of their own.
     home: SessionKey,
+    /// Of the handshake, whose headers are those of the first turn (wire 2.4).
     turn_state: Option<SessionKey>,
     slot: Slot,
     contract: Contract,
@@ -144,7 +146,9 @@ impl Session {
                 said = client.said() => match said.ok_or(Left::Gone)? {
                     Said::Text(text) => {
                         // Boxed: most sockets are idle, and a turn is large.
+                        self.slot.listen();
                         Box::pin(self.turn(client, text)).await?;
+                        self.slot.stop_listening();
                         heard = Instant::now();
                     }
                     Said::Binary => return Err(TEXT_ONLY),
@@ -226,7 +230,7 @@ impl Session {
             Ok(document) => document,
             Err(error) => return say_error(client, &error).await,
         };
-        let mut record = self.record(&document);
+        let mut record = record(&self.app, &self.caller.key, &document);
         let call = match self.call(text, document, &mut record) {
             Ok(call) => call,
             Err(error) => {
@@ -249,9 +253,11 @@ impl Session {
                 return say_error(client, &error).await;
             }
         };
+        let (slot, of) = (self.slot.clone(), Arc::clone(&self.caller.key));
+        let meanwhile = Meanwhile { app: &app, key: &of, slot: &slot };
         let dispatched = tokio::select! {
             dispatched = dispatch(&app, &call, &mut record) => dispatched,
-            left = keep_waiting(client, &self.slot) => return Err(left),
+            left = meanwhile.hear(client) => return Err(left),
         };
         let served = dispatched.map(|dispatched| {
             let admitted = Admitted { lane: Permit::default(), key };
@@ -262,9 +268,7 @@ impl Session {
                 let (of_app, lease, admitted, opening, of) = *parts;
                 self.moves = lease.moves();
                 let telling = Telling {
-                    app: &app,
-                    key: &self.caller.key,
-                    slot: &self.slot,
+                    meanwhile,
                     is_refused: opening.tap.finished && !opening.tap.semantic,
                 };
                 let relay = Relay::new(of_app, lease, record, admitted, opening, of);
@@ -307,7 +311,7 @@ impl Session {
             return Err(Error::ShortOfMemory);
         }
         let document = Document::parse(text.clone())?;
-        if event_kind(text) != CREATE {
+        if document.string("type").ok().flatten().as_deref() != Some(CREATE) {
             let why = "no turn is under way: only messages of type response.create begin one";
             return Err(Error::BadQuestion(why));
         }
@@ -320,17 +324,13 @@ impl Session {
         Ok(document)
     }
 
-    /// A warm-up is nobody's request yet: it has no row.
-    fn record(&self, document: &Document) -> Record {
-        if matches!(document.boolean("generate"), Ok(Some(false))) {
-            return Record::unrecorded(Arc::clone(&self.app));
-        }
-        let id = uuid::Uuid::now_v7().simple().to_string();
-        Record::new(Arc::clone(&self.app), id, self.caller.key.id, Surface::Responses)
-    }
-
-    fn call(&self, text: Bytes, document: Document, record: &mut Record) -> Result<Call, Error> {
-        let key = &self.caller.key;
+    fn call(
+        &mut self,
+        text: Bytes,
+        document: Document,
+        record: &mut Record,
+    ) -> Result<Call, Error> {
+        let key = Arc::clone(&self.caller.key);
         let mut head = peek(Surface::Responses, &self.headers, &document, key.id)?;
         head.stream = true;
         head.session = Some(head.session.unwrap_or(self.home));
@@ -341,12 +341,18 @@ impl Session {
         }
         refuse_anothers(&self.app, &head)?;
         let chained = self.is_chained(&mut head)?;
+        let headers = self.headers.clone();
+        let turn = turn_in(&document, key.id).or(self.turn_state);
+        if head.purpose != Purpose::WarmUp {
+            self.turn_state = None;
+            self.headers.remove(&name::TURN_STATE);
+        }
         Ok(Call {
-            turn: turn_in(&document, key.id).or(self.turn_state),
+            turn,
             query: self.query.clone(),
             gate: self.app.gates.of(&head.model).cloned(),
-            headers: self.headers.clone(),
-            caller: Caller { key: Arc::clone(key) },
+            headers,
+            caller: Caller { key },
             surface: Surface::Responses,
             payload: Payload { wire: Text::from(text), encoding: None, document },
             head,
