@@ -144,14 +144,17 @@ impl Evidence<'_> {
                 && self.message_has(&["model is not supported", "model does not exist"]))
     }
 
-    /// The account may not spend any more, or not yet; only its owner can help.
+    /// The account may not spend any more, or not yet; only its owner can help. A name in the request
+    /// that is made of these words comes back in what is said of that name.
     fn is_disabled(&self) -> bool {
+        let echoes = ["parameter", "extra inputs", "extra fields", "unrecognized", "unknown"];
         self.status == 400
             && self.message_has(&[
-                "credit balance",
+                "credit balance is too low",
                 "organization has been disabled",
                 "identity verification",
             ])
+            && !self.message_has(&echoes)
     }
 
     /// The body's own reset, if it makes sense.
@@ -217,10 +220,10 @@ fn too_many(e: &Evidence<'_>) -> Outcome {
     if let (None, Some(until)) = (spent, e.family_spent_until.filter(ahead)) {
         return Outcome::ModelLimited { until };
     }
-    if e.says(&QUOTA) || spent.is_some() {
-        return Outcome::QuotaSpent { until: spent.or(e.resets_at()) };
-    }
     let asked = e.retry_after.map(|wait| e.now.plus(wait));
+    if e.says(&QUOTA) || spent.is_some() {
+        return Outcome::QuotaSpent { until: spent.or(e.resets_at()).or(asked) };
+    }
     let until = asked.unwrap_or_else(|| {
         let known = [e.nearest_reset.filter(ahead), e.resets_at()];
         let nearest = known.into_iter().flatten().min();
@@ -316,14 +319,19 @@ impl Outcome {
         Self::NAMES[self.index()]
     }
 
+    /// The request's own fault, which its client is told in the upstream's words.
+    pub const fn is_requests(self) -> bool {
+        matches!(self, Self::RequestFault | Self::PolicyBlock | Self::ForeignState)
+    }
+
     /// What the account that answered takes from it.
     pub fn apply(self, account: &mut Account, at: Attempt<'_>) {
         let now = at.now;
         let gated = at.ask.gate.is_some_and(|gate| gate.governs(account.plan.as_deref()));
         let (in_flight, health, model) = (account.in_flight, &mut account.health, at.ask.model);
         match self {
-            // Counting tokens works when nothing else does.
-            Self::Served if at.ask.surface == Surface::CountTokens => {}
+            // Counting tokens works when nothing else does, and has a rate of its own.
+            Self::Served | Self::RateLimited { .. } if at.ask.surface == Surface::CountTokens => {}
             Self::Served => {
                 health.concurrency.served(at.sent_at, now);
                 if gated {
@@ -362,9 +370,7 @@ impl Outcome {
             Self::ModelLimited { until } => health.block_model(model, until, now),
             Self::Strike => health.strike(at.sent_at, now),
             Self::RateLimited { until } => {
-                if at.ask.surface != Surface::CountTokens {
-                    health.concurrency.refused(in_flight, at.sent_at, now);
-                }
+                health.concurrency.refused(in_flight, at.sent_at, now);
                 health.block(Cause::Rate, until, now);
             }
             Self::Overloaded => health.overloaded(model, now),
@@ -399,7 +405,7 @@ pub struct Progress {
     pub refreshed: bool,
     /// The present account was tried again after an error.
     pub retried: bool,
-    /// Parts of the history that only another account can read were cut out.
+    /// Parts of the history that the present account cannot read were cut out.
     pub stripped: bool,
 }
 
@@ -475,6 +481,7 @@ impl Progress {
     pub fn moved(&mut self) {
         self.refreshed = false;
         self.retried = false;
+        self.stripped = false;
     }
 }
 

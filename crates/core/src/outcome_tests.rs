@@ -49,6 +49,8 @@ fn classifies() {
         ("credit balance",                      text(400, "Your credit balance is too low"), Stopped(Stop::Disabled)),
         ("organisation disabled",               text(400, "This organization has been disabled."), Stopped(Stop::Disabled)),
         ("identity verification",               text(400, "Identity verification is required."), Stopped(Stop::Disabled)),
+        ("a field of that name",                text(400, "Unknown parameter: 'credit balance is too low'."), RequestFault),
+        ("another one",                         text(400, "credit balance is too low: Extra inputs are not permitted"), RequestFault),
         ("credit balance, but not as 400",      text(403, "Your credit balance is too low"), Strike),
         ("deactivated workspace",               code(403, "deactivated_workspace"),     Stopped(Stop::Deactivated)),
         ("account suspended",                   code(401, "account_suspended"),         Stopped(Stop::Deactivated)),
@@ -72,6 +74,7 @@ fn classifies() {
         ("codex-lb D2: usage limit",            Evidence { resets_at: Some(later(60)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(60)) }),
         ("codex-lb D4: insufficient quota",     code(429, "insufficient_quota"),        QuotaSpent { until: None }),
         ("multiplexer 18.1 #11: reset is past", Evidence { resets_at: Some(NOW), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: None }),
+        ("multiplexer 6.2: Retry-After instead", Evidence { retry_after: Some(Duration::from_hours(2)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(7200)) }),
         ("a reset in another century",          Evidence { resets_at: Some(later(4_000_000_000)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: None }),
         ("multiplexer 18.2 #29: the window named wins", Evidence { resets_at: Some(later(60)), spent_until: Some(later(90)), ..kind(429, "usage_limit_reached") }, QuotaSpent { until: Some(later(90)) }),
         ("sub2api R1: 429 with a full window",  full(status(429)),                      QuotaSpent { until: Some(later(9)) }),
@@ -202,6 +205,13 @@ fn effects() {
 
 #[test]
 fn counting_tokens_proves_nothing() {
+    let limited = Outcome::RateLimited { until: later(60) };
+    for (surface, blocked) in [(Surface::CountTokens, false), (Surface::Messages, true)] {
+        let mut account = account(1);
+        let ask = Ask { surface, model: "m", gate: None };
+        limited.apply(&mut account, Attempt { ask, sent_at: NOW, now: NOW, refreshed: false });
+        assert_eq!(account.health.blocked(NOW).is_some(), blocked, "{surface:?}");
+    }
     let mut account = account(1);
     account.health.strike(NOW, NOW);
     let served = |surface, account: &mut Account| {

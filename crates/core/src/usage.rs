@@ -13,13 +13,16 @@ pub struct TokenUsage {
 }
 
 impl TokenUsage {
-    /// Takes over what a later report of the same answer says; what it leaves out stays.
+    /// Takes over what a later report of the same answer says; what it leaves out stays, and so does
+    /// what it says is nothing (multiplexer 13.4).
     pub fn update(&mut self, later: Self) {
-        self.input = later.input.or(self.input);
-        self.output = later.output.or(self.output);
-        self.cache_read = later.cache_read.or(self.cache_read);
-        self.cache_write = later.cache_write.or(self.cache_write);
-        self.reasoning = later.reasoning.or(self.reasoning);
+        let newer =
+            |known: Option<u64>, said: Option<u64>| said.filter(|n| *n > 0).or(known).or(said);
+        self.input = newer(self.input, later.input);
+        self.output = newer(self.output, later.output);
+        self.cache_read = newer(self.cache_read, later.cache_read);
+        self.cache_write = newer(self.cache_write, later.cache_write);
+        self.reasoning = newer(self.reasoning, later.reasoning);
     }
 
     pub fn is_reported(&self) -> bool {
@@ -36,6 +39,8 @@ mod tests {
         let mut usage = TokenUsage { input: Some(10), output: Some(1), ..Default::default() };
         usage.update(TokenUsage { output: Some(7), ..Default::default() });
         assert_eq!((usage.input, usage.output), (Some(10), Some(7)));
+        usage.update(TokenUsage { input: Some(0), cache_read: Some(0), ..Default::default() });
+        assert_eq!((usage.input, usage.cache_read), (Some(10), Some(0)), "nothing is no news");
         assert!(usage.is_reported());
         assert!(!TokenUsage::default().is_reported());
     }

@@ -133,7 +133,7 @@ pub fn clock_text(at: Timestamp) -> String {
 }
 
 /// A wait longer than this makes SDKs hang; they are told not to retry instead.
-const LONG_WAIT: Duration = Duration::from_mins(1);
+pub const LONG_WAIT: Duration = Duration::from_mins(1);
 const OVERLOAD_RETRY: Duration = Duration::from_secs(5);
 
 impl Error {

@@ -50,9 +50,10 @@ use tokio::time::Instant;
 
 use crate::admission::Bound;
 use crate::app::App;
-use crate::error::{Dialect, Error};
+use crate::error::{Dialect, Error, LONG_WAIT};
 use crate::metrics::Ending;
 use crate::pool::SessionKey;
+use crate::providers::retry_after;
 
 use admit::{Admitted, Way};
 pub use attempt::{authorize, bearer};
@@ -288,9 +289,10 @@ fn answer(
     record: &mut Record,
 ) -> Served {
     let Call { caller, surface, head: request_head, gate, over, .. } = call;
-    let (lease, reply, assembled) = match dispatched {
+    let (lease, reply, usage) = match dispatched {
         Dispatched::Stream(lease, answer) => {
-            record.headed(answer.refused.unwrap_or(answer.head.status.as_u16()));
+            let refused = answer.refused.map(|(_, status)| status);
+            record.headed(refused.unwrap_or(answer.head.status.as_u16()));
             let is_ours = answer.head.extensions.get::<judge::Ours>().is_some();
             let mut response = Response::new(());
             *response.status_mut() = answer.head.status;
@@ -314,13 +316,13 @@ fn answer(
             };
             return Served::Relay(response, Box::new((app, lease, admitted, answer.opening, of)));
         }
-        Dispatched::Whole(lease, reply, assembled) => (lease, reply, assembled),
+        Dispatched::Whole(lease, reply, usage) => (lease, reply, usage),
     };
     remember_turn(&app, &caller, &lease, &reply.head.headers);
     let status = client_status(reply.head.status);
     record.headed(status.as_u16());
     record.relayed(reply.body.len());
-    if assembled.is_some() {
+    if usage.is_some() {
         let attempt = Attempt {
             ask: Ask { surface, model: &request_head.model, gate: gate.as_deref() },
             sent_at: lease.sent_at,
@@ -330,10 +332,13 @@ fn answer(
         app.metrics.attempt(Outcome::Served);
         app.pool.settle(lease.account.id, Outcome::Served, attempt);
     }
-    record.finish(Ending::Complete, assembled.map(|a| a.usage).unwrap_or_default());
+    record.finish(Ending::Complete, usage.unwrap_or_default());
     let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));
     *response.status_mut() = status;
     *response.headers_mut() = headers::to_client(reply.head.headers);
+    if retry_after(response.headers(), app.clock.now()).is_some_and(|wait| wait > LONG_WAIT) {
+        response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+    }
     limits::tell(&app, &caller.key, surface, response.headers_mut());
     Served::Whole(response)
 }

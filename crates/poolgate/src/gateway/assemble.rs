@@ -7,33 +7,34 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::response::Parts;
 use http::{HeaderValue, header};
 use http_body_util::BodyExt;
-use poolgate_core::outcome::Outcome;
-use poolgate_core::quota::Reading;
-use poolgate_core::usage::TokenUsage;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::judge::{Answer, Bad, Reply};
+use super::judge::Answer;
 use super::opening::Opening;
-use crate::error::Error;
 use crate::json::{Document, Patch};
 use crate::providers::Tap;
 
 /// A response larger than this is not one a client without streaming expects.
 const MAX: usize = 64 << 20;
+/// What ends soon behind its last event leaves a connection that can be used again.
+const TAIL: Duration = Duration::from_millis(250);
 
+/// What a stream came to.
 #[derive(Debug)]
 pub struct Assembled {
-    pub usage: TokenUsage,
-    /// Quota windows told in events.
-    pub readings: Vec<Reading>,
+    pub head: Parts,
+    /// `None`: it broke, or failed.
+    pub body: Option<Bytes>,
+    pub tap: Tap,
 }
 
 #[derive(Default)]
-struct Parts {
+struct Pieces {
     items: Vec<String>,
     response: Option<String>,
 }
@@ -46,7 +47,7 @@ struct Event<'a> {
     response: Option<&'a RawValue>,
 }
 
-impl Parts {
+impl Pieces {
     fn take(&mut self, kind: &[u8], data: &[u8]) {
         let wanted = matches!(
             kind,
@@ -79,47 +80,39 @@ impl Parts {
     }
 }
 
-/// Reads to the end. Output was made and perhaps charged for, so a stream that breaks is not sent
-/// again: the client is told.
-pub async fn assemble(answer: Answer, idle: Duration) -> Result<(Reply, Assembled), Bad> {
+/// Reads to the end.
+pub async fn assemble(answer: Answer, idle: Duration) -> Assembled {
     let Answer { mut head, opening: Opening { held, mut rest, tap, mut create }, .. } = answer;
-    let broke = || Bad {
-        outcome: Outcome::Broke,
-        status: Some(200),
-        reply: None,
-        error: Error::UpstreamBroke,
-    };
     // The opening's tap has seen the held bytes already; a second one sees all of them in order.
     let mut tap = Tap::again(&tap);
-    let mut parts = Parts::default();
+    let mut parts = Pieces::default();
     let mut size = 0;
     for data in &held {
         size += data.len();
         tap.feed_and(data, |kind, data| parts.take(kind, data));
     }
     while let Some(body) = &mut rest {
-        match timeout(idle, body.frame()).await {
+        let wait = if tap.finished { TAIL } else { idle };
+        match timeout(wait, body.frame()).await {
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else {
                     continue;
                 };
                 size += data.len();
                 if size > MAX {
-                    return Err(broke());
+                    return Assembled { head, body: None, tap };
                 }
                 tap.feed_and(&data, |kind, data| parts.take(kind, data));
                 if tap.created {
                     create.release();
                 }
             }
-            Ok(None) => rest = None,
-            Ok(Some(Err(_))) | Err(_) => return Err(broke()),
+            Ok(None | Some(Err(_))) | Err(_) => rest = None,
         }
     }
-    let body = parts.finish().filter(|_| tap.finished).ok_or_else(broke)?;
+    let body = parts.finish().filter(|_| tap.finished && tap.error.is_none());
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let assembled = Assembled { usage: tap.usage, readings: tap.readings };
-    Ok((Reply { head, body }, assembled))
+    Assembled { head, body, tap }
 }
 
 #[cfg(test)]
@@ -127,7 +120,7 @@ mod tests {
     use super::*;
 
     fn finish(events: &[(&str, &str)]) -> Option<String> {
-        let mut parts = Parts::default();
+        let mut parts = Pieces::default();
         for (kind, data) in events {
             parts.take(kind.as_bytes(), data.as_bytes());
         }

@@ -3,24 +3,30 @@
 //! It ends with an answer whose output has begun, with an upstream's answer that is the request's
 //! own fault, or with an error that says when to come back. Until then the client has seen nothing.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use poolgate_core::account::AccountId;
 use poolgate_core::health::Charge;
 use poolgate_core::outcome::{Outcome, Progress};
 use poolgate_core::units::Timestamp;
+use poolgate_core::usage::TokenUsage;
 use tokio::time::timeout_at;
 
+use super::Call;
 use super::judge::{Answer, Bad, Reply};
 use super::settle::Record;
 use super::socket::OverSocket;
 use super::trial::{Tried, try_account};
 use super::waiting::{explain, lease, left};
-use super::{Call, assemble};
 use crate::app::App;
 use crate::error::Error;
 use crate::pool::{Lease, Refused};
+use crate::providers::ErrorFields;
 use crate::secret::sha256;
+
+/// So often a request is moved away from accounts that it may come back to.
+const MOVES: u32 = 4;
 
 /// What the client will be given.
 #[derive(Debug)]
@@ -28,7 +34,7 @@ pub enum Dispatched {
     /// Relayed as it comes; the lease lasts until its end.
     Stream(Lease, Answer),
     /// An answer in one piece: assembled from a stream, or a refusal that is the request's own.
-    Whole(Lease, Reply, Option<assemble::Assembled>),
+    Whole(Lease, Reply, Option<TokenUsage>),
 }
 
 pub async fn dispatch(
@@ -48,6 +54,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
     let mut progress = Progress::default();
     let mut same = SameText::default();
     let mut last: Option<Error> = None;
+    let mut moves = 0;
     let is_chained = call.over.as_ref().is_some_and(OverSocket::is_chained);
     loop {
         let mut lease = match lease(app, call, &tried).await {
@@ -63,7 +70,11 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
         match try_account(app, call, lease, &mut progress, record).await? {
             Tried::Done(done) => return Ok(done),
             Tried::Moved(lease) => {
-                tried.push(lease.account.id);
+                // It has refused nothing, and may serve the request yet: but not for ever.
+                moves += 1;
+                if moves >= MOVES {
+                    tried.push(lease.account.id);
+                }
                 app.pool.note_failover(lease.account.id);
             }
             Tried::Failed { mut bad, lease, enough } => {
@@ -113,11 +124,11 @@ impl SameText {
         let Some(reply) = bad.reply.as_ref().filter(|reply| owned && !reply.body.is_empty()) else {
             return false;
         };
-        let words = String::from_utf8_lossy(&reply.body).to_ascii_lowercase();
+        let words = words(&reply.body);
         if words.contains("usage limit") {
             return false;
         }
-        let digest = sha256(&reply.body);
+        let digest = sha256(words.as_bytes());
         self.0.retain(|(known, ..)| *known == digest);
         self.0.push((digest, id, progress.charge(bad.outcome)));
         self.0.len() >= SAME_TEXT_ACCOUNTS
@@ -134,6 +145,19 @@ impl SameText {
         app.pool.take_back(&charges.collect::<Vec<_>>(), began);
         Ok(Dispatched::Whole(lease, bad.reply.ok_or(bad.error)?, None))
     }
+}
+
+/// What a refusal says, without the numbers that each of them is given.
+fn words(body: &[u8]) -> String {
+    let fields = ErrorFields::read(body, Timestamp(0));
+    let text = match fields.message.as_str() {
+        "" => String::from_utf8_lossy(body),
+        message => Cow::Owned([&fields.code, &fields.kind, message].join(" ")),
+    };
+    let is_number =
+        |word: &str| word.len() > 8 && word.bytes().filter(u8::is_ascii_digit).count() > 2;
+    let words = text.split_whitespace().filter(|word| !is_number(word));
+    words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join(" ")
 }
 
 /// Enough was tried. An overload goes out as the upstream told it; anything else says what the pool

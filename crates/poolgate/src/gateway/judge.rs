@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::response::Parts;
-use http::{HeaderMap, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use poolgate_core::availability::Ask;
 use poolgate_core::health::Stop;
 use poolgate_core::outcome::{Evidence, Outcome, classify, status_of_event};
 use poolgate_core::quota::{Reading, Source};
 use poolgate_core::units::Timestamp;
+use poolgate_core::usage::TokenUsage;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
@@ -41,8 +42,8 @@ pub struct Ours;
 pub struct Answer {
     pub head: Parts,
     pub opening: Opening,
-    /// It is the upstream's refusal, with this status, in an event of a stream.
-    pub refused: Option<u16>,
+    /// It is the upstream's refusal in an event of a stream, and would be this one as an answer.
+    pub refused: Option<(Outcome, u16)>,
 }
 
 /// A whole answer that reports a failure, as the upstream gave it.
@@ -65,6 +66,8 @@ pub struct Bad {
     pub reply: Option<Reply>,
     /// What a client would be told if nobody else can serve.
     pub error: Error,
+    /// Output was made, for so much: it is not asked for again.
+    pub spent: Option<TokenUsage>,
 }
 
 pub async fn judge(
@@ -116,7 +119,8 @@ async fn judge_success(
     let is_stream = has_type(&head.headers, "text/event-stream");
     let bad = |outcome, text: &str| {
         let status = Some(head.status.as_u16());
-        Judged::Bad(Bad { outcome, status, reply: None, error: Error::Upstream(text.into()) })
+        let error = Error::Upstream(text.into());
+        Judged::Bad(Bad { outcome, status, reply: None, error, spent: None })
     };
     let is_encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity");
     let tap =
@@ -130,19 +134,35 @@ async fn judge_success(
         Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),
         Opened::Failed(fields, mut opening) => {
             observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
-            let status = status_of(&fields, ask);
             let outcome = judge_event(app, account, ask, &fields, now);
             if matches!(outcome, Outcome::RequestFault | Outcome::PolicyBlock) {
                 // The client is told in the upstream's own words; nothing of worth follows.
                 Box::pin(scrub_opening(&mut opening, account)).await;
+                let refused = Some((outcome, status_of(&fields, ask)));
                 opening.tap.error = Some(fields);
                 opening.tap.finished = true;
-                return Judged::Good(Answer { head, opening, refused: Some(status) });
+                return Judged::Good(Answer { head, opening, refused });
             }
-            let error = Error::Upstream(scrub_text(&fields.message, account));
-            Judged::Bad(Bad { outcome, status: Some(status), reply: None, error })
+            Judged::Bad(refusal_of_event(account, ask, head, &fields, outcome))
         }
     }
+}
+
+/// An error inside a stream, as if it had come with a status of its own.
+pub fn refusal_of_event(
+    account: &Account,
+    ask: Ask<'_>,
+    mut head: Parts,
+    fields: &ErrorFields,
+    outcome: Outcome,
+) -> Bad {
+    let status = status_of(fields, ask);
+    let error = Error::Upstream(scrub_text(&fields.message, account));
+    head.status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let body = scrub(&fields.body(ask.surface.family()), account);
+    let reply = Some(Reply { head, body });
+    Bad { outcome, status: Some(status), reply, error, spent: None }
 }
 
 async fn judge_failure(
@@ -173,7 +193,7 @@ async fn judge_failure(
     let body = scrub(&body, account);
     log(account, status, &body);
     let reply = Some(Reply { head, body });
-    Bad { outcome, status: Some(status), reply, error: Error::Upstream(text) }
+    Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }
 }
 
 /// A refusal of which nothing follows but a line of the log. Its body has the time that the rest of a
@@ -280,7 +300,7 @@ pub fn judge_error(error: &AttemptError) -> Bad {
         AttemptError::Send(SendError::Broke(_) | SendError::Timeout) => Outcome::Lost,
         AttemptError::Build(_) | AttemptError::ChainLost => Outcome::RequestFault,
     };
-    Bad { outcome, status: None, reply: None, error: Error::from(error) }
+    Bad { outcome, status: None, reply: None, error: Error::from(error), spent: None }
 }
 
 fn has_type(headers: &HeaderMap, wanted: &str) -> bool {

@@ -223,14 +223,9 @@ impl Relay {
             );
             self.record.owns(id);
         }
-        Some(match outcome {
-            // What it refuses for the request's own sake, it has answered.
-            Outcome::Served
-            | Outcome::RequestFault
-            | Outcome::PolicyBlock
-            | Outcome::ForeignState => Ending::Complete,
-            _ => Ending::UpstreamBroke,
-        })
+        // What it refuses for the request's own sake, it has answered.
+        let is_answered = outcome == Outcome::Served || outcome.is_requests();
+        Some(if is_answered { Ending::Complete } else { Ending::UpstreamBroke })
     }
 
     fn ask(&self) -> Ask<'_> {

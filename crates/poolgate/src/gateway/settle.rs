@@ -28,6 +28,7 @@ pub struct Record {
     started: Instant,
     /// A `begin` line is in the spool.
     begun: bool,
+    spent: TokenUsage,
     finished: bool,
     /// It has no row, whatever becomes of it.
     unrecorded: bool,
@@ -44,6 +45,7 @@ impl Record {
             end,
             started: Instant::now(),
             begun: false,
+            spent: TokenUsage::default(),
             finished: false,
             unrecorded: false,
         }
@@ -140,6 +142,11 @@ impl Record {
         self.finish(Ending::Refused, TokenUsage::default());
     }
 
+    /// Of an answer that nobody got.
+    pub fn spent(&mut self, usage: TokenUsage) {
+        self.spent = usage;
+    }
+
     pub fn finish(&mut self, ending: Ending, usage: TokenUsage) {
         if self.close(ending, usage) {
             recorded(self.app.spool.end(&self.end));
@@ -154,12 +161,13 @@ impl Record {
     }
 
     /// Whether it is to be recorded.
-    fn close(&mut self, ending: Ending, usage: TokenUsage) -> bool {
+    fn close(&mut self, ending: Ending, mut usage: TokenUsage) -> bool {
         if std::mem::replace(&mut self.finished, true) || self.unrecorded {
             return false;
         }
         self.end.outcome = Cow::Borrowed(ending.name());
         self.end.total_ms = self.elapsed_ms();
+        usage.update(self.spent);
         self.end.input = usage.input;
         self.end.output = usage.output;
         self.end.cache_read = usage.cache_read;

@@ -5,18 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poolgate_core::outcome::{Attempt, Next, Outcome, Progress, next};
+use poolgate_core::usage::TokenUsage;
 use tokio::time::{Instant, sleep};
 
 use super::attempt::{self, AttemptError, Sent, Target};
 use super::dispatch::Dispatched;
-use super::judge::{Bad, Judged, judge, judge_error, observe_events};
+use super::judge::{
+    Answer, Bad, Judged, Reply, judge, judge_error, judge_late, observe_events, refusal_of_event,
+};
 use super::read::Payload;
 use super::settle::Record;
 use super::{Call, assemble, strip};
 use crate::app::App;
 use crate::credentials::{Bearer, CredentialError};
 use crate::error::Error;
-use crate::pool::Lease;
+use crate::pool::{Account, Lease};
 
 pub enum Tried {
     Done(Dispatched),
@@ -75,11 +78,15 @@ pub async fn try_account(
         let attempt = Attempt { ask, sent_at, now, refreshed };
         app.metrics.attempt(bad.outcome);
         app.pool.settle(account.id, bad.outcome, attempt);
-        match next(bad.outcome, progress) {
-            Next::Relay => {
-                let Bad { reply, error, .. } = bad;
-                return Ok(Tried::Done(Dispatched::Whole(lease, reply.ok_or(error)?, None)));
+        let next = match bad.spent {
+            Some(usage) => {
+                record.spent(usage);
+                Next::Relay
             }
+            None => next(bad.outcome, progress),
+        };
+        match next {
+            Next::Relay => return relayed(bad, lease),
             Next::Refresh => {
                 if let Ok(refused) = &bearer {
                     bearer = Box::pin(attempt::refresh(app, &account, refused)).await;
@@ -87,14 +94,11 @@ pub async fn try_account(
             }
             Next::Again => sleep(Duration::from_millis(rand::random_range(200..400))).await,
             Next::Strip => {
-                // Nothing to cut: the next round relays the same refusal.
-                if let Some(stripped) = strip::strip(call.surface, &payload) {
-                    tracing::info!(
-                        request.id = record.id(),
-                        "cut out what this account cannot read"
-                    );
-                    payload = Cow::Owned(stripped);
-                }
+                let Some(stripped) = strip::strip(call.surface, &payload) else {
+                    return relayed(bad, lease);
+                };
+                tracing::info!(request.id = record.id(), "cut out what this account cannot read");
+                payload = Cow::Owned(stripped);
             }
             Next::Another => return Ok(Tried::Failed { bad, lease, enough: false }),
             Next::GiveUp => return Ok(Tried::Failed { bad, lease, enough: true }),
@@ -102,17 +106,21 @@ pub async fn try_account(
     }
 }
 
+fn relayed(bad: Bad, lease: Lease) -> Result<Tried, Error> {
+    Ok(Tried::Done(Dispatched::Whole(lease, bad.reply.ok_or(bad.error)?, None)))
+}
+
 /// An answer that will reach the client.
 enum Answered {
-    Stream(super::judge::Answer),
-    Assembled(super::judge::Reply, assemble::Assembled),
+    Stream(Answer),
+    Assembled(Reply, TokenUsage),
 }
 
 impl Answered {
     fn into_dispatched(self, lease: Lease) -> Dispatched {
         match self {
             Self::Stream(answer) => Dispatched::Stream(lease, answer),
-            Self::Assembled(reply, assembled) => Dispatched::Whole(lease, reply, Some(assembled)),
+            Self::Assembled(reply, usage) => Dispatched::Whole(lease, reply, Some(usage)),
         }
     }
 }
@@ -151,12 +159,47 @@ async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<A
     let Sent { response, streams, create } = sent;
     match judge(app, account, call.ask(), response, create).await {
         Judged::Good(answer) if streams && !call.head.stream => {
-            let idle = app.limits().stream_idle_timeout;
-            let (reply, mut assembled) = Box::pin(assemble::assemble(answer, idle)).await?;
-            observe_events(app, account, &std::mem::take(&mut assembled.readings));
-            Ok(Answered::Assembled(reply, assembled))
+            Box::pin(assembled(app, call, account, answer)).await
         }
         Judged::Good(answer) => Ok(Answered::Stream(answer)),
         Judged::Bad(bad) => Err(bad),
     }
+}
+
+/// One answer for a client that does not stream, which has seen nothing yet: what the stream says of a
+/// failure is told by a status.
+async fn assembled(
+    app: &App,
+    call: &Call,
+    account: &Account,
+    answer: Answer,
+) -> Result<Answered, Bad> {
+    let ask = call.ask();
+    if let Some((outcome, _)) = answer.refused {
+        let fields = answer.opening.tap.error.unwrap_or_default();
+        return Err(refusal_of_event(account, ask, answer.head, &fields, outcome));
+    }
+    let idle = app.limits().stream_idle_timeout;
+    let assemble::Assembled { head, body, mut tap } = assemble::assemble(answer, idle).await;
+    observe_events(app, account, &tap.readings);
+    let broke = |outcome| Bad {
+        outcome,
+        status: Some(200),
+        reply: None,
+        error: Error::UpstreamBroke,
+        spent: Some(tap.usage),
+    };
+    let Some(fields) = tap.error.take() else {
+        let body = body.ok_or_else(|| broke(Outcome::Broke))?;
+        return Ok(Answered::Assembled(Reply { head, body }, tap.usage));
+    };
+    let outcome = judge_late(app, account, ask, &fields);
+    let refusal = refusal_of_event(account, ask, head, &fields, outcome);
+    let is_requests = outcome.is_requests();
+    Err(match tap.semantic {
+        // Nothing was made that could have been charged for.
+        false => refusal,
+        true if is_requests => Bad { spent: Some(tap.usage), ..refusal },
+        true => broke(outcome),
+    })
 }

@@ -126,7 +126,9 @@ impl State {
                 moved.cancel();
             }
         }
-        if let Some(session) = wish.session {
+        // What is counted elsewhere leaves the conversation where its cache is warm.
+        let moves = |session| wish.is_counted() || self.homes.home(&session, now).is_none();
+        if let Some(session) = wish.session.filter(|session| moves(*session)) {
             self.homes.settle(session, chosen.id, scope, now);
         }
         let moves = members

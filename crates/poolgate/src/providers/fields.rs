@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use poolgate_core::account::Family;
 use poolgate_core::units::Timestamp;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Empty text: not reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,36 +23,30 @@ pub struct ErrorFields {
     pub status: Option<u16>,
     /// Those that an event on a socket carries (wire §2.4).
     pub headers: HeaderMap,
+    /// The error itself, as it was told.
+    pub told: Value,
 }
 
 /// Numbers come as numbers or as text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Number {
-    Plain(f64),
-    Text(String),
-}
-
-impl Number {
-    #[expect(clippy::cast_possible_truncation, reason = "saturates; the reader checks the range")]
-    fn whole(&self) -> Option<i64> {
-        match self {
-            Self::Plain(number) => Some(*number as i64),
-            Self::Text(text) => text.trim().parse().ok(),
-        }
+#[expect(clippy::cast_possible_truncation, reason = "saturates; the reader checks the range")]
+fn whole(value: &Value) -> Option<i64> {
+    match value {
+        Value::String(text) => text.trim().parse().ok(),
+        value => Some(value.as_f64()? as i64),
     }
 }
 
+/// Of any type, so that one that is unforeseen hides no other.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Inner {
     code: Option<Value>,
     r#type: Option<Value>,
     message: Option<Value>,
-    resets_at: Option<Number>,
-    resets_in_seconds: Option<Number>,
-    status: Option<u16>,
-    status_code: Option<u16>,
+    resets_at: Option<Value>,
+    resets_in_seconds: Option<Value>,
+    status: Option<Value>,
+    status_code: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -60,17 +56,11 @@ struct Envelope {
     #[serde(default)]
     detail: Option<Value>,
     #[serde(default)]
-    response: Option<Response>,
+    response: Option<Value>,
     #[serde(default)]
-    headers: Option<Map<String, Value>>,
+    headers: Option<Value>,
     #[serde(flatten)]
     bare: Inner,
-}
-
-#[derive(Deserialize)]
-struct Response {
-    #[serde(default)]
-    error: Option<Value>,
 }
 
 impl ErrorFields {
@@ -81,36 +71,70 @@ impl ErrorFields {
         };
         let nested = envelope
             .error
-            .or_else(|| envelope.response.and_then(|response| response.error))
+            .or_else(|| Some(envelope.response?.get_mut("error")?.take()).filter(|e| !e.is_null()))
             .or(envelope.detail);
-        let outer_status = envelope.bare.status.or(envelope.bare.status_code);
+        let outer_status = envelope.bare.status();
         let mut fields = match nested {
             Some(Value::String(message)) => Self { message, ..Self::default() },
-            Some(value) => Self::from_inner(serde_json::from_value(value).unwrap_or_default(), now),
+            Some(told) => {
+                let inner = Inner::deserialize(&told).unwrap_or_default();
+                Self { told, ..Self::from_inner(inner, now) }
+            }
             None => Self::from_inner(envelope.bare, now),
         };
         fields.status = fields.status.or(outer_status);
-        fields.headers = envelope.headers.iter().flatten().filter_map(header).collect();
+        let headers = envelope.headers.as_ref().and_then(Value::as_object);
+        fields.headers = headers.into_iter().flatten().filter_map(header).collect();
         fields
     }
 
+    /// As the body of an answer, for a client that is told by a status.
+    pub fn body(&self, family: Family) -> Bytes {
+        let mut error = match &self.told {
+            Value::Object(told) => told.clone(),
+            _ => Map::new(),
+        };
+        let mut fill = |name: &str, value: &str| {
+            if !error.get(name).is_some_and(Value::is_string) && !value.is_empty() {
+                error.insert(name.into(), value.into());
+            }
+        };
+        fill("message", &self.message);
+        fill("type", if self.kind.is_empty() { "invalid_request_error" } else { &self.kind });
+        fill("code", &self.code);
+        let body = match family {
+            Family::OpenAi => json!({"error": error}),
+            Family::Anthropic => json!({"type": "error", "error": error}),
+        };
+        body.to_string().into()
+    }
+
     fn from_inner(inner: Inner, now: Timestamp) -> Self {
+        let status = inner.status();
         let text = |value: Option<Value>| match value {
             Some(Value::String(text)) => text,
             Some(Value::Number(number)) => number.to_string(),
             _ => String::new(),
         };
-        let at = inner.resets_at.and_then(|n| n.whole()).and_then(Timestamp::from_unix_seconds);
-        let wait =
-            inner.resets_in_seconds.and_then(|n| n.whole()).and_then(|s| u64::try_from(s).ok());
+        let at = inner.resets_at.as_ref().and_then(whole).and_then(Timestamp::from_unix_seconds);
+        let wait = inner.resets_in_seconds.as_ref().and_then(whole);
+        let wait = wait.and_then(|seconds| u64::try_from(seconds).ok());
         Self {
             code: text(inner.code),
             kind: text(inner.r#type),
             message: text(inner.message),
             resets_at: at.or_else(|| wait.map(|seconds| now.plus(Duration::from_secs(seconds)))),
-            status: inner.status.or(inner.status_code),
+            status,
             headers: HeaderMap::new(),
+            told: Value::Null,
         }
+    }
+}
+
+impl Inner {
+    fn status(&self) -> Option<u16> {
+        let number = |value: &Option<Value>| u16::try_from(value.as_ref()?.as_u64()?).ok();
+        number(&self.status).or_else(|| number(&self.status_code))
     }
 }
 
@@ -147,6 +171,7 @@ mod tests {
             resets_at: resets_in.map(|s| NOW.plus(Duration::from_secs(s))),
             status: None,
             headers: HeaderMap::new(),
+            told: Value::Null,
         }
     }
 
@@ -191,11 +216,15 @@ mod tests {
              fields("server_error", "", "m", None)),
             (r#"{"type":"error","code":"c","message":"m"}"#,            fields("c", "error", "m", None)),
             (r#"{"error":{"code":404,"message":null}}"#,                fields("404", "", "", None)),
+            (r#"{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"},"status":"error","headers":[]}"#,
+             fields("429", "", "m", None)),
+            (r#"{"type":"response.failed","response":[]}"#,             fields("", "response.failed", "", None)),
             ("<html>",                                                  fields("", "", "", None)),
             ("[]",                                                      fields("", "", "", None)),
         ];
         for (body, want) in cases {
-            assert_eq!(ErrorFields::read(body.as_bytes(), NOW), want, "{body}");
+            let read = ErrorFields::read(body.as_bytes(), NOW);
+            assert_eq!(ErrorFields { told: Value::Null, ..read }, want, "{body}");
         }
         let event = br#"{"type":"error","status":429,"error":{"type":"usage_limit_reached"}}"#;
         assert_eq!(ErrorFields::read(event, NOW).status, Some(429));

@@ -34,12 +34,17 @@ fn of_limit(headers: &HeaderMap, limit: &str, now: Timestamp) -> Vec<Reading> {
         let name = |part: &str| format!("x-{limit}-{position}{part}");
         headers.contains_key(name(USED)).then(|| Half {
             used_percent: number(headers, &name(USED)),
-            length: number(headers, &name("-window-minutes")).map(Duration::from_mins),
+            length: number(headers, &name("-window-minutes")).and_then(minutes),
             resets_at: number(headers, &name("-reset-at")),
             resets_in: number(headers, &name("-reset-after-seconds")),
         })
     };
     pair(&named(limit), half("primary"), half("secondary"), now)
+}
+
+/// No window is longer than a year: what says so is malformed.
+fn minutes(count: u64) -> Option<Duration> {
+    (count <= 366 * 24 * 60).then(|| Duration::from_mins(count))
 }
 
 fn named(limit: &str) -> Limit {
@@ -120,7 +125,10 @@ mod tests {
         let five = |used, reset| (Limit::Ordinary, 300, used, reset);
         let week = |used, reset| (Limit::Ordinary, 10_080, used, reset);
         let other = |name: &str, minutes, used| (Limit::Named(name.into()), minutes, used, None);
-        let cases: [(&str, &[(&str, &str)], Vec<Row>); 11] = [
+        let cases: [(&str, &[(&str, &str)], Vec<Row>); 12] = [
+            ("a length beyond all time is none",
+                &[("x-codex-primary-used-percent", "10"), ("x-codex-primary-window-minutes", "400000000000000000")],
+                vec![five(Some(10.0), None)]),
             ("sub2api C2: in order",
                 &[("x-codex-primary-used-percent", "10"), ("x-codex-primary-window-minutes", "300"),
                   ("x-codex-secondary-used-percent", "40"), ("x-codex-secondary-window-minutes", "10080")],

@@ -65,10 +65,11 @@ struct Usage {
     completion_tokens: Option<u64>,
     cache_read_input_tokens: Option<u64>,
     cache_creation_input_tokens: Option<u64>,
-    #[serde(default, alias = "prompt_tokens_details")]
+    // Some servers speak two dialects at once: an alias would be the same field twice.
     input_tokens_details: Option<InputDetails>,
-    #[serde(default, alias = "completion_tokens_details")]
+    prompt_tokens_details: Option<InputDetails>,
     output_tokens_details: Option<OutputDetails>,
+    completion_tokens_details: Option<OutputDetails>,
 }
 
 #[derive(Debug, Deserialize, PartialEq)]
@@ -83,14 +84,22 @@ struct OutputDetails {
 
 impl Usage {
     fn disjoint(&self) -> TokenUsage {
-        let cached = self.input_tokens_details.as_ref().and_then(|d| d.cached_tokens);
-        let input = self.input_tokens.or(self.prompt_tokens);
+        let either =
+            |one: Option<u64>, other: Option<u64>| one.filter(|n| *n > 0).or(other).or(one);
+        let cached = |details: &Option<InputDetails>| details.as_ref()?.cached_tokens;
+        let cached =
+            either(cached(&self.input_tokens_details), cached(&self.prompt_tokens_details));
+        let thought = |details: &Option<OutputDetails>| details.as_ref()?.reasoning_tokens;
+        let input = either(self.input_tokens, self.prompt_tokens);
         TokenUsage {
             input: input.map(|all| all.saturating_sub(cached.unwrap_or(0))),
-            output: self.output_tokens.or(self.completion_tokens),
+            output: either(self.output_tokens, self.completion_tokens),
             cache_read: self.cache_read_input_tokens.or(cached),
             cache_write: self.cache_creation_input_tokens,
-            reasoning: self.output_tokens_details.as_ref().and_then(|d| d.reasoning_tokens),
+            reasoning: either(
+                thought(&self.output_tokens_details),
+                thought(&self.completion_tokens_details),
+            ),
         }
     }
 }

@@ -21,7 +21,7 @@ use super::usage::codex;
 use crate::sse::{Event, Scanner};
 
 // Prepared once: that costs more than a search in a chunk.
-static USAGE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"usage\":{"));
+static USAGE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"usage\""));
 
 /// JSON answers up to this size are kept for reading their token counts.
 const JSON_MAX: usize = 16 << 20;
@@ -241,10 +241,10 @@ impl Tap {
         if data == b"[DONE]" {
             return self.finish();
         }
-        if kind == b"error" || (!self.semantic && data.starts_with(b"{\"error\"")) {
+        if kind == b"error" || data.starts_with(b"{\"error\"") {
             return self.fail(data);
         }
-        if USAGE.find(data).is_some() || !self.semantic {
+        if tells_usage(data) || !self.semantic {
             self.read_usage(data);
         }
         if !self.semantic {
@@ -279,6 +279,14 @@ impl Tap {
         self.usage.update(usage);
         self.response_id = self.response_id.take().or(id);
     }
+}
+
+/// Most chunks have none, or say that it is null.
+fn tells_usage(chunk: &[u8]) -> bool {
+    USAGE.find_iter(chunk).any(|at| {
+        let value = chunk[at + USAGE.needle().len()..].trim_ascii_start().strip_prefix(b":");
+        value.is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
+    })
 }
 
 /// The event's name, or the `type` inside its data when the stream does not name events.

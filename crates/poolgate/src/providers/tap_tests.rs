@@ -88,9 +88,26 @@ fn counts_tokens_in_every_dialect() {
     };
     assert_eq!((got.usage, got.response_id.as_deref()), (want, Some("msg_1")));
 
+    let text = r#"{"id":"c1","choices":[{"index":0,"delta":{"content":"a"}}],"usage":null}"#;
     let last = r#"{"id":"c1","choices":[],"usage":{"prompt_tokens":8,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":3}}}"#;
-    let got = tap(Surface::Chat, &data(&[ROLE, last, "[DONE]"])).usage;
-    assert_eq!((got.input, got.output, got.cache_read), (Some(5), Some(2), Some(3)));
+    // With blanks, as Python writes it, and in the words of two dialects, of which one counts nothing.
+    let spaced = last.replace(':', ": ");
+    let zeros = r#""usage":{"input_tokens":0,"input_tokens_details":{"cached_tokens":0},"#;
+    let both = last.replace(r#""usage":{"#, zeros);
+    for last in [last, &spaced, &both] {
+        let got = tap(Surface::Chat, &data(&[ROLE, text, last, "[DONE]"])).usage;
+        assert_eq!((got.input, got.output, got.cache_read), (Some(5), Some(2), Some(3)), "{last}");
+    }
+}
+
+/// What goes wrong behind output is known for what it is, whatever is said behind it.
+#[test]
+fn finds_errors_of_a_chat_behind_output() {
+    let text = r#"{"id":"c1","choices":[{"index":0,"delta":{"content":"a"}}]}"#;
+    let error = r#"{"error":{"message":"no","code":"server_error"}}"#;
+    let tap = tap(Surface::Chat, &data(&[ROLE, text, error, "[DONE]"]));
+    assert!(tap.semantic && tap.finished);
+    assert_eq!(tap.error.unwrap().code, "server_error");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod requests;
 
 mod admission;
 mod affinity;
+mod assembled;
 mod bad_input;
 mod canaries;
 mod cli;

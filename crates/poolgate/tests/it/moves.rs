@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, messages, responses};
+use crate::socket_client::until;
 
 #[tokio::test]
 async fn requests_that_wait_for_a_head_leave_an_account_that_becomes_unable() {
@@ -85,6 +86,27 @@ async fn sessions_leave_an_account_that_fell_behind_the_threshold() {
     h.finish().await;
 }
 
+/// spec §5: clients count by the dozen, which has limits of its own and warms no cache.
+#[tokio::test]
+async fn a_refused_count_moves_no_session() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.claude("a"), s.claude("b"))
+    })
+    .await;
+    let session = [("x-claude-code-session-id", "s-1")];
+    let ask = async |path| {
+        let got = h.post_with(path, &session, &messages("hi", false)).await;
+        assert_eq!(got.status, 200, "{}", got.text());
+    };
+    ask("/v1/messages").await;
+    a.fault(Fault::rate_limited(Duration::from_mins(5))).on("/v1/messages/count_tokens").times(1);
+    ask("/v1/messages/count_tokens").await;
+    ask("/v1/messages").await;
+    assert_eq!(h.asked(), ["a", "a", "b", "a"]);
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn a_history_another_account_wrote_is_sent_again_without_what_cannot_be_read() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
@@ -102,6 +124,61 @@ async fn a_history_another_account_wrote_is_sent_again_without_what_cannot_be_re
     h.finish().await;
 }
 
+/// spec §6: each account that cannot read them is asked once without them.
+#[tokio::test]
+async fn what_one_account_cannot_read_the_next_is_spared_too() {
+    let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    let mut body = responses("hi", true);
+    let foreign =
+        json!({"type": "reasoning", "summary": [], "encrypted_content": "gAAAA-somebody-else-00"});
+    body["input"].as_array_mut().unwrap().insert(0, foreign);
+    let unreadable = r#"{"error":{"code":"invalid_encrypted_content","message":"no"}}"#;
+    a.fault(Fault::status(400, unreadable)).times(1);
+    a.fault(Fault::rate_limited(Duration::from_mins(5))).times(1);
+    let got = h.post(CODEX, &body).await;
+    assert_eq!(got.status, 200, "{}", got.text());
+    assert_eq!(h.asked(), ["a", "a", "b", "b"]);
+    h.finish().await;
+}
+
+/// spec §6: what there is nothing to cut out of is relayed, and not sent once more.
+#[tokio::test]
+async fn a_history_without_such_parts_is_not_sent_again() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let unreadable = r#"{"error":{"code":"invalid_encrypted_content","message":"no"}}"#;
+    a.fault(Fault::status(400, unreadable)).forever();
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!((got.status.as_u16(), got.text().as_str()), (400, unreadable));
+    a.clear_faults();
+    a.fault(Fault::failed_with("invalid_encrypted_content", "no")).times(1);
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    let code = &got.json()["error"]["code"];
+    assert_eq!((got.status.as_u16(), code), (400, &json!("invalid_encrypted_content")));
+    assert_eq!(h.asked().len(), 2);
+    h.finish().await;
+}
+
+/// spec §6: a request that is moved off an account has not failed there, and waits for it like any other.
+#[tokio::test]
+async fn who_is_moved_off_the_only_account_waits_for_it() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    a.fault(Fault::stall(Phase::Head)).times(1);
+    let body = responses("hi", true);
+    let stalled = async { h.post(CODEX, &body).await.status };
+    let refused = async {
+        until("the first one waits", || h.asked().len() == 1).await;
+        a.fault(Fault::rate_limited(Duration::from_secs(1))).times(1);
+        h.post(CODEX, &body).await.status
+    };
+    let (first, second) = tokio::join!(stalled, refused);
+    assert_eq!((first.as_u16(), second.as_u16()), (200, 503), "the other one has failed on it");
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn three_accounts_that_say_the_same_put_the_request_at_fault() {
     let words = r#"{"type":"error","error":{"type":"rate_limit_error","message":"Long context needs extra credits."}}"#;
@@ -110,11 +187,16 @@ async fn three_accounts_that_say_the_same_put_the_request_at_fault() {
         ["a", "b", "c", "d"].map(|name| s.claude(name))
     })
     .await;
-    for account in &accounts {
-        account.fault(Fault::status(429, words)).times(1);
+    for (n, account) in accounts.iter().enumerate() {
+        // Each refusal has an id of its own (wire §7).
+        let body = words.replace("}}", &format!("}},\"request_id\":\"req_011CSHoEeqs{n}\"}}"));
+        let headers = vec![("retry-after".to_owned(), "3600".to_owned())];
+        account.fault(Fault::Status { status: 429, headers, body }).times(1);
     }
     let got = h.post("/v1/messages", &messages("long", true)).await;
-    assert_eq!((got.status.as_u16(), got.text().as_str()), (429, words));
+    assert_eq!(got.status, 429);
+    assert!(got.text().contains("Long context needs"), "{}", got.text());
+    assert_eq!(got.headers["x-should-retry"], "false", "wire §0: an SDK would sleep for an hour");
     assert_eq!(h.asked(), ["a", "b", "c"], "the fourth was spared");
     accounts[3].clear_faults();
     assert_eq!(h.post("/v1/messages", &messages("short", true)).await.status, 200);
