@@ -99,6 +99,34 @@ pub const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// for the client, to its end.
 pub const PHASES: [&str; 4] = ["queue", "head", "first_byte", "total"];
 
+/// Why a request is refused for which there would be a place: what we lack, or who sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shed {
+    Memory,
+    /// It could not be recorded.
+    Spool,
+    Draining,
+    /// Too many wrong keys from its address.
+    Strangers,
+    /// A connection more than its address may have, closed at once.
+    Connections,
+}
+
+impl Shed {
+    pub const ALL: [Self; 5] =
+        [Self::Memory, Self::Spool, Self::Draining, Self::Strangers, Self::Connections];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Spool => "spool",
+            Self::Draining => "draining",
+            Self::Strangers => "strangers",
+            Self::Connections => "connections",
+        }
+    }
+}
+
 /// What became of a refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refreshed {
@@ -132,6 +160,7 @@ pub struct Metrics {
     pub attempts: Counts<{ Outcome::NAMES.len() }>,
     pub refreshes: Counts<{ Refreshed::ALL.len() }>,
     pub key_refusals: Counts<{ KeyLimit::NAMES.len() }>,
+    sheds: Counts<{ Shed::ALL.len() }>,
 }
 
 #[derive(Debug, Default)]
@@ -141,6 +170,14 @@ struct OfSurface {
 }
 
 impl Metrics {
+    pub fn shed(&self, why: Shed) {
+        self.sheds.add(why as usize);
+    }
+
+    pub fn sheds(&self) -> [u64; Shed::ALL.len()] {
+        self.sheds.read()
+    }
+
     /// A request has ended. `phases`: in the order of [`PHASES`]; `None`: it did not come so far.
     pub fn ended(
         &self,

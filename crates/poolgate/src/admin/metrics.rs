@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::gateway::{Outgoing, whole};
 use crate::keys::KeyLimit;
-use crate::metrics::{BOUNDS_MS, CLASSES, Ending, Histogram, PHASES, Refreshed};
+use crate::metrics::{BOUNDS_MS, CLASSES, Ending, Histogram, PHASES, Refreshed, Shed};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -164,6 +164,9 @@ fn admission(page: &mut Page<'_>, app: &App) -> fmt::Result {
     let keys = KeyLimit::NAMES.iter().zip(app.metrics.key_refusals.read());
     let keys = keys.map(|(limit, count)| (labels([("limit", *limit)]), count));
     page.counters("key_refusals", "Refused by us because a client key had reached a limit", keys)?;
+    let sheds = Shed::ALL.iter().zip(app.metrics.sheds());
+    let sheds = sheds.map(|(why, count)| (labels([("reason", why.name())]), count));
+    page.counters("sheds", "Refused by us for want of something else than a place", sheds)?;
     let waiting = number(app.pool.line().waiting());
     page.gauge("waiting_requests", "Requests in line for an account", waiting)?;
     page.gauge("sockets", "Clients' web sockets", number(app.sockets.len()))

@@ -8,6 +8,7 @@ use crate::admission::{Bound, Overload, Permit};
 use crate::app::App;
 use crate::error::Error;
 use crate::keys::{KeyLimit, KeyPermit};
+use crate::metrics::Shed;
 
 /// `None`: it is served however full we are.
 fn lane(endpoint: Endpoint) -> Option<Bound> {
@@ -53,19 +54,47 @@ pub struct Way<'a> {
     pub endpoint: Option<Endpoint>,
 }
 
-/// One line for each request that a lane or stage refused. Other errors are not about us.
+impl Way<'_> {
+    fn scope(self) -> &'static str {
+        if matches!(self.endpoint, Some(Endpoint::Socket(_))) { "websocket" } else { "http" }
+    }
+
+    /// As it stands in the route table: no query, and no text of a stranger.
+    fn path(self) -> &'static str {
+        self.endpoint.map_or("unknown", Endpoint::path)
+    }
+}
+
+/// One line for each request that we refuse for our own sake. Other errors are not about us.
 pub fn log(app: &App, way: Way<'_>, error: &Error) {
-    let Error::Overloaded(Overload(bound)) = error else { return };
+    let shed = match error {
+        Error::Overloaded(Overload(bound)) => return log_full(app, way, error, *bound),
+        Error::ShortOfMemory => Shed::Memory,
+        Error::CannotRecord => Shed::Spool,
+        Error::Draining => Shed::Draining,
+        _ => return,
+    };
+    app.metrics.shed(shed);
+    tracing::warn!(
+        event = "proxy_request_shed",
+        request_id = way.request_id,
+        scope = way.scope(),
+        path = way.path(),
+        reason = shed.name(),
+        status = error.parts().0.as_u16(),
+        "{error}"
+    );
+}
+
+fn log_full(app: &App, way: Way<'_>, error: &Error, bound: Bound) {
     let (lane, stage) =
         if bound.is_lane() { (Some(bound.name()), None) } else { (None, Some(bound.name())) };
-    let level = app.admission.level(*bound);
+    let level = app.admission.level(bound);
     tracing::warn!(
         event = "proxy_admission_rejected",
         request_id = way.request_id,
-        scope =
-            if matches!(way.endpoint, Some(Endpoint::Socket(_))) { "websocket" } else { "http" },
-        // As it stands in the route table: no query, and no text of a stranger.
-        path = way.endpoint.map_or("unknown", Endpoint::path),
+        scope = way.scope(),
+        path = way.path(),
         lane,
         stage,
         status = error.parts().0.as_u16(),

@@ -28,6 +28,7 @@ use super::transport::{Transport, watch_peer};
 use super::wire::{Patience, Wire};
 use crate::app::App;
 use crate::config::Listener;
+use crate::metrics::Shed;
 use crate::strict::{HEAD_MAX, HEADERS_MAX};
 use crate::workers::{Place, Workers};
 
@@ -191,6 +192,7 @@ impl Connections {
         let mut addresses = self.addresses.lock();
         let count = addresses.entry(address).or_default();
         if most > 0 && *count >= most {
+            self.app.metrics.shed(Shed::Connections);
             tracing::debug!("more connections than one address may have");
             return;
         }

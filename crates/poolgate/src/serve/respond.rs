@@ -13,6 +13,7 @@ use super::wire::REFUSED;
 use crate::app::App;
 use crate::error::Error;
 use crate::gateway::{self, Outgoing};
+use crate::metrics::Shed;
 use crate::strict::{self, Fault};
 
 pub async fn respond(
@@ -28,11 +29,15 @@ pub async fn respond(
         Ok(()) => gateway::handle(Arc::clone(&app), dialect, request).await,
         Err(error) => {
             tracing::info!(code = error.parts().1, %error, "refused at the door");
+            if matches!(error, Error::ShortOfMemory) {
+                app.metrics.shed(Shed::Memory);
+            }
             error.render(dialect).map(Outgoing::Whole)
         }
     };
     let is_stranger = answer.status() == StatusCode::UNAUTHORIZED;
     if is_stranger && state.address.is_some_and(|ip| app.strangers.failed(ip, Instant::now())) {
+        app.metrics.shed(Shed::Strangers);
         answer = Error::TooManyStrangers.render(dialect).map(Outgoing::Whole);
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -48,6 +48,10 @@ async fn spec_9_what_happened_is_counted_once_and_refusals_of_ours_apart() {
     let held = fill(&h, Bound::ResponseCreate);
     assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 429);
     drop(held);
+    h.app.memory.judge(95, 100);
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.code(), "proxy_unavailable");
+    assert_eq!(said(&client.turn(&create("hi")).await), "proxy_unavailable");
+    h.app.memory.judge(50, 100);
     // It is outside of all lanes.
     let held = fill(&h, Bound::Dashboard);
     let page = page(&h).await;
@@ -71,6 +75,8 @@ async fn spec_9_what_happened_is_counted_once_and_refusals_of_ours_apart() {
         ("poolgate_admission_in_use{kind=\"lane\",name=\"dashboard\"}", 1.0),
         ("poolgate_admission_in_use{kind=\"lane\",name=\"proxy_websocket\"}", 1.0),
         ("poolgate_sockets", 1.0),
+        ("poolgate_sheds_total{reason=\"memory\"}", 2.0),
+        ("poolgate_sheds_total{reason=\"spool\"}", 0.0),
         ("poolgate_waiting_requests", 0.0),
     ];
     for (row, want) in rows {

@@ -228,7 +228,10 @@ impl Session {
         self.leave_unable();
         let document = match self.understand(&text) {
             Ok(document) => document,
-            Err(error) => return say_error(client, &error).await,
+            Err(error) => {
+                self.log(&error, "");
+                return say_error(client, &error).await;
+            }
         };
         let mut record = record(&self.app, &self.caller.key, &document);
         let call = match self.call(text, document, &mut record) {
@@ -282,12 +285,15 @@ impl Session {
                     error => error,
                 };
                 record.fail(&error);
-                let endpoint = Some(Endpoint::Socket(self.contract));
-                let way = Way { request_id: record.id(), endpoint };
-                admit::log(&self.app, way, &error);
+                self.log(&error, record.id());
                 say_error(client, &error).await
             }
         }
+    }
+
+    fn log(&self, error: &Error, request_id: &str) {
+        let endpoint = Some(Endpoint::Socket(self.contract));
+        admit::log(&self.app, Way { request_id, endpoint }, error);
     }
 
     /// Whether the turn goes on from one that only the leg in the slot knows. What an upstream has
