@@ -235,6 +235,18 @@ async fn a_process_that_was_stopped_goes_on() {
     gateway.ends_with(&setup, &[("complete", 2)]).await;
 }
 
+/// reliability CRY-4: what a crash leaves behind holds no token, whatever the limit was before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_core_is_dumped() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let gateway = Process::start(&setup, None).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid)).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+    gateway.ends_with(&setup, &[]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_waits_for_who_reads_the_log() {
     let mut setup = Setup::new().await;
