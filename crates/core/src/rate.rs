@@ -17,6 +17,11 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// Begun within the last minute.
+    pub fn count(&self, now: Timestamp) -> usize {
+        self.begun.iter().filter(|at| **at <= now && now < at.plus(MINUTE)).count()
+    }
+
     /// Counts a request in, or says how long until one may begin.
     pub fn begin(&mut self, per_minute: u32, now: Timestamp) -> Result<(), Duration> {
         // A clock that was set back must not keep the key waiting for its old time.

@@ -82,6 +82,16 @@ impl ClientKey {
     }
 
     /// Counts a request in. One that is refused counts in neither limit.
+    /// Of each limit that it has: its name, how many there may be, and how many there are.
+    pub fn limits_in_use(&self, now: Timestamp) -> Vec<(&'static str, u32, usize)> {
+        let [concurrency, rate] = KeyLimit::NAMES;
+        let running = || self.usage.running.load(Ordering::Relaxed) as usize;
+        let begun = || self.usage.rate.lock().count(now);
+        let concurrency = self.limits.concurrency.map(|most| (concurrency, most, running()));
+        let rate = self.limits.requests_per_minute.map(|most| (rate, most, begun()));
+        concurrency.into_iter().chain(rate).collect()
+    }
+
     pub fn enter(&self, now: Timestamp) -> Result<KeyPermit, KeyLimit> {
         let mut permit = KeyPermit::default();
         if let Some(most) = self.limits.concurrency {

@@ -16,12 +16,14 @@ mod used;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, SqlSafeStr, SqlitePool};
+use tokio::sync::Mutex;
 
 pub use accounts::{AccountRow, Origin};
 pub use client_keys::{ClientKeyRow, KeyLimits, NewClientKey};
@@ -40,6 +42,8 @@ const SQLITE_FIXED_LINES: [(u32, u32, u32); 2] = [(3, 44, 6), (3, 50, 7)];
 pub struct Store {
     write: SqlitePool,
     read: SqlitePool,
+    /// Whoever sums up the ledger.
+    counting: Arc<Mutex<()>>,
     path: PathBuf,
     /// Device and number of the file that was opened.
     file: (u64, u64),
@@ -80,7 +84,7 @@ impl Store {
         migrations().run(&write).await.context("bringing the database schema up to date")?;
         let reader = options.synchronous(SqliteSynchronous::Normal).read_only(true);
         let read = SqlitePoolOptions::new().max_connections(4).connect_lazy_with(reader);
-        Ok(Self { write, read, file: file_at(&path)?, path })
+        Ok(Self { write, read, counting: Arc::default(), file: file_at(&path)?, path })
     }
 
     /// An error while the file that was opened is not at its place: what is written to it then might
@@ -108,7 +112,8 @@ impl Store {
             .pragma("trusted_schema", "OFF");
         let read = SqlitePoolOptions::new().max_connections(1).connect_with(options).await;
         let read = read.with_context(|| format!("opening {}", path.display()))?;
-        Ok(Self { write: read.clone(), read, file: file_at(&path)?, path })
+        let (write, counting) = (read.clone(), Arc::default());
+        Ok(Self { write, read, counting, file: file_at(&path)?, path })
     }
 
     /// Versions of the schema: the database's, and the one this program writes.

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::header::RETRY_AFTER;
 use poolgate_core::account::AccountId;
 use poolgate_core::health::Charge;
 use poolgate_core::outcome::{Outcome, Progress};
@@ -108,8 +109,8 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
 /// Accounts that refused this request with the very same words. Three of them, and the request is
 /// at fault: what it did to them is taken back, and the words are relayed.
 ///
-/// Structured evidence of spent quota is exempt, and so is anything that speaks of a usage limit:
-/// accounts that have run dry say the same, each about itself.
+/// Structured evidence of spent quota is exempt, and so is anything that speaks of a usage limit, or of
+/// when to come back: accounts that have run dry say the same, each about itself.
 #[derive(Default)]
 struct SameText(Vec<([u8; 32], AccountId, Charge)>);
 
@@ -125,7 +126,7 @@ impl SameText {
             return false;
         };
         let words = words(&reply.body);
-        if words.contains("usage limit") {
+        if words.contains("usage limit") || reply.head.headers.contains_key(RETRY_AFTER) {
             return false;
         }
         let digest = sha256(words.as_bytes());

@@ -54,7 +54,12 @@ pub async fn answer(
                 Error::Internal
             })?;
             let pool = describe(&both(app, &caller.key));
-            json!({"key": caller.key.name, "used": used, "limits": [], "pool": pool})
+            let limits = caller.key.limits_in_use(now);
+            let limits = limits
+                .iter()
+                .map(|(limit, most, used)| json!({"limit": limit, "max": most, "used": used}));
+            let limits: Vec<Value> = limits.collect();
+            json!({"key": caller.key.name, "used": used, "limits": limits, "pool": pool})
         }
     };
     Ok(whole(StatusCode::OK, "application/json", body.to_string().into()))

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use poolgate::store::KeyLimits;
 use poolgate_core::units::Timestamp;
 use poolgate_sim::{Account, Fault};
 use serde_json::{Value, json};
@@ -187,6 +188,21 @@ async fn who_asks_is_told_the_pools_limits() {
     let other = h.new_key("other", &[], &[]).await;
     let got = h.send(Method::GET, "/v1/usage", &[("x-api-key", &other)], "".into()).await.json();
     assert_eq!((&got["key"], &got["used"][2]["requests"]), (&json!("other"), &json!(0)));
+    assert_eq!(got["limits"], json!([]));
+    let limits = KeyLimits { concurrency: Some(2), requests_per_minute: Some(5) };
+    let limited = h.limited_key("limited", limits).await;
+    let bearer = format!("Bearer {limited}");
+    let headers = [("authorization", bearer.as_str())];
+    let got = h.send(Method::POST, CODEX, &headers, responses("hi", true).to_string().into()).await;
+    assert_eq!(got.status, 200, "{}", got.text());
+    let got = h.send(Method::GET, "/v1/usage", &headers, "".into()).await.json();
+    let rate = json!({"limit": "requests_per_minute", "max": 5, "used": 1});
+    assert_eq!(got["limits"], json!([{"limit": "concurrency", "max": 2, "used": 0}, rate]));
+    h.clock.advance(Duration::from_hours(48));
+    let usage = h.get("/v1/usage", &[]).await.json();
+    let requests: Vec<&Value> =
+        usage["used"].as_array().unwrap().iter().map(|p| &p["requests"]).collect();
+    assert_eq!(requests, [0, 8, 8], "day, week, month");
     h.finish().await;
 }
 

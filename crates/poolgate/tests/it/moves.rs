@@ -190,17 +190,51 @@ async fn three_accounts_that_say_the_same_put_the_request_at_fault() {
     for (n, account) in accounts.iter().enumerate() {
         // Each refusal has an id of its own (wire §7).
         let body = words.replace("}}", &format!("}},\"request_id\":\"req_011CSHoEeqs{n}\"}}"));
-        let headers = vec![("retry-after".to_owned(), "3600".to_owned())];
-        account.fault(Fault::Status { status: 429, headers, body }).times(1);
+        account.fault(Fault::status(429, &body)).times(1);
     }
     let got = h.post("/v1/messages", &messages("long", true)).await;
     assert_eq!(got.status, 429);
     assert!(got.text().contains("Long context needs"), "{}", got.text());
-    assert_eq!(got.headers["x-should-retry"], "false", "wire §0: an SDK would sleep for an hour");
     assert_eq!(h.asked(), ["a", "b", "c"], "the fourth was spared");
     accounts[3].clear_faults();
     assert_eq!(h.post("/v1/messages", &messages("short", true)).await.status, 200);
     assert_eq!(h.asked()[3], "a", "and nobody was penalised");
+    h.finish().await;
+}
+
+/// spec §6: limits that say when they end are the accounts' own, however alike they sound.
+#[tokio::test]
+async fn accounts_that_say_when_to_come_back_speak_of_themselves() {
+    let (h, accounts) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        ["a", "b", "c", "d"].map(|name| s.claude(name))
+    })
+    .await;
+    for account in &accounts[..3] {
+        account.fault(Fault::rate_limited(Duration::from_mins(5))).times(1);
+    }
+    assert_eq!(h.post("/v1/messages", &messages("hi", true)).await.status, 200);
+    assert_eq!(h.asked(), ["a", "b", "c", "d"]);
+    h.finish().await;
+}
+
+/// wire §0: an SDK would sleep for an hour.
+#[tokio::test]
+async fn nobody_is_told_to_sleep_for_long_in_an_upstreams_words() {
+    let (h, accounts) = Harness::start(|s: &mut Setup| ["a", "b"].map(|name| s.claude(name))).await;
+    for (seconds, want) in [("3600", Some("false")), ("30", None)] {
+        for account in &accounts {
+            let headers = vec![("retry-after".to_owned(), seconds.to_owned())];
+            let body = r#"{"type":"error","error":{"type":"overloaded_error","message":"no"}}"#;
+            let body = body.to_owned();
+            account.fault(Fault::Status { status: 529, headers, body }).times(1);
+        }
+        let got = h.post("/v1/messages", &messages("hi", true)).await;
+        assert_eq!(got.status, 529);
+        assert_eq!(got.headers["retry-after"], seconds);
+        assert_eq!(got.headers.get("x-should-retry").map(|v| v.to_str().unwrap()), want);
+        h.clock.advance(Duration::from_mins(5));
+    }
     h.finish().await;
 }
 
