@@ -146,7 +146,7 @@ impl App {
     /// Takes over accounts and keys as the store has them now.
     pub async fn reload(&self) -> anyhow::Result<()> {
         self.keys.replace(self.store.client_keys().await?);
-        let known = self.pool.accounts();
+        let known = self.pool.begin_reload();
         let dir = self.config.data_dir.join("credentials");
         let loaded =
             pool::load(&self.store, &self.data_key, &dir, &known, self.clock.now()).await?;

@@ -123,6 +123,8 @@ struct Live {
     unsaved: bool,
     /// The stop differs from what the store has.
     unsaved_stop: bool,
+    /// It was saved after a reload began, which may have read the store before that.
+    saved_stop: bool,
 }
 
 /// Since the process started; for people to look at.
@@ -258,6 +260,14 @@ impl Pool {
         self.state.lock().live.iter().map(|live| Arc::clone(&live.account)).collect()
     }
 
+    /// The accounts as they are before the store is read for [`Self::replace`].
+    pub fn begin_reload(&self) -> Vec<Arc<Account>> {
+        for live in &mut self.state.lock().live {
+            live.saved_stop = false;
+        }
+        self.accounts()
+    }
+
     /// Attempts running now, on all accounts.
     pub fn in_flight(&self) -> u32 {
         self.state.lock().live.iter().map(|live| live.facts.in_flight).sum()
@@ -278,6 +288,7 @@ impl Pool {
         let mut state = self.state.lock();
         let saved = |live: &mut Live| {
             let facts = &live.facts;
+            live.saved_stop |= live.unsaved_stop;
             std::mem::take(&mut live.unsaved_stop).then_some((facts.id, facts.health.stop))
         };
         state.live.iter_mut().filter_map(saved).collect()
@@ -317,6 +328,7 @@ impl Live {
             interrupt: CancellationToken::new(),
             unsaved: false,
             unsaved_stop: false,
+            saved_stop: false,
         };
         match known {
             Some(known) => fresh.after(known),
@@ -330,9 +342,10 @@ impl Live {
         if !vouched {
             let stored = facts.health.stop;
             facts.health = known.facts.health;
-            if !known.unsaved_stop {
+            if !known.unsaved_stop && !known.saved_stop {
                 facts.health.stop = stored;
             }
+            self.unsaved_stop = known.unsaved_stop;
         }
         let (old, new) = (&known.account.credential, &self.account.credential);
         let same = Arc::ptr_eq(old, new);

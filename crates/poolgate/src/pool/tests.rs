@@ -147,6 +147,28 @@ fn a_reload_keeps_what_was_learnt() {
     assert_eq!(pool.in_flight(), 0);
 }
 
+/// spec §11: stops are saved every few seconds, and accounts are reloaded whenever they change.
+#[test]
+fn no_reload_forgets_a_stop_before_the_store_has_it() {
+    let pool = pool(vec![loaded(1, 0)]);
+    let stop = Stop::Deactivated;
+    pool.settle(AccountId(1), Outcome::Stopped(stop), AT);
+    for round in ["first", "second"] {
+        pool.begin_reload();
+        pool.replace(vec![loaded(1, 0)], &[]);
+        assert_eq!(states(&pool, NOW), ["deactivated"], "the {round} reload");
+    }
+    pool.begin_reload();
+    let saved = pool.take_unsaved_stops();
+    assert_eq!(saved, [(AccountId(1), Some(stop))], "it is still to be saved");
+    pool.replace(vec![loaded(1, 0)], &[]);
+    assert_eq!(states(&pool, NOW), ["deactivated"], "it was saved behind the reading");
+    assert_eq!(pool.take_unsaved_stops(), []);
+    pool.begin_reload();
+    pool.replace(vec![loaded(1, 0)], &[]);
+    assert_eq!(states(&pool, NOW), ["ready"], "what is in the store counts from then on");
+}
+
 #[tokio::test]
 async fn an_account_that_leaves_lets_go_of_who_waits_for_it() {
     let pool = pool(vec![loaded(1, 0), loaded(2, 0)]);
