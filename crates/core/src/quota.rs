@@ -7,8 +7,9 @@
 //! Readings arrive late and out of order, so merging has rules. Headers and events come from
 //! answers that may be older than what is known: they move a reset only forward, and lower `used`
 //! only when the reset moved. A usage poll asks for the truth, and may set both either way, unless
-//! something newer is known already. A part that is missing leaves the stored part alone. Past its
-//! reset a window counts as empty until new data come; if those name no reset, it is unknown.
+//! something newer is known already; it names all windows of a limit, so one that it leaves out is
+//! gone. A part of a window that is missing leaves the stored part alone. Past its reset a window
+//! counts as empty until new data come; if those name no reset, it is unknown.
 
 use std::time::Duration;
 
@@ -24,6 +25,9 @@ const RESET_MOVED: Duration = Duration::from_mins(1);
 
 /// A snapshot this old no longer pauses an account, nor ranks it, nor holds against a newer one.
 pub const STALE_AFTER: Duration = Duration::from_hours(2);
+
+/// Lengths this close are of one window: some answers say 299 minutes, or 10079.
+const SAME_LENGTH: Duration = Duration::from_mins(1);
 
 /// A 5-hour window and anything like it, as opposed to the weekly one.
 const SHORT: Duration = Duration::from_hours(6);
@@ -113,20 +117,30 @@ impl Quota {
         self.ordinary().filter(|w| !w.is_short()).min_by_key(|w| w.length.abs_diff(WEEK))
     }
 
-    /// Forgets the windows of additional limits other than `listed`: an account that has lost a limit
-    /// is told so by a list without it.
-    pub fn keep_named(&mut self, listed: &[String]) {
+    /// Forgets the windows of additional limits other than `listed` by a poll asked at `asked_at`: an
+    /// account that has lost a limit is told so by a list without it.
+    pub fn keep_named(&mut self, listed: &[String], asked_at: Timestamp) {
         self.windows.retain(|w| match &w.limit {
             Limit::Ordinary => true,
-            Limit::Named(name) => listed.contains(name),
+            Limit::Named(name) => listed.contains(name) || asked_at < w.observed_at,
         });
     }
 
-    /// Takes over the readings of one answer, which was given at `now`.
+    /// Forgets the windows that say no: somebody knows better. Returns whether there were any.
+    pub fn forget_spent(&mut self, caps: Caps) -> bool {
+        let before = self.windows.len();
+        self.windows.retain(|w| w.used < w.cap(caps));
+        self.windows.len() < before
+    }
+
+    /// Takes over the readings of one answer, given at `now`; of a poll, asked then.
     pub fn merge(&mut self, readings: &[Reading], source: Source, now: Timestamp) -> Merged {
         let mut merged = Merged::default();
         for reading in readings {
             self.merge_one(reading, source, now, &mut merged);
+        }
+        if source == Source::Poll {
+            merged.changed |= self.keep_polled(readings, now);
         }
         // An answer that carries any window of a limit proves all of that limit to be alive: an
         // exhausted account that is being served must never look stale.
@@ -138,6 +152,29 @@ impl Quota {
         merged
     }
 
+    /// The window that a reading is about.
+    fn find(&self, reading: &Reading) -> Option<usize> {
+        let apart = |w: &Window| w.length.abs_diff(reading.length);
+        let same = |w: &Window| w.limit == reading.limit && apart(w) <= SAME_LENGTH;
+        let found = self.windows.iter().enumerate().filter(|(_, w)| same(w));
+        found.min_by_key(|(_, w)| apart(w)).map(|(at, _)| at)
+    }
+
+    /// Of each limit of which a poll names windows, keeps those alone. Otherwise one that the upstream
+    /// has given up, as after a change of plan, would pause the account until its reset: each answer
+    /// that names another proves the limit to be alive.
+    fn keep_polled(&mut self, readings: &[Reading], asked_at: Timestamp) -> bool {
+        let named: Vec<usize> = readings.iter().filter_map(|r| self.find(r)).collect();
+        let is_told =
+            |limit: &Limit| readings.iter().any(|r| r.limit == *limit && r.used.is_some());
+        let (before, mut at) = (self.windows.len(), 0..);
+        self.windows.retain(|w| {
+            let is_named = at.next().is_some_and(|at| named.contains(&at));
+            is_named || asked_at <= w.observed_at || !is_told(&w.limit)
+        });
+        self.windows.len() < before
+    }
+
     fn merge_one(
         &mut self,
         reading: &Reading,
@@ -145,10 +182,7 @@ impl Quota {
         now: Timestamp,
         merged: &mut Merged,
     ) {
-        let known = self
-            .windows
-            .iter_mut()
-            .find(|w| w.limit == reading.limit && w.length == reading.length);
+        let known = self.find(reading).map(|at| &mut self.windows[at]);
         let Some(window) = known else {
             // A reset alone says nothing about consumption; wait for a reading that does.
             let Some(used) = reading.used else {

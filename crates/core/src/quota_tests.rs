@@ -182,7 +182,68 @@ fn a_list_without_a_limit_ends_it() {
     let mut quota = quota(40.0, at(60));
     let rows = ["a", "b"].map(|name| Reading { limit: named(name), ..reading(Some(5.0), None) });
     quota.merge(&rows, Source::Poll, NOW);
-    quota.keep_named(&["b".to_owned()]);
+    let listed = ["b".to_owned()];
+    quota.keep_named(&listed, NOW.minus(Duration::from_secs(1)));
+    assert_eq!(quota.windows().len(), 3, "a list that was overtaken");
+    quota.keep_named(&listed, NOW);
     let left: Vec<&Limit> = quota.windows().iter().map(|w| &w.limit).collect();
     assert_eq!(left, [&Limit::Ordinary, &named("b")], "codex-lb F15");
+}
+
+/// spec §3.2: a free account whose month is spent becomes a paid one.
+#[test]
+#[rustfmt::skip]
+fn a_poll_ends_the_windows_that_it_no_longer_names() {
+    use Source::{Answer, Poll};
+    let month = Duration::from_hours(720);
+    let of = |length, used, resets_at| Reading { length, ..reading(used, resets_at) };
+    let paid = [of(FIVE_HOURS, Some(3.0), at(299)), of(WEEK, Some(1.0), at(10_000))];
+    let other = |r: &Reading| Reading { limit: Limit::Named("codex_x".into()), ..r.clone() };
+    let others = paid.each_ref().map(other);
+    let cases: [(&str, Source, &[Reading], i64, &[Duration]); 6] = [
+        ("a poll names others",           Poll,   &paid,                                0, &[FIVE_HOURS, WEEK]),
+        ("it was asked before the last answer", Poll, &paid,                          -61, &[FIVE_HOURS, WEEK, month]),
+        ("a header says less than all",   Answer, &paid,                                0, &[FIVE_HOURS, WEEK, month]),
+        ("a poll that names no window",   Poll,   &[],                                  0, &[month]),
+        ("one that tells a reset only",   Poll,   &[of(FIVE_HOURS, None, at(299))],     0, &[month]),
+        ("one that tells of another limit", Poll, &others,                              0, &[month]),
+    ];
+    for (name, source, readings, minute, want) in cases {
+        let mut quota = Quota::default();
+        quota.merge(&[of(month, Some(100.0), at(36_000))], Poll, NOW.minus(Duration::from_hours(1)));
+        let merged = quota.merge(readings, source, at(minute).unwrap());
+        let left: Vec<Duration> = quota.ordinary().map(|w| w.length).collect();
+        assert_eq!(left, want, "{name}");
+        assert_eq!(merged.changed, left != [month] || readings == others, "{name}: to be saved");
+    }
+}
+
+#[test]
+fn lengths_that_differ_by_a_rounding_are_of_one_window() {
+    let minutes = |count, used| Reading {
+        length: Duration::from_mins(count),
+        ..reading(Some(used), at(9000))
+    };
+    let mut quota = Quota::default();
+    for (readings, want) in [
+        ([minutes(299, 3.0), minutes(10_079, 7.0)], [3.0, 7.0]),
+        ([minutes(300, 4.0), minutes(10_080, 8.0)], [4.0, 8.0]),
+        ([minutes(10_080, 9.0), minutes(299, 5.0)], [5.0, 9.0]),
+    ] {
+        quota.merge(&readings, Source::Answer, NOW);
+        let used: Vec<f64> = quota.windows().iter().map(|w| w.used.percent()).collect();
+        assert_eq!(used, want);
+    }
+    // Stored side by side by an older version.
+    let window = |count, used| Window {
+        limit: Limit::Ordinary,
+        length: Duration::from_mins(count),
+        used: Fraction::from_percent(used).unwrap(),
+        resets_at: at(9000),
+        observed_at: NOW,
+    };
+    let mut quota = Quota::new(vec![window(299, 100.0), window(300, 4.0), window(360, 9.0)]);
+    quota.merge(&[minutes(300, 5.0)], Source::Poll, at(1).unwrap());
+    let left: Vec<f64> = quota.windows().iter().map(|w| w.used.percent()).collect();
+    assert_eq!(left, [5.0]);
 }

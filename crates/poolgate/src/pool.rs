@@ -365,6 +365,9 @@ impl Live {
         facts.probing_until = known.facts.probing_until;
         (self.counters, self.unsaved, self.heard_at) =
             (known.counters, known.unsaved, known.heard_at);
+        if vouched {
+            self.unsaved |= facts.quota.forget_spent(facts.caps);
+        }
         if facts.paused && !known.facts.paused {
             known.interrupt.cancel();
         } else {

@@ -47,8 +47,14 @@ impl Live {
         }
     }
 
-    /// Returns the windows that now look different.
-    fn merge(&mut self, readings: &[Reading], source: Source, now: Timestamp) -> Vec<Window> {
+    /// `at`: as of when the answer speaks. Returns the windows that now look different.
+    fn merge(
+        &mut self,
+        readings: &[Reading],
+        source: Source,
+        at: Timestamp,
+        now: Timestamp,
+    ) -> Vec<Window> {
         // Whatever the answer says, the account has been heard of.
         self.facts.probing_until = None;
         self.heard_at = self.heard_at.max(Some(now));
@@ -56,7 +62,7 @@ impl Live {
             return Vec::new();
         }
         self.polls.heard();
-        let merged = self.learn(now, |live| live.facts.quota.merge(readings, source, now));
+        let merged = self.learn(now, |live| live.facts.quota.merge(readings, source, at));
         self.unsaved |= merged.changed;
         merged.seen
     }
@@ -89,12 +95,23 @@ impl State {
 impl Pool {
     /// What an answer's headers or events say about the account's windows; none, if it says nothing.
     pub fn observe(&self, id: AccountId, readings: &[Reading], source: Source, now: Timestamp) {
+        self.take_over(id, readings, source, now, now);
+    }
+
+    fn take_over(
+        &self,
+        id: AccountId,
+        readings: &[Reading],
+        source: Source,
+        at: Timestamp,
+        now: Timestamp,
+    ) {
         let mut state = self.state.lock();
         state.answered(id, now);
         let Some(live) = state.live(id) else {
             return;
         };
-        let seen = live.merge(readings, source, now);
+        let seen = live.merge(readings, source, at, now);
         if seen.is_empty() {
             return;
         }
@@ -103,12 +120,12 @@ impl Pool {
         log(&account.name, source, &seen);
     }
 
-    /// What the usage endpoint said when asked at `asked_at`.
+    /// What the usage endpoint said when asked at `asked_at`: it does not know what came after that.
     pub fn polled(&self, id: AccountId, usage: &Usage, asked_at: Timestamp, now: Timestamp) {
-        self.observe(id, &usage.readings, Source::Poll, now);
+        self.take_over(id, &usage.readings, Source::Poll, asked_at, now);
         self.with(id, |live| {
             if let Some(limits) = &usage.limits {
-                live.facts.quota.keep_named(limits);
+                live.facts.quota.keep_named(limits, asked_at);
                 live.unsaved = true;
             }
             if !usage.readings.is_empty() && is_below_caps(&live.facts, now) {

@@ -198,6 +198,25 @@ fn an_operators_resume_clears_what_was_learnt() {
     assert_eq!(states(), ["ready", "cooling"], "one resume clears once");
 }
 
+/// spec §4: an operator ends a limit like any fresh evidence, and what is wrong comes back with the
+/// next answer.
+#[test]
+fn an_operators_resume_forgets_the_windows_that_say_no() {
+    let pool = pool(vec![loaded(1, 0)]);
+    let five = Reading { length: FIVE_HOURS, ..weekly(3.0).remove(0) };
+    pool.observe(AccountId(1), &[five, weekly(100.0).remove(0)], Source::Answer, NOW);
+    pool.take_unsaved_quotas();
+    pool.replace(vec![loaded(1, 0)], &[]);
+    assert_eq!(states(&pool, NOW), ["limited"]);
+    pool.replace(vec![Loaded { resumed_at: Some(NOW), ..loaded(1, 0) }], &[]);
+    assert_eq!(states(&pool, NOW), ["ready"]);
+    let saved: Vec<usize> =
+        pool.take_unsaved_quotas().iter().map(|q| q.1.windows().len()).collect();
+    assert_eq!(saved, [1], "the other window stays, and the store is told");
+    pool.observe(AccountId(1), &weekly(100.0), Source::Answer, NOW);
+    assert_eq!(states(&pool, NOW), ["limited"]);
+}
+
 #[test]
 fn pools_limit_who_may_serve() {
     let pool = Pool::default();
@@ -266,6 +285,21 @@ fn a_poll_below_the_cap_ends_a_limit() {
     let later = after(Duration::from_mins(2));
     pool.polled(AccountId(1), &usage(3.0), later, later);
     assert_eq!(states(&pool, later), ["ready"], "spec §4: nobody waits for Thursday");
+}
+
+/// spec §3.2.
+#[test]
+fn a_poll_that_was_overtaken_by_an_answer_lowers_nothing() {
+    let pool = pool(vec![loaded(1, 0)]);
+    let second = |count| after(Duration::from_secs(count));
+    let used = || pool.view(second(9)).accounts[0].windows[0].used_percent.to_string();
+    pool.observe(AccountId(1), &weekly(10.0), Source::Answer, NOW);
+    pool.observe(AccountId(1), &weekly(50.0), Source::Answer, second(2));
+    let usage = Usage { readings: weekly(10.0), ..Usage::default() };
+    pool.polled(AccountId(1), &usage, second(1), second(3));
+    assert_eq!(used(), "50", "asked before the last answer");
+    pool.polled(AccountId(1), &usage, second(4), second(5));
+    assert_eq!(used(), "10");
 }
 
 /// A subscription with polls on, and none due.
