@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::account::{AccountId, Caps, Kind, Speaks, Surface, model_matches};
 use crate::gate::Gate;
-use crate::health::{Block, Cause, Health, Stop};
+use crate::health::{Block, Cause, Health, ModelCause, Stop};
 use crate::quota::{Quota, STALE_AFTER, Window};
 use crate::units::{Fraction, Timestamp};
 
@@ -71,10 +71,10 @@ pub enum Reason {
     Unavailable,
     /// The model is not enabled here.
     NotAllowed,
-    /// The model cannot be served here for a while; `missing`: the upstream does not know it.
+    /// The model cannot be served here for a while.
     Model {
+        cause: ModelCause,
         until: Timestamp,
-        missing: bool,
     },
     /// The provider's window is spent.
     Exhausted {
@@ -121,6 +121,7 @@ impl Reason {
             Self::Exhausted { .. }
                 | Self::Capped { .. }
                 | Self::Cooling { cause: Cause::Quota, .. }
+                | Self::Model { cause: ModelCause::Quota, .. }
         )
     }
 
@@ -168,8 +169,8 @@ pub fn availability(account: &Account, ask: Ask<'_>, now: Timestamp) -> Result<F
     }
     let gate = ask.gate.filter(|gate| gate.governs(account.plan.as_deref()));
     trouble(account, gate, now)?;
-    if let Some(block) = account.health.model_block(ask.model, now) {
-        return Err(Reason::Model { until: block.until, missing: block.missing });
+    if let Some(reason) = of_model(account, ask, now) {
+        return Err(reason);
     }
     let fit = match gate {
         Some(gate) => gated(account, gate, now)?,
@@ -181,6 +182,23 @@ pub fn availability(account: &Account, ask: Ask<'_>, now: Timestamp) -> Result<F
         return Err(Reason::Busy);
     }
     Ok(fit)
+}
+
+/// Of all that keeps the account from serving `ask` for a time, what ends last: [`availability`]
+/// names what it comes upon first, and the account is no use before it is rid of all. An end that is
+/// unknown may be the furthest away.
+pub fn last_reason(account: &Account, ask: Ask<'_>, now: Timestamp) -> Option<Reason> {
+    let gate = ask.gate.filter(|gate| gate.governs(account.plan.as_deref()));
+    let windows = match gate {
+        Some(gate) => gated(account, gate, now),
+        None => spent(account, now),
+    };
+    // Whoever probes will be back in a moment.
+    let windows = windows.err().filter(|reason| !matches!(reason, Reason::Probing { .. }));
+    let all =
+        [cooling(account, gate, now), backoff(account, now), of_model(account, ask, now), windows];
+    let end = |reason: &Reason| reason.until().unwrap_or(Timestamp(i64::MAX));
+    all.into_iter().flatten().max_by_key(end)
 }
 
 /// Attempts at the same time: what an operator allows, and no more than what the upstream was learnt
@@ -201,17 +219,28 @@ fn trouble(account: &Account, gate: Option<&Gate>, now: Timestamp) -> Result<(),
     if !account.has_credential {
         return Err(Reason::Unavailable);
     }
+    match cooling(account, gate, now).or_else(|| backoff(account, now)) {
+        Some(reason) => Err(reason),
+        None => Ok(()),
+    }
+}
+
+fn cooling(account: &Account, gate: Option<&Gate>, now: Timestamp) -> Option<Reason> {
     let blocked = match gate {
         Some(_) => account.health.blocked_gated(now),
         None => account.health.blocked(now),
     };
-    if let Some(Block { cause, until, .. }) = blocked {
-        return Err(Reason::Cooling { cause, until });
-    }
-    match account.health.backoff_until() {
-        Some(until) if now < until => Err(Reason::Backoff { until }),
-        _ => Ok(()),
-    }
+    blocked.map(|Block { cause, until, .. }| Reason::Cooling { cause, until })
+}
+
+fn backoff(account: &Account, now: Timestamp) -> Option<Reason> {
+    let until = account.health.backoff_until().filter(|until| now < *until)?;
+    Some(Reason::Backoff { until })
+}
+
+fn of_model(account: &Account, ask: Ask<'_>, now: Timestamp) -> Option<Reason> {
+    let block = account.health.model_block(ask.model, now)?;
+    Some(Reason::Model { cause: block.cause, until: block.until })
 }
 
 /// Only a fresh row of the gated limit that is spent excludes; a missing one does not.

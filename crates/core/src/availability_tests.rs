@@ -134,7 +134,7 @@ fn says_no_for_one_reason_at_a_time() {
         (
             "model cooling",
             with(|a| a.health.model_missing("gpt-5.5", NOW)),
-            Err(Reason::Model { until: later(1800), missing: true }),
+            Err(Reason::Model { cause: ModelCause::Missing, until: later(1800) }),
         ),
         ("other model cooling", with(|a| a.health.model_missing("gpt-6", NOW)), Ok(Fit::Ready)),
         (

@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use crate::account::AccountId;
-use crate::availability::{Account, Ask, Fit, Reason, availability};
+use crate::availability::{Account, Ask, Fit, Reason, availability, last_reason};
+use crate::health::ModelCause;
 use crate::strategy::{Pick, Strategy};
 use crate::units::Timestamp;
 
@@ -118,7 +119,7 @@ impl Refusal {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Later {
-    /// The earliest known end of anyone's reason.
+    /// When the first of them is rid of all its reasons, as far as that is known.
     pub until: Option<Timestamp>,
     /// The same among accounts this request has not failed on: worth waiting for.
     pub untried_until: Option<Timestamp>,
@@ -267,8 +268,9 @@ fn refusal(accounts: &[&Account], fits: &[Result<Fit, Reason>], choice: &Choice<
             // Whoever probes will be back in a moment, one way or the other.
             Err(Reason::Busy | Reason::Probing { .. }) => busy = true,
             Err(Reason::Paused | Reason::Stopped(_) | Reason::Unavailable) => {}
-            Err(Reason::Model { missing: true, .. }) => missing += 1,
-            Err(reason) => {
+            Err(Reason::Model { cause: ModelCause::Missing, .. }) => missing += 1,
+            Err(first) => {
+                let reason = last_reason(account, choice.ask, choice.now).unwrap_or(first);
                 let known =
                     later.unwrap_or(Later { until: None, untried_until: None, quota: true });
                 let untried = reason.until().filter(|_| !choice.tried.contains(&account.id));

@@ -90,6 +90,46 @@ fn refuses() {
     assert_eq!(pick(&[account(1), used(6, 100.0, 10.0)], &owner), Err(Refusal::Owner { reason }));
 }
 
+/// spec §6: what is told is when an account serves again, not when the first of its reasons ends.
+#[test]
+#[rustfmt::skip]
+fn a_refusal_ends_with_the_last_reason_of_an_account() {
+    type Change = fn(&mut Account);
+    let gate = crate::gate::spark();
+    let cases: [(&str, Account, Change, Option<u64>, bool); 9] = [
+        ("the week is spent, and told to wait", used(1, 5.0, 100.0), |a| a.health.block(Cause::Rate, later(5), NOW), Some(86_400), true),
+        ("spent for less than it cools",        used(1, 100.0, 5.0), |a| a.health.block(Cause::Strike(1), later(4000), NOW), Some(4000), false),
+        ("spent, and failing",                  used(1, 100.0, 5.0), |a| (0..3).for_each(|_| a.health.error(NOW)), Some(3600), true),
+        ("spent, and an end that is unknown",   used(1, 5.0, 100.0), |a| {
+            let unknown = a.quota.windows().iter().cloned().map(|w| Window { resets_at: None, ..w });
+            a.quota = Quota::new(unknown.collect());
+            a.health.block(Cause::Rate, later(5), NOW);
+        }, None, true),
+        ("this model is spent",                 account(1), |a| a.health.block_model("gpt-5.5", later(900), NOW), Some(900), true),
+        ("and overloaded",                      account(1), |a| { a.health.block_model("gpt-5.5", later(900), NOW); a.health.overloaded("gpt-5.5", NOW); }, Some(900), true),
+        ("overloaded for longer",               account(1), |a| { a.health.overloaded("gpt-5.5", NOW); a.health.block_model("gpt-5.5", later(2), NOW); }, Some(5), false),
+        ("this model is spent, and cooling",    account(1), |a| { a.health.block_model("gpt-5.5", later(900), NOW); a.health.block(Cause::Rate, later(5), NOW); }, Some(900), true),
+        ("the other way round",                 account(1), |a| { a.health.block_model("gpt-5.5", later(5), NOW); a.health.block(Cause::Rate, later(900), NOW); }, Some(900), false),
+    ];
+    for (name, account, change, until, quota) in cases {
+        let account = with(account, change);
+        let until = until.map(later);
+        let want = Refusal::Later(Later { until, untried_until: until, quota });
+        let choice = choice(Strategy::Headroom);
+        assert_eq!(pick(std::slice::from_ref(&account), &choice), Err(want), "{name}");
+    }
+    let ask = Ask { model: "gpt-5.3-codex-spark", gate: Some(&gate), ..choice(Strategy::Single).ask };
+    let gated = Choice { ask, ..choice(Strategy::Headroom) };
+    let told = |seconds, quota| {
+        let until = Some(later(seconds));
+        Err(Refusal::Later(Later { until, untried_until: until, quota }))
+    };
+    let row = with(with_rows(used(1, 5.0, 100.0), (100.0, 4), None), |a| a.health.block(Cause::Rate, later(5), NOW));
+    assert_eq!(pick(&[row], &gated), told(4 * 3600, true), "a gated limit, by its own windows");
+    let refused = with(account(1), |a| a.health.block_model(ask.model, later(300), NOW));
+    assert_eq!(pick(&[refused], &gated), told(300, true), "a gated limit, by what its upstream said");
+}
+
 /// A slot that is freed, or a probe that comes back, helps only who has not failed there.
 #[test]
 fn waits_for_nobody_it_has_failed_on() {

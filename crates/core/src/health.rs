@@ -117,12 +117,23 @@ pub struct Charge {
     pub errors: u32,
 }
 
+/// Why an account cannot serve one model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelCause {
+    /// The upstream does not know it.
+    Missing,
+    /// The limit that governs it is spent.
+    Quota,
+    /// No room for it at the moment.
+    Overload,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelBlock {
+    /// Of what ends last.
+    pub cause: ModelCause,
     since: Timestamp,
     pub until: Timestamp,
-    /// The upstream does not know the model, as opposed to having no room for it.
-    pub missing: bool,
     /// How often in a row it was overloaded; lengthens the cooldown.
     times: u32,
 }
@@ -280,7 +291,7 @@ impl Health {
         }
         for block in self.models.values_mut() {
             block.since = block.since.minus(by);
-            if block.missing || block.times > 0 {
+            if block.cause != ModelCause::Quota {
                 block.until = block.until.minus(by);
             }
         }
@@ -305,24 +316,25 @@ impl Health {
     pub fn model_missing(&mut self, model: &str, now: Timestamp) {
         self.models.retain(|_, block| now < block.until);
         let until = now.plus(MODEL_MISSING_FOR);
-        let block = ModelBlock { since: now, until, missing: true, times: 0 };
+        let block = ModelBlock { until, ..ModelBlock::new(ModelCause::Missing, now) };
         self.models.insert(model.to_owned(), block);
     }
 
     /// The model's own limit is spent here until then.
     pub fn block_model(&mut self, model: &str, until: Timestamp, now: Timestamp) {
-        let block = ModelBlock { since: now, until, missing: false, times: 0 };
-        let known = self.models.entry(model.to_owned()).or_insert(block);
-        known.extend(until, now);
+        self.model(model, ModelCause::Quota, now).extend(ModelCause::Quota, until, now);
     }
 
     /// Capacity is short for this model here: 5 s · 2^n, at most 60 s.
     pub fn overloaded(&mut self, model: &str, now: Timestamp) {
-        let fresh = ModelBlock { since: now, until: now, missing: false, times: 0 };
-        let block = self.models.entry(model.to_owned()).or_insert(fresh);
+        let block = self.model(model, ModelCause::Overload, now);
         let seconds = 5_u64.saturating_mul(1 << block.times.min(6)).min(60);
         block.times += 1;
-        block.extend(now.plus(Duration::from_secs(seconds)), now);
+        block.extend(ModelCause::Overload, now.plus(Duration::from_secs(seconds)), now);
+    }
+
+    fn model(&mut self, model: &str, cause: ModelCause, now: Timestamp) -> &mut ModelBlock {
+        self.models.entry(model.to_owned()).or_insert_with(|| ModelBlock::new(cause, now))
     }
 
     /// The model answered well here, to a request sent at `sent_at`.
@@ -338,9 +350,13 @@ impl Health {
 }
 
 impl ModelBlock {
-    fn extend(&mut self, until: Timestamp, now: Timestamp) {
+    fn new(cause: ModelCause, now: Timestamp) -> Self {
+        Self { cause, since: now, until: now, times: 0 }
+    }
+
+    fn extend(&mut self, cause: ModelCause, until: Timestamp, now: Timestamp) {
         if self.until < until {
-            (self.since, self.until) = (now, until);
+            (self.cause, self.since, self.until) = (cause, now, until);
         }
     }
 }

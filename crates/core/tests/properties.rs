@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use poolgate_core::account::{AccountId, Caps, Kind, Speaks, Surface};
-use poolgate_core::availability::{Account, Ask, Fit, availability};
+use poolgate_core::availability::{Account, Ask, Fit, Reason, availability, last_reason};
 use poolgate_core::choose::{Choice, choose};
 use poolgate_core::health::{Cause, Health, Stop};
 use poolgate_core::outcome::{Attempt, Outcome};
@@ -203,6 +203,18 @@ proptest! {
             prop_assert_ne!(availability(&account, ASK, now).err(), Some(reason));
         }
         prop_assert!(false, "reasons without end: {:?}", account);
+    }
+
+    /// Who waits for the last of an account's reasons waits once.
+    #[test]
+    fn behind_its_last_reason_an_account_serves(account in an_account(1)) {
+        let Some(until) = last_reason(&account, ASK, NOW).and_then(Reason::until) else {
+            return Ok(());
+        };
+        prop_assume!(!account.paused && account.health.stop.is_none());
+        let then = availability(&account, ASK, until);
+        let is_soon = matches!(then, Ok(_) | Err(Reason::Busy | Reason::Probing { .. }));
+        prop_assert!(is_soon, "{:?}", then);
     }
 }
 
