@@ -139,7 +139,7 @@ fn says_no_for_one_reason_at_a_time() {
         ("other model cooling", with(|a| a.health.model_missing("gpt-6", NOW)), Ok(Fit::Ready)),
         (
             "spec §4: three errors",
-            with(|a| (0..3).for_each(|_| a.health.error(NOW))),
+            with(|a| (0..3).for_each(|_| a.health.error(NOW, NOW))),
             Err(Reason::Backoff { until: later(30) }),
         ),
         (
@@ -249,7 +249,7 @@ fn gated_models_are_judged_by_their_own_limit() {
     assert_eq!(availability(&quota, ask, later(119)), Err(resting), "F5: resting");
     assert_eq!(availability(&quota, ask, after_rest), Ok(Fit::Ready), "F5: rested");
     assert!(availability(&quota, ASK, after_rest).is_err(), "F5: ordinary requests wait");
-    let failing = with(quota, |a| (0..3).for_each(|_| a.health.error(later(120))));
+    let failing = with(quota, |a| (0..3).for_each(|_| a.health.error(later(120), later(120))));
     assert!(availability(&failing, ask, after_rest).is_err(), "F6, Q11");
     let renewed = later(86_400);
     assert_eq!(availability(&spent_for_the_week(), ASK, renewed), Ok(Fit::Ready), "F12, Q13");

@@ -99,15 +99,15 @@ fn a_refusal_ends_with_the_last_reason_of_an_account() {
     let cases: [(&str, Account, Change, Option<u64>, bool); 9] = [
         ("the week is spent, and told to wait", used(1, 5.0, 100.0), |a| a.health.block(Cause::Rate, later(5), NOW), Some(86_400), true),
         ("spent for less than it cools",        used(1, 100.0, 5.0), |a| a.health.block(Cause::Strike(1), later(4000), NOW), Some(4000), false),
-        ("spent, and failing",                  used(1, 100.0, 5.0), |a| (0..3).for_each(|_| a.health.error(NOW)), Some(3600), true),
+        ("spent, and failing",                  used(1, 100.0, 5.0), |a| (0..3).for_each(|_| a.health.error(NOW, NOW)), Some(3600), true),
         ("spent, and an end that is unknown",   used(1, 5.0, 100.0), |a| {
             let unknown = a.quota.windows().iter().cloned().map(|w| Window { resets_at: None, ..w });
             a.quota = Quota::new(unknown.collect());
             a.health.block(Cause::Rate, later(5), NOW);
         }, None, true),
         ("this model is spent",                 account(1), |a| a.health.block_model("gpt-5.5", later(900), NOW), Some(900), true),
-        ("and overloaded",                      account(1), |a| { a.health.block_model("gpt-5.5", later(900), NOW); a.health.overloaded("gpt-5.5", NOW); }, Some(900), true),
-        ("overloaded for longer",               account(1), |a| { a.health.overloaded("gpt-5.5", NOW); a.health.block_model("gpt-5.5", later(2), NOW); }, Some(5), false),
+        ("and overloaded",                      account(1), |a| { a.health.block_model("gpt-5.5", later(900), NOW); a.health.overloaded("gpt-5.5", NOW, NOW); }, Some(900), true),
+        ("overloaded for longer",               account(1), |a| { a.health.overloaded("gpt-5.5", NOW, NOW); a.health.block_model("gpt-5.5", later(2), NOW); }, Some(5), false),
         ("this model is spent, and cooling",    account(1), |a| { a.health.block_model("gpt-5.5", later(900), NOW); a.health.block(Cause::Rate, later(5), NOW); }, Some(900), true),
         ("the other way round",                 account(1), |a| { a.health.block_model("gpt-5.5", later(5), NOW); a.health.block(Cause::Rate, later(900), NOW); }, Some(900), false),
     ];

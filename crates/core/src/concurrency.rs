@@ -76,6 +76,14 @@ impl Concurrency {
         }
     }
 
+    /// The wall clock was set back by `by`.
+    pub fn set_back(&mut self, by: Duration) {
+        self.burst_since = self.burst_since.minus(by);
+        if let Some(learnt) = &mut self.learnt {
+            learnt.changed_at = learnt.changed_at.minus(by);
+        }
+    }
+
     /// One of the refusals was the request's own fault.
     pub fn take_back(&mut self) {
         self.refusals = self.refusals.saturating_sub(1);
@@ -151,6 +159,25 @@ mod tests {
             concurrency.served(at(91), at(100));
         }
         assert_eq!(concurrency.limit(), Some(4), "too soon");
+    }
+
+    /// Or what is sent from then on would teach nothing, and raise nothing, for as long as it jumped.
+    #[test]
+    fn a_clock_that_is_set_back_lowers_nothing_for_longer() {
+        let (hours, early) = (Duration::from_hours(3), -3 * 3600);
+        let mut concurrency = learnt();
+        concurrency.set_back(hours);
+        (0..3).for_each(|_| concurrency.served(at(early + 61), at(early + 62)));
+        assert_eq!(concurrency.limit(), Some(4), "raised");
+        let mut concurrency = learnt();
+        concurrency.set_back(hours);
+        (0..2).for_each(|_| concurrency.refused(2, at(early + 1), at(early + 2)));
+        assert_eq!(concurrency.limit(), Some(1), "lowered");
+        let mut begun = Concurrency::default();
+        begun.refused(6, at(0), at(0));
+        begun.set_back(hours);
+        begun.refused(6, at(early + 60), at(early + 60));
+        assert_eq!(begun.limit(), None, "two of one burst are seconds apart");
     }
 
     #[test]

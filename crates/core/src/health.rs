@@ -16,7 +16,7 @@ use crate::outcome::Outcome;
 use crate::refresh::Fault;
 use crate::units::Timestamp;
 
-/// Strikes older than this are forgotten.
+/// Strikes are counted for so long from the first one.
 const STRIKES_WITHIN: Duration = Duration::from_hours(3);
 /// How long a model that an upstream does not know is not asked for there.
 const MODEL_MISSING_FOR: Duration = Duration::from_mins(30);
@@ -100,7 +100,10 @@ pub struct Health {
     /// Consecutive errors that were the account's or its upstream's fault.
     pub errors: u32,
     pub last_error_at: Timestamp,
+    /// When the last of them was counted.
+    error_counted_at: Timestamp,
     strikes: u32,
+    first_strike_at: Timestamp,
     last_strike_at: Timestamp,
     /// How much of it may run at the same time.
     pub concurrency: Concurrency,
@@ -136,6 +139,8 @@ pub struct ModelBlock {
     pub until: Timestamp,
     /// How often in a row it was overloaded; lengthens the cooldown.
     times: u32,
+    /// When the last of them was counted.
+    counted_at: Timestamp,
 }
 
 impl Health {
@@ -191,7 +196,8 @@ impl Health {
     /// A 403 that says neither what nor how long. Two cool, the third within three hours disables:
     /// the provider has seen something it does not like, and more of it makes things worse.
     ///
-    /// A 403 to a request sent before the present cooldown began belongs to the same strike.
+    /// A 403 to a request sent before the present cooldown began belongs to the same strike. Who is
+    /// struck now and then for a whole day is not disabled: the count begins anew.
     pub fn strike(&mut self, sent_at: Timestamp, now: Timestamp) {
         let until = now.plus(STRIKE_COOLDOWN);
         let cooling = |b: &&mut Block| b.cause.is_like(Cause::Strike(0)) && now < b.until;
@@ -201,8 +207,10 @@ impl Health {
             block.until = block.until.max(until);
             return;
         }
-        let fresh = self.strikes > 0 && now <= self.last_strike_at.plus(STRIKES_WITHIN);
-        self.strikes = if fresh { self.strikes + 1 } else { 1 };
+        if self.strikes == 0 || now > self.first_strike_at.plus(STRIKES_WITHIN) {
+            (self.strikes, self.first_strike_at) = (0, now);
+        }
+        self.strikes += 1;
         self.last_strike_at = now;
         if self.strikes >= STRIKES_ALLOWED {
             self.stop = Some(Stop::Disabled);
@@ -210,8 +218,13 @@ impl Health {
         self.block(Cause::Strike(self.strikes), until, now);
     }
 
-    pub fn error(&mut self, now: Timestamp) {
-        self.errors = self.errors.saturating_add(1);
+    /// A request sent at `sent_at` failed. One that was sent before the last error was counted is of
+    /// the same incident: a reset that cuts eight streams is one error.
+    pub fn error(&mut self, sent_at: Timestamp, now: Timestamp) {
+        if self.errors == 0 || self.error_counted_at <= sent_at {
+            self.errors = self.errors.saturating_add(1);
+            self.error_counted_at = now;
+        }
         self.last_error_at = now;
     }
 
@@ -237,7 +250,7 @@ impl Health {
 
     /// A connect failed while the network worked (see [`crate::network`]).
     pub fn unreachable(&mut self, durable: bool, now: Timestamp) {
-        self.error(now);
+        self.error(now, now);
         if durable {
             self.block(Cause::Unreachable, now.plus(UNREACHABLE_FOR), now);
         }
@@ -291,12 +304,19 @@ impl Health {
         }
         for block in self.models.values_mut() {
             block.since = block.since.minus(by);
+            block.counted_at = block.counted_at.minus(by);
             if block.cause != ModelCause::Quota {
                 block.until = block.until.minus(by);
             }
         }
-        self.last_error_at = self.last_error_at.minus(by);
-        self.last_strike_at = self.last_strike_at.minus(by);
+        let (errors, strikes) = (
+            [&mut self.last_error_at, &mut self.error_counted_at],
+            [&mut self.first_strike_at, &mut self.last_strike_at],
+        );
+        for at in errors.into_iter().chain(strikes) {
+            *at = at.minus(by);
+        }
+        self.concurrency.set_back(by);
     }
 
     /// A fresh credential ends what the old one caused. `refused`: what its issuer had said of that.
@@ -325,11 +345,14 @@ impl Health {
         self.model(model, ModelCause::Quota, now).extend(ModelCause::Quota, until, now);
     }
 
-    /// Capacity is short for this model here: 5 s · 2^n, at most 60 s.
-    pub fn overloaded(&mut self, model: &str, now: Timestamp) {
+    /// Capacity is short for this model here: 5 s · 2^n, at most 60 s. Of requests sent before the
+    /// last time was counted it is the same time.
+    pub fn overloaded(&mut self, model: &str, sent_at: Timestamp, now: Timestamp) {
         let block = self.model(model, ModelCause::Overload, now);
-        let seconds = 5_u64.saturating_mul(1 << block.times.min(6)).min(60);
-        block.times += 1;
+        if block.times == 0 || block.counted_at <= sent_at {
+            (block.times, block.counted_at) = (block.times + 1, now);
+        }
+        let seconds = 5_u64.saturating_mul(1 << (block.times - 1).min(6)).min(60);
         block.extend(ModelCause::Overload, now.plus(Duration::from_secs(seconds)), now);
     }
 
@@ -351,7 +374,7 @@ impl Health {
 
 impl ModelBlock {
     fn new(cause: ModelCause, now: Timestamp) -> Self {
-        Self { cause, since: now, until: now, times: 0 }
+        Self { cause, since: now, until: now, times: 0, counted_at: now }
     }
 
     fn extend(&mut self, cause: ModelCause, until: Timestamp, now: Timestamp) {

@@ -49,13 +49,17 @@ fn requests_of_one_burst_are_one_strike() {
 #[test]
 fn strikes_are_forgotten_after_three_hours_or_a_success() {
     let mut health = Health::default();
-    health.strike(NOW, NOW);
-    health.strike(later(700), later(700));
-    health.strike(later(700 + 180 * 60 + 1), later(700 + 180 * 60 + 1));
-    assert_eq!(health.stop, None, "too long ago");
-    health.strike(later(12_300), later(12_300));
-    health.success(later(12_301));
-    health.strike(later(13_000), later(13_000));
+    for minute in [0, 170, 340] {
+        health.strike(later(minute * 60), later(minute * 60));
+    }
+    assert_eq!(
+        (health.stop, health.strikes),
+        (None, 1),
+        "sub2api 4.5: from the first, not sliding"
+    );
+    health.strike(later(350 * 60), later(350 * 60));
+    health.success(later(350 * 60 + 1));
+    health.strike(later(360 * 60), later(360 * 60));
     assert_eq!(health.stop, None, "sub2api F14: a success in between");
     assert_eq!(blocked(&health).map(|b| b.cause), Some(Cause::Strike(1)));
 }
@@ -140,7 +144,7 @@ fn strikes_cool_and_count_the_same_beneath_any_other_block() {
 fn a_request_at_fault_leaves_no_trace() {
     let charge = |outcome, errors| Charge { outcome, errors };
     let mut health = Health::default();
-    (0..3).for_each(|_| health.error(NOW));
+    (0..3).for_each(|_| health.error(NOW, NOW));
     health.take_back(charge(Outcome::UpstreamError, 2), NOW);
     assert_eq!(health.errors, 1, "what others cost stays");
     health.strike(later(5), later(5));
@@ -199,7 +203,7 @@ fn a_poll_ends_what_an_older_answer_said_of_the_quota_and_nothing_else() {
 #[test]
 fn an_older_answer_does_not_end_a_row_of_errors() {
     let mut health = Health::default();
-    (0..3).for_each(|_| health.error(NOW));
+    (0..3).for_each(|_| health.error(NOW, NOW));
     health.success(NOW.minus(Duration::from_secs(1)));
     assert_eq!(health.errors, 3);
     health.success(later(1));
@@ -222,18 +226,41 @@ fn backoff_starts_at_the_third_error() {
     let mut health = Health::default();
     let want = [None, None, Some(30), Some(60), Some(120), Some(240), Some(300), Some(300)];
     for want in want {
-        health.error(NOW);
+        health.error(NOW, NOW);
         assert_eq!(health.backoff_until(), want.map(later), "{} errors", health.errors);
     }
     health.success(NOW);
     assert_eq!(health.backoff_until(), None);
 }
 
+/// Streams of one upstream that end together, each heard of after the other.
+#[test]
+fn one_incident_is_one_error_and_one_overload() {
+    let mut health = Health::default();
+    (10..18).for_each(|second| health.error(NOW, later(second)));
+    assert_eq!((health.errors, health.last_error_at), (1, later(17)));
+    health.success(later(16));
+    assert_eq!(health.errors, 1, "it goes on until its last");
+    health.error(later(11), later(20));
+    health.error(later(12), later(21));
+    assert_eq!(health.errors, 2, "sent after it was counted: another one");
+    health.error(later(20), later(22));
+    assert_eq!(health.backoff_until(), Some(later(22 + 30)));
+    health.error(later(21), later(25));
+    assert_eq!(health.backoff_until(), Some(later(25 + 30)), "the same, and later");
+
+    let until = |health: &Health| health.model_block("m", later(2)).map(|b| b.until);
+    (2..7).for_each(|second| health.overloaded("m", NOW, later(second)));
+    assert_eq!(until(&health), Some(later(11)), "five seconds from the last");
+    health.overloaded("m", later(2), later(7));
+    assert_eq!(until(&health), Some(later(17)), "the second time");
+}
+
 #[test]
 fn overload_cools_one_model_a_little_longer_each_time() {
     let mut health = Health::default();
     for want in [5, 10, 20, 40, 60, 60] {
-        health.overloaded("m", NOW);
+        health.overloaded("m", NOW, NOW);
         assert_eq!(health.model_block("m", NOW).map(|b| b.until), Some(later(want)));
     }
     assert_eq!(health.model_block("other", NOW), None);
@@ -258,9 +285,9 @@ fn a_clock_that_is_set_back_lengthens_no_pause_of_ours() {
         ("told to wait", |h| h.block(super::Cause::Rate, later(60), NOW), minute(before)),
         ("spent until its reset", |h| h.block(super::Cause::Quota, later(60), NOW), later(60)),
         ("no such model", |h| h.model_missing("m", NOW), before.plus(Duration::from_mins(30))),
-        ("overloaded", |h| h.overloaded("m", NOW), before.plus(Duration::from_secs(5))),
+        ("overloaded", |h| h.overloaded("m", NOW, NOW), before.plus(Duration::from_secs(5))),
         ("a model's own reset", |h| h.block_model("m", later(60), NOW), later(60)),
-        ("errors", |h| (0..4).for_each(|_| h.error(NOW)), minute(before)),
+        ("errors", |h| (0..4).for_each(|_| h.error(NOW, NOW)), minute(before)),
     ];
     for (name, cause, want) in cases {
         let mut health = Health::default();
@@ -270,4 +297,16 @@ fn a_clock_that_is_set_back_lengthens_no_pause_of_ours() {
         let model = health.model_block("m", before).map(|b| b.until);
         assert_eq!(block.or(model).or(health.backoff_until()), Some(want), "{name}");
     }
+    let mut health = Health::default();
+    health.error(NOW, NOW);
+    health.overloaded("m", NOW, NOW);
+    (0..2).for_each(|_| health.concurrency.refused(6, NOW, NOW));
+    health.set_back(hours);
+    health.error(before, before);
+    health.overloaded("m", before, before);
+    let until = health.model_block("m", before).map(|b| b.until);
+    let counted = (2, Some(before.plus(Duration::from_secs(10))));
+    assert_eq!((health.errors, until), counted, "what is sent from then on counts");
+    (0..3).for_each(|_| health.concurrency.served(before, minute(before)));
+    assert_eq!(health.concurrency.limit(), Some(4), "and raises what was learnt");
 }

@@ -271,7 +271,7 @@ mod tests {
                 account.health.block(cause, NOW.plus(FIVE_HOURS), NOW);
             }
             for _ in 0..errors {
-                account.health.error(NOW);
+                account.health.error(NOW, NOW);
             }
             assert!(!matches!(state(&account, NOW), Err(Reason::Exhausted { .. })));
             account

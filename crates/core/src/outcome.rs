@@ -373,10 +373,10 @@ impl Outcome {
                 health.concurrency.refused(in_flight, at.sent_at, now);
                 health.block(Cause::Rate, until, now);
             }
-            Self::Overloaded => health.overloaded(model, now),
+            Self::Overloaded => health.overloaded(model, at.sent_at, now),
             // As long as the failure is not repeated; the new token ends it.
             Self::TokenAway => health.block(Cause::Renewal, now.plus(FAILURE_FOR), now),
-            Self::UpstreamError | Self::Lost | Self::Broke => health.error(now),
+            Self::UpstreamError | Self::Lost | Self::Broke => health.error(at.sent_at, now),
         }
     }
 }

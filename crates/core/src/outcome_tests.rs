@@ -252,7 +252,7 @@ fn a_gated_request_that_is_served_leaves_the_ordinary_limit() {
         account.plan = Some(plan.into());
         account.health.block(Cause::Quota, later(9000), NOW);
         account.health.strike(later(130), later(131));
-        account.health.error(later(131));
+        account.health.error(later(131), later(131));
         let ask = Ask { surface: Surface::Responses, model: "spark", gate: Some(&gate) };
         let at = Attempt { ask, sent_at: later(800), now: later(801), refreshed: false };
         Outcome::Served.apply(&mut account, at);

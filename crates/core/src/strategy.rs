@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_failing_account_attracts_less() {
-        let failing = with(account(2), |a| a.health.error(NOW));
+        let failing = with(account(2), |a| a.health.error(NOW, NOW));
         let score = |a: &Account| pick(1).score(Strategy::Headroom, a);
         assert!(score(&failing) < score(&account(1)));
     }

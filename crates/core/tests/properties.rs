@@ -51,7 +51,7 @@ prop_compose! {
         let seen_at = NOW.minus(Duration::from_mins(age_minutes));
         quota.merge(&readings.unwrap_or_default(), Source::Poll, seen_at);
         let mut health = Health::default();
-        (0..errors).for_each(|_| health.error(NOW));
+        (0..errors).for_each(|_| health.error(NOW, NOW));
         if let Some(seconds) = cooling {
             health.block(Cause::Rate, NOW.plus(Duration::from_secs(seconds)), NOW);
         }
