@@ -205,12 +205,28 @@ pub fn choose_among(
     }
     let mut open: Vec<&Account> = Vec::with_capacity(able.len());
     open.extend(able.iter().map(|(a, _)| *a).filter(|a| a.priority == first));
-    let id = pick.among(choice.strategy, &open, accounts).id;
+    let in_turn = match choice.strategy {
+        Strategy::RoundRobin => in_turn(accounts, fits, first),
+        _ => Vec::new(),
+    };
+    let id = pick.among(choice.strategy, &open, &in_turn).id;
     Ok(Chosen { id, because: Because::Strategy, probes: probes(id) })
 }
 
+/// Who would be asked if they were able: an account that never serves such a request has no turn,
+/// which the next one would get besides its own.
+fn in_turn<'a>(
+    accounts: &[&'a Account],
+    fits: &[Result<Fit, Reason>],
+    priority: i32,
+) -> Vec<&'a Account> {
+    let unfit = |fit: &Result<Fit, Reason>| matches!(fit, Err(Reason::Unfit | Reason::NotAllowed));
+    let fitting = accounts.iter().zip(fits).filter(|(_, fit)| !unfit(fit)).map(|(a, _)| *a);
+    fitting.filter(|a| a.priority == priority).collect()
+}
+
 /// Least-used only: the account to move to when weekly used(home) − used(best) > threshold /
-/// weight(home), in percent points.
+/// weight(home), in percent points of the limit that the request spends.
 fn rebalance(
     able: &[(&Account, Fit)],
     home: &Account,
@@ -224,8 +240,7 @@ fn rebalance(
     let open: Vec<&Account> =
         able.iter().map(|(a, _)| *a).filter(|a| a.priority == home.priority).collect();
     let best = pick.among(Strategy::LeastUsed, &open, &open);
-    let weekly = |a: &Account| a.quota.weekly().map_or(0.0, |w| w.used_at(choice.now).percent());
-    let behind = weekly(home) - weekly(best);
+    let behind = pick.weekly_used(home) - pick.weekly_used(best);
     (best.id != home.id && behind > threshold / home.weight).then_some(best.id)
 }
 

@@ -200,6 +200,23 @@ fn round_robin_takes_turns_and_skips_the_unable() {
     assert_eq!(turns.collect::<Vec<_>>(), [1, 3, 3, 1, 3, 3]);
 }
 
+/// Accounts of another kind, of a lower priority, or for other models stand between them.
+#[test]
+fn round_robin_is_even_in_a_mixed_pool() {
+    let others: [fn(&mut Account); 3] =
+        [|a| a.kind = Kind::Claude, |a| a.priority = 1, |a| a.models = vec!["o4".into()]];
+    for other in others {
+        let accounts =
+            [account(1), with(account(2), other), with(account(3), other), account(4), account(5)];
+        let times = |id| {
+            let picked = (0..30)
+                .map(|turn| pick(&accounts, &Choice { turn, ..choice(Strategy::RoundRobin) }));
+            picked.filter(|picked| *picked == Ok(id)).count()
+        };
+        assert_eq!([1, 4, 5].map(times), [10, 10, 10]);
+    }
+}
+
 /// An account with a weekly window: percent used, cap in percent, minutes to its reset.
 fn weekly(id: i64, used: f64, cap: u32, weight: f64, minutes: u64) -> Account {
     let mut account = account(id);
@@ -265,6 +282,19 @@ fn gated_requests_are_ranked_by_their_own_limit() {
         Ok(2),
         "codex-lb F9: the other way round"
     );
+    let behind = |gate: f64, ordinary: f64| {
+        let home = with_rows(used(1, 0.0, ordinary), (5.0, 4), Some((gate, 100)));
+        let best = with_rows(used(2, 0.0, 5.0), (5.0, 4), Some((5.0, 100)));
+        let home = [home, best];
+        let choice = Choice {
+            home: Some(AccountId(1)),
+            rebalance_threshold: Some(20.0),
+            ..gated(Strategy::LeastUsed)
+        };
+        pick(&home, &choice)
+    };
+    assert_eq!(behind(60.0, 5.0), Ok(2), "codex-lb Q8: its own week has fallen behind");
+    assert_eq!(behind(10.0, 90.0), Ok(1), "codex-lb Q8: the ordinary one is not its own");
     let spent = with_rows(used(1, 0.0, 100.0), (10.0, 4), None);
     let home = Choice { home: Some(AccountId(1)), ..gated(Strategy::LeastUsed) };
     assert_eq!(

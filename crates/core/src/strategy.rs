@@ -121,7 +121,18 @@ impl Pick<'_> {
         }
     }
 
-    /// `open` is not empty, and in the order of `all`. Ties go to the first.
+    /// What the request's week has been used of: in percent; nothing where that is unknown.
+    pub fn weekly_used(&self, account: &Account) -> f64 {
+        let is_gated = self.ask.gate.is_some_and(|gate| gate.governs(account.plan.as_deref()));
+        let weekly = if is_gated {
+            Windows::of(account, self.ask, self.now).weekly
+        } else {
+            account.quota.weekly()
+        };
+        weekly.map_or(0.0, |w| w.used_at(self.now).percent())
+    }
+
+    /// `open` is not empty, and in the order of `all`, who take turns. Ties go to the first.
     pub fn among<'a>(
         &self,
         strategy: Strategy,
@@ -159,8 +170,8 @@ impl Pick<'_> {
         open[usize::try_from(mix(self.seed) % count).unwrap_or(0)]
     }
 
-    /// Counted over the whole pool, so that an account that drops out does not shift the turn of the
-    /// others.
+    /// Counted over all who take turns, so that an account that drops out does not shift the turn of
+    /// the others.
     fn next_in_turn<'a>(&self, open: &[&'a Account], all: &[&Account]) -> &'a Account {
         let count = u64::try_from(all.len()).unwrap_or(1).max(1);
         let start = usize::try_from(self.turn % count).unwrap_or(0);

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use http::Uri;
 use parking_lot::Mutex;
-use poolgate_core::account::{AccountId, Kind, Speaks};
+use poolgate_core::account::{AccountId, Kind, Speaks, Surface};
 use poolgate_core::affinity::{Affinity, SOFT_FOR, Scope};
 use poolgate_core::availability::Account as Facts;
 use poolgate_core::health::{Health, Stop};
@@ -89,7 +89,9 @@ struct State {
     owners: Affinity<SessionKey>,
     /// Cancelled when a scope's sessions move away from an account.
     moves: HashMap<(Scope, AccountId), CancellationToken>,
-    turn: u64,
+    /// Choices made by round-robin: those of other pools or surfaces fall on other accounts, and
+    /// must not move on whose turn it is here.
+    turns: HashMap<(Scope, Surface), u64>,
     network: Network,
     /// Usage is polled: a stale snapshot may be checked without a client's request.
     polls_on: bool,
@@ -163,7 +165,7 @@ impl Default for Pool {
             homes: Affinity::new(SESSIONS, SOFT_FOR),
             owners: Affinity::new(OWNERS, OWNED_FOR),
             moves: HashMap::new(),
-            turn: 0,
+            turns: HashMap::new(),
             network: Network::default(),
             polls_on: false,
             polls: Arc::clone(&polls),

@@ -73,7 +73,6 @@ impl State {
     ) -> (Option<Reserved>, Explanation, Strategy) {
         let turn = wish.turn.and_then(|turn| self.owners.home(&turn, now));
         let members = self.members(wish.pools);
-        self.turn = self.turn.wrapping_add(1);
         let choice = self.choice(wish, &members, now);
         let explanation = loop {
             let explanation = explain(&self.candidates(&members), &choice);
@@ -84,6 +83,9 @@ impl State {
         };
         if let (Ok(chosen), Some(gate)) = (explanation.chosen, wish.ask.gate) {
             self.poll_for(gate, chosen.id, now);
+        }
+        if explanation.chosen.is_ok() && members.strategy == Strategy::RoundRobin {
+            *self.turns.entry((scope(wish.pools), wish.ask.surface)).or_default() += 1;
         }
         let reserved = explanation.chosen.ok().map(|chosen| Reserved {
             interrupts: self.settle_session(wish, &members, chosen, now),
@@ -105,10 +107,18 @@ impl State {
             owner,
             home: turn.or_else(|| self.homes.home(&wish.session?, now)),
             tried: wish.tried,
-            turn: self.turn,
+            turn: self.turn(wish, members),
             seed: wish.seed,
             now,
         }
+    }
+
+    /// Whose turn it is where accounts take turns.
+    pub(super) fn turn(&self, wish: &Wish<'_>, members: &Members) -> u64 {
+        if members.strategy != Strategy::RoundRobin {
+            return 0;
+        }
+        self.turns.get(&(scope(wish.pools), wish.ask.surface)).copied().unwrap_or(0)
     }
 
     /// The session belongs to the chosen account from now on. Returns what interrupts the attempt.

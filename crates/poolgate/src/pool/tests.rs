@@ -237,6 +237,41 @@ fn pools_limit_who_may_serve() {
     assert_eq!(pool.members(&[]).len(), 2);
 }
 
+/// spec §5.
+#[test]
+fn each_pool_takes_its_own_turns() {
+    let spec = |name: &str, members: [&str; 2]| PoolSpec {
+        name: name.into(),
+        members: members.map(str::to_owned).to_vec(),
+        strategy: Strategy::RoundRobin,
+        rebalance_threshold: None,
+    };
+    let pool = Arc::new(Pool::default());
+    let accounts = (1..=3).map(|id| loaded(id, 0)).collect();
+    pool.replace(accounts, &[spec("ours", ["a1", "a2"]), spec("theirs", ["a2", "a3"])]);
+    let (ours, theirs) = (["ours".to_owned()], ["theirs".to_owned()]);
+    let on = |pools, surface| {
+        let wish = Wish { pools, ask: Ask { surface, ..ASK }, ..wish(None, 1) };
+        assert_eq!(
+            pool.why(&wish, NOW).chosen,
+            pool.why(&wish, NOW).chosen,
+            "asking takes no turn"
+        );
+        pool.lease(&wish, NOW).unwrap().account.id.0
+    };
+    // Every other choice is another pool's, or of another surface.
+    let (mut one, mut other, mut third) = (vec![], vec![], vec![]);
+    for _ in 0..4 {
+        one.push(on(&ours, Surface::Responses));
+        other.push(on(&theirs, Surface::Responses));
+        third.push(on(&ours, Surface::Chat));
+        on(&ours, Surface::Chat);
+    }
+    assert_eq!(one, [1, 2, 1, 2]);
+    assert_eq!(other, [2, 3, 2, 3]);
+    assert_eq!(third, [1, 1, 1, 1]);
+}
+
 /// sub2api P17.
 #[test]
 fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {

@@ -45,7 +45,7 @@ impl Pool {
             owner: None,
             home: None,
             tried: wish.tried,
-            turn: state.turn.wrapping_add(1),
+            turn: state.turn(wish, &members),
             seed: wish.seed,
             now,
         };
