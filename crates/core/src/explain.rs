@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::account::AccountId;
 use crate::availability::{Account, Fit, Reason};
-use crate::choose::{Choice, Chosen, Refusal, choose_among, fits};
-use crate::strategy::{Parts, Pick};
+use crate::choose::{Because, Choice, Chosen, Refusal, choose_among, fits};
+use crate::strategy::{Parts, Pick, Strategy};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
@@ -37,6 +37,8 @@ impl Verdict {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
     pub chosen: Result<Chosen, Refusal>,
+    /// What the strategy was driven by besides what the verdicts say: the seed, or whose turn it was.
+    pub draw: Option<u64>,
     /// In the pool's order.
     pub verdicts: Vec<Verdict>,
 }
@@ -54,7 +56,28 @@ pub fn explain(accounts: &[&Account], choice: &Choice<'_>) -> Explanation {
         score: fit.ok().and_then(|_| pick.score(choice.strategy, account)),
         parts: pick.parts(account),
     };
-    Explanation { chosen, verdicts: accounts.iter().zip(&fits).map(verdict).collect() }
+    Explanation {
+        chosen,
+        draw: draw(chosen, choice),
+        verdicts: accounts.iter().zip(&fits).map(verdict).collect(),
+    }
+}
+
+fn draw(chosen: Result<Chosen, Refusal>, choice: &Choice<'_>) -> Option<u64> {
+    chosen.ok().filter(|chosen| chosen.because == Because::Strategy)?;
+    match choice.strategy {
+        Strategy::Headroom
+        | Strategy::Random
+        | Strategy::CapacityWeighted
+        | Strategy::RelativeAvailability => Some(choice.seed),
+        Strategy::RoundRobin => Some(choice.turn),
+        Strategy::LeastUsed
+        | Strategy::Fallback
+        | Strategy::FillFirst
+        | Strategy::SequentialDrain
+        | Strategy::ResetDrain
+        | Strategy::Single => None,
+    }
 }
 
 impl Explanation {
@@ -85,7 +108,6 @@ mod tests {
     use crate::availability::Ask;
     use crate::availability::tests::{NOW, account, later, used};
     use crate::quota::WEEK;
-    use crate::strategy::Strategy;
 
     #[test]
     fn says_for_each_account_what_the_choice_saw() {
@@ -108,6 +130,13 @@ mod tests {
         assert_eq!(spent.fit, Err(Reason::Exhausted { until: Some(later(86_400)) }));
         assert!(chosen.score > spent.score);
         assert_eq!((tried.fit, tried.tried), (Ok(Fit::Ready), true));
+        let drawn = |strategy| {
+            let choice = Choice { strategy, turn: 7, seed: 9, ..choice };
+            explain(&all, &choice).draw
+        };
+        assert_eq!(explanation.draw, None, "spec §5: by score alone");
+        assert_eq!(drawn(Strategy::Headroom), Some(9), "spec §5: at random");
+        assert_eq!(drawn(Strategy::RoundRobin), Some(7), "spec §5: in turn");
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub struct Decision {
     pub chosen: Option<i64>,
     /// The rule that chose, or why nobody was.
     pub because: Cow<'static, str>,
+    /// What chance, or whose turn it was, said: with it the candidates give the same choice again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draw: Option<u64>,
     pub candidates: Vec<Candidate>,
     /// How many more there were, by verdict.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -95,6 +98,7 @@ impl Decision {
             strategy: strategy.name().into(),
             chosen,
             because: because.into(),
+            draw: explanation.draw,
             candidates: explanation.verdicts.iter().map(Candidate::from).collect(),
             left_out: left_out.into_iter().map(|(word, count)| (word.into(), count)).collect(),
         }

@@ -272,6 +272,23 @@ fn each_pool_takes_its_own_turns() {
     assert_eq!(third, [1, 1, 1, 1]);
 }
 
+/// spec §5: the draw is kept, so that a decision can be replayed.
+#[test]
+fn a_decision_keeps_what_was_drawn() {
+    let pool = pool((1..=5).map(|id| loaded(id, 0)).collect());
+    let drawn = |session, seed| {
+        let mut lease = pool.lease(&wish(session, seed), NOW).unwrap();
+        let decision = lease.decision.take().unwrap();
+        let written = serde_json::to_string(&decision).unwrap();
+        assert_eq!(serde_json::from_str::<Decision>(&written).unwrap(), *decision);
+        (decision.chosen, decision.draw)
+    };
+    let (chosen, draw) = drawn(Some([7; 16]), u64::MAX);
+    assert_eq!(draw, Some(u64::MAX));
+    assert_eq!(drawn(None, u64::MAX).0, chosen, "the same again");
+    assert_eq!(drawn(Some([7; 16]), 1), (chosen, None), "a home is not drawn");
+}
+
 /// sub2api P17.
 #[test]
 fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {
