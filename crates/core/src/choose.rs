@@ -49,8 +49,8 @@ pub enum Refusal {
     Operator,
     /// Some could serve, but this request has failed on each of them.
     AllTried,
-    /// The account that owns the request's state cannot serve now.
-    Owner { reason: Option<Reason> },
+    /// The account that owns the request's state cannot serve now; `None`: nor by waiting.
+    Owner(Option<Later>),
 }
 
 /// Waiting for a slot, when every account that could serve is busy.
@@ -90,8 +90,8 @@ impl Patience {
                 return Some(now.plus(slot).min(left)).filter(|until| now < *until);
             }
             // A moment past the reason's end, when it surely no longer holds.
-            Refusal::Later(Later { untried_until: Some(at), .. }) => {
-                Some(at.max(now).plus(Duration::from_millis(1)))
+            Refusal::Later(later) | Refusal::Owner(Some(later)) => {
+                later.untried_until.map(|at| at.max(now).plus(Duration::from_millis(1)))
             }
             _ => None,
         };
@@ -112,7 +112,7 @@ impl Refusal {
             Self::Later(_) => "none can right now",
             Self::Operator => "only an operator can help",
             Self::AllTried => "it failed on each",
-            Self::Owner { .. } => "the owner of its state cannot",
+            Self::Owner(_) => "the owner of its state cannot",
         }
     }
 }
@@ -251,7 +251,7 @@ fn choose_owner(
     choice: &Choice<'_>,
 ) -> Result<Chosen, Refusal> {
     let Some(at) = accounts.iter().position(|a| a.id == owner) else {
-        return Err(Refusal::Owner { reason: None });
+        return Err(Refusal::Owner(None));
     };
     match fits[at] {
         Ok(_) | Err(Reason::Busy | Reason::Probing { .. }) if choice.tried.contains(&owner) => {
@@ -259,16 +259,42 @@ fn choose_owner(
         }
         Ok(fit) => Ok(Chosen { id: owner, because: Because::Owner, probes: fit == Fit::Probe }),
         Err(Reason::Busy | Reason::Probing { .. }) => Err(Refusal::Busy),
-        Err(reason) => Err(Refusal::Owner { reason: Some(reason) }),
+        // These do not pass by waiting.
+        Err(
+            Reason::Unfit
+            | Reason::NotAllowed
+            | Reason::Paused
+            | Reason::Stopped(_)
+            | Reason::Unavailable,
+        ) => Err(Refusal::Owner(None)),
+        Err(first) => Err(Refusal::Owner(Some(Later::of(accounts[at], first, choice)))),
+    }
+}
+
+impl Later {
+    /// Of an account that `first` keeps from serving for a time: when it is rid of all its reasons.
+    fn of(account: &Account, first: Reason, choice: &Choice<'_>) -> Self {
+        let last = last_reason(account, choice.ask, choice.now).unwrap_or(first);
+        let until = last.until();
+        let untried_until = until.filter(|_| !choice.tried.contains(&account.id));
+        Self { until, untried_until, quota: last.is_quota() }
+    }
+
+    fn or_sooner(self, other: Self) -> Self {
+        let sooner = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Self {
+            until: sooner(self.until, other.until),
+            untried_until: sooner(self.untried_until, other.untried_until),
+            quota: self.quota && other.quota,
+        }
     }
 }
 
 /// Why nobody: the most hopeful of the reasons.
 fn refusal(accounts: &[&Account], fits: &[Result<Fit, Reason>], choice: &Choice<'_>) -> Refusal {
-    let sooner = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
     let (mut fit, mut not_allowed, mut missing) = (0, 0, 0);
     let (mut busy, mut tried) = (false, false);
     let mut later: Option<Later> = None;
@@ -285,15 +311,8 @@ fn refusal(accounts: &[&Account], fits: &[Result<Fit, Reason>], choice: &Choice<
             Err(Reason::Paused | Reason::Stopped(_) | Reason::Unavailable) => {}
             Err(Reason::Model { cause: ModelCause::Missing, .. }) => missing += 1,
             Err(first) => {
-                let reason = last_reason(account, choice.ask, choice.now).unwrap_or(first);
-                let known =
-                    later.unwrap_or(Later { until: None, untried_until: None, quota: true });
-                let untried = reason.until().filter(|_| !choice.tried.contains(&account.id));
-                later = Some(Later {
-                    until: sooner(known.until, reason.until()),
-                    untried_until: sooner(known.untried_until, untried),
-                    quota: known.quota && reason.is_quota(),
-                });
+                let one = Later::of(account, first, choice);
+                later = Some(later.map_or(one, |known| known.or_sooner(one)));
             }
             Ok(_) => tried = true,
         }

@@ -85,9 +85,36 @@ fn refuses() {
     }
     let tried = Choice { tried: &[AccountId(1)], ..choice(Strategy::Headroom) };
     assert_eq!(pick(&[account(1), cooling], &tried), Err(Refusal::AllTried));
-    let owner = Choice { owner: Some(AccountId(6)), ..choice(Strategy::Headroom) };
-    let reason = Some(Reason::Exhausted { until: Some(later(3600)) });
-    assert_eq!(pick(&[account(1), used(6, 100.0, 10.0)], &owner), Err(Refusal::Owner { reason }));
+}
+
+/// spec §6: it is waited for like anyone, and not by who has failed there.
+#[test]
+fn an_owner_that_cannot_serve_for_a_moment_is_waited_for() {
+    let owned = |tried| Choice { owner: Some(AccountId(1)), tried, ..choice(Strategy::Headroom) };
+    let wait = |seconds, untried: bool, quota| {
+        let until = Some(later(seconds));
+        Refusal::Owner(Some(Later { until, untried_until: until.filter(|_| untried), quota }))
+    };
+    let cooling = |seconds: u64| {
+        let block = |a: &mut Account| a.health.block(Cause::Rate, later(seconds), NOW);
+        with(account(1), block)
+    };
+    let paused = with(cooling(9), |a| a.paused = true);
+    let cases: [(&str, Account, &[AccountId], Refusal, Option<u64>); 6] = [
+        ("told to wait", cooling(9), &[], wait(9, true, false), Some(9)),
+        ("for long", cooling(90), &[], wait(90, true, false), None),
+        ("spent", used(1, 100.0, 10.0), &[], wait(3600, true, true), None),
+        ("it failed there already", cooling(9), &[AccountId(1)], wait(9, false, false), None),
+        ("only an operator can help", paused, &[], Refusal::Owner(None), None),
+        ("gone", account(3), &[], Refusal::Owner(None), None),
+    ];
+    for (name, owner, tried, want, seconds) in cases {
+        let refusal = pick(&[owner, account(2)], &owned(tried)).unwrap_err();
+        assert_eq!(refusal, want, "{name}");
+        let until = Patience::default().until(refusal, Duration::ZERO, NOW);
+        let seconds = seconds.map(|seconds| later(seconds).plus(Duration::from_millis(1)));
+        assert_eq!(until, seconds, "{name}");
+    }
 }
 
 /// spec §6: what is told is when an account serves again, not when the first of its reasons ends.

@@ -55,7 +55,20 @@ impl Pool {
         let state = self.state.lock();
         let members = state.members(wish.pools);
         let choice = state.choice(wish, &members, now);
-        (explain(&state.candidates(&members), &choice), members.strategy)
+        (wish.heard(explain(&state.candidates(&members), &choice)), members.strategy)
+    }
+}
+
+impl Wish<'_> {
+    /// A turn on a socket does not wait for the account of its leg: its client is told to send all of
+    /// it, which others can serve.
+    fn heard(&self, mut explanation: Explanation) -> Explanation {
+        if let Err(Refusal::Owner(later)) = &mut explanation.chosen
+            && self.leg.is_some()
+        {
+            *later = None;
+        }
+        explanation
     }
 }
 
@@ -75,7 +88,7 @@ impl State {
         let members = self.members(wish.pools);
         let choice = self.choice(wish, &members, now);
         let explanation = loop {
-            let explanation = explain(&self.candidates(&members), &choice);
+            let explanation = wish.heard(explain(&self.candidates(&members), &choice));
             match explanation.chosen {
                 Ok(chosen) if chosen.probes && self.poll_instead(chosen.id, now) => {}
                 _ => break explanation,

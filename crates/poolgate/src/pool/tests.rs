@@ -237,6 +237,23 @@ fn pools_limit_who_may_serve() {
     assert_eq!(pool.members(&[]).len(), 2);
 }
 
+/// spec §6, §7.
+#[test]
+fn an_owner_is_waited_for_and_a_sockets_leg_is_not() {
+    let pool = pool(vec![loaded(1, 0), loaded(2, 0)]);
+    pool.own([9; 16], AccountId(1), NOW);
+    let until = after(Duration::from_secs(5));
+    pool.settle(AccountId(1), Outcome::RateLimited { until }, AT);
+    let refused = |wish: &Wish<'_>| pool.lease(wish, NOW).unwrap_err().refusal;
+    let owner = Wish { owner: Some([9; 16]), ..wish(None, 1) };
+    assert!(matches!(refused(&owner), Refusal::Owner(Some(later)) if later.until == Some(until)));
+    assert_eq!(pool.lacks(&owner, NOW), Some(refused(&owner)));
+    let leg = Wish { leg: Some(AccountId(1)), ..wish(None, 1) };
+    assert_eq!(refused(&leg), Refusal::Owner(None));
+    assert_eq!(pool.lacks(&leg, NOW), Some(Refusal::Owner(None)));
+    assert_eq!(pool.lease(&owner, until).unwrap().account.id, AccountId(1));
+}
+
 /// spec §5.
 #[test]
 fn each_pool_takes_its_own_turns() {
