@@ -79,7 +79,7 @@ pub enum Error {
     #[error(
         "the account that holds the state this request refers to cannot serve it now; send the full history instead"
     )]
-    OwnerUnavailable,
+    OwnerUnavailable { retry_after: Option<Duration> },
     #[error("this request opens no WebSocket: it wants HTTP/1.1 and a sec-websocket-key")]
     BadHandshake,
     #[error("the response before it is not on this socket any more; send the full history")]
@@ -165,7 +165,7 @@ impl Error {
             Self::Exhausted { .. } => (S::TOO_MANY_REQUESTS, "usage_limit_reached"),
             Self::Unavailable { .. } => (S::SERVICE_UNAVAILABLE, "accounts_unavailable"),
             Self::NoAccounts => (S::SERVICE_UNAVAILABLE, "no_accounts"),
-            Self::OwnerUnavailable => (S::SERVICE_UNAVAILABLE, "state_owner_unavailable"),
+            Self::OwnerUnavailable { .. } => (S::SERVICE_UNAVAILABLE, "state_owner_unavailable"),
             Self::BadHandshake => (S::BAD_REQUEST, "bad_handshake"),
             Self::ChainLost => (S::BAD_REQUEST, "previous_response_not_found"),
             Self::BadQuestion(_) => (S::BAD_REQUEST, "bad_question"),
@@ -197,6 +197,7 @@ impl Error {
             Self::Exhausted { resets_at, now, .. } => {
                 Some(resets_at.map_or(LONG_WAIT * 5, |at| now.until(at)))
             }
+            Self::OwnerUnavailable { retry_after } => *retry_after,
             Self::Unavailable { retry_after }
             | Self::KeyLimit(KeyLimit::Rate { retry_after, .. }) => Some(*retry_after),
             Self::KeyLimit(KeyLimit::Concurrency(_))
@@ -249,7 +250,7 @@ impl Error {
             Self::WrongMethod(allowed) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
             }
-            Self::NoAccounts | Self::OwnerUnavailable => {
+            Self::NoAccounts | Self::OwnerUnavailable { retry_after: None } => {
                 headers.insert("x-should-retry", HeaderValue::from_static("false"));
             }
             _ => {}
@@ -438,5 +439,21 @@ mod tests {
         let (status, headers, _) = render(&wait, Dialect::Anthropic);
         assert_eq!((status, &headers["retry-after"]), (529, &HeaderValue::from_static("2")));
         assert_eq!(render(&wait, Dialect::OpenAi).0, 503);
+    }
+
+    /// spec §6: always a time, where it is known.
+    #[test]
+    fn who_needs_one_account_is_told_when_that_is_back() {
+        let told = |seconds: Option<u64>| {
+            let retry_after = seconds.map(Duration::from_secs);
+            let (status, headers, _) =
+                render(&Error::OwnerUnavailable { retry_after }, Dialect::OpenAi);
+            let text = |name| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            (status, text("retry-after"), text("x-should-retry"))
+        };
+        let no = || Some("false".to_owned());
+        assert_eq!(told(Some(5)), (503, Some("5".to_owned()), None));
+        assert_eq!(told(Some(900)), (503, Some("900".to_owned()), no()));
+        assert_eq!(told(None), (503, None, no()), "only an operator can help");
     }
 }

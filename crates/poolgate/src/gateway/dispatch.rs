@@ -70,10 +70,10 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
         }
         match try_account(app, call, lease, &mut progress, record).await? {
             Tried::Done(done) => return Ok(done),
-            Tried::Moved(lease) => {
-                // It has refused nothing, and may serve the request yet: but not for ever.
+            Tried::Moved { lease, failed } => {
+                // It may have refused nothing, and serve the request yet: but not for ever.
                 moves += 1;
-                if moves >= MOVES {
+                if failed || moves >= MOVES {
                     tried.push(lease.account.id);
                 }
                 app.pool.note_failover(lease.account.id);

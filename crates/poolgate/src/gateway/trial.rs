@@ -30,8 +30,11 @@ pub enum Tried {
         enough: bool,
     },
     /// The account became unable, or its sessions moved, while there was no head yet; on a socket, no
-    /// output.
-    Moved(Lease),
+    /// output. `failed`: not without this request's doing.
+    Moved {
+        lease: Lease,
+        failed: bool,
+    },
 }
 
 pub async fn try_account(
@@ -46,6 +49,7 @@ pub async fn try_account(
     record.begin(account.id).await?;
     let mut bearer = attempt::bearer(app, &account).await;
     let mut payload = Cow::Borrowed(&call.payload);
+    let mut failed = false;
     loop {
         let (sent_at, since) = (app.clock.now(), Instant::now());
         let sent = tokio::select! {
@@ -60,7 +64,7 @@ pub async fn try_account(
         };
         let Some(judged) = judged else {
             record.failed(account.id, "moved", None, since);
-            return Ok(Tried::Moved(lease));
+            return Ok(Tried::Moved { lease, failed });
         };
         let bad = match judged {
             Ok(done) => {
@@ -73,6 +77,7 @@ pub async fn try_account(
             // No attempt was made.
             return Err(bad.error);
         }
+        failed = true;
         record.failed(account.id, bad.outcome.name(), bad.status, since);
         let (now, refreshed) = (app.clock.now(), progress.refreshed);
         let attempt = Attempt { ask, sent_at, now, refreshed };

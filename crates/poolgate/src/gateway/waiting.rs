@@ -123,7 +123,10 @@ pub fn explain(app: &App, call: &Call, refusal: Refusal, last: Option<Error>) ->
         }
         Refusal::Operator => Error::NoAccounts,
         Refusal::AllTried => last.unwrap_or(Error::NoAccounts),
-        Refusal::Owner { .. } if call.over.is_some() => Error::ChainLost,
-        Refusal::Owner { .. } => Error::OwnerUnavailable,
+        Refusal::Owner(_) if call.over.is_some() => Error::ChainLost,
+        Refusal::Owner(later) => {
+            let until = later.and_then(|later| later.until);
+            Error::OwnerUnavailable { retry_after: until.map(|at| now.until(at)) }
+        }
     }
 }

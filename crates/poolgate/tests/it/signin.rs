@@ -361,8 +361,7 @@ async fn another_person_begins_with_nothing_known() {
     a.signs_in();
     let (ok, said) = sign_in(&h, &["codex", "--name", "a", "--replace"]).await;
     assert!(ok, "{said}");
-    until("a serves", async || state(&h, "a") == "ready").await;
-    assert_eq!(windows(), 0, "by the command");
+    until("by the command", async || (state(&h, "a").as_str(), windows()) == ("ready", 0)).await;
     h.finish().await;
 }
 

@@ -281,7 +281,7 @@ impl Session {
             Err(error) => {
                 // On a socket the remedy for all of these is one: the whole of it.
                 let error = match error {
-                    Error::OwnerUnavailable => Error::ChainLost,
+                    Error::OwnerUnavailable { .. } => Error::ChainLost,
                     error => error,
                 };
                 record.fail(&error);
