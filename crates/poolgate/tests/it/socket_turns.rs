@@ -100,6 +100,36 @@ async fn a_stored_response_is_gone_on_from_over_http_and_on_another_socket() {
     }
 }
 
+/// codex-lb I9: on the account that made it, however the other one is ranked.
+#[tokio::test]
+async fn a_stored_response_is_gone_on_from_where_it_was_made() {
+    let (h, (a, b)) = Harness::start(|s: &mut Setup| {
+        let both = (s.openai("a"), s.openai("b"));
+        s.settings("b").priority = Some(5);
+        both
+    })
+    .await;
+    let frame = json!({"type": "response.create", "model": "gpt-5.5", "input": "hi"});
+    a.fault(Fault::rate_limited(Duration::from_mins(5))).turns().times(1);
+    let mut client = connect(&h, &[]).await.unwrap();
+    let first = client.turn(&frame).await;
+    assert_eq!((said(&first).as_str(), turns(&h).last().unwrap().as_str()), ("completed", "b"));
+    h.clock.advance(Duration::from_mins(6));
+    let mut other = connect(&h, &[]).await.unwrap();
+    assert_eq!(said(&other.turn(&frame).await), "completed");
+    assert_eq!(turns(&h).last().unwrap(), "a", "it is the first again");
+    b.close_sockets(1000);
+    until("it is closed", || b.open_sockets() == 0).await;
+    let mut next = frame.clone();
+    next["previous_response_id"] = json!(id(&first));
+    for client in [&mut client, &mut other] {
+        client.turn(&next).await;
+        assert_eq!(turns(&h).last().unwrap(), "b");
+    }
+    drop((client, other));
+    h.finish().await;
+}
+
 /// A socket's account runs dry, and the next one has no sockets: the client stays where it is.
 #[tokio::test]
 async fn a_turn_moves_from_a_socket_to_http() {
@@ -142,16 +172,27 @@ async fn a_bridged_turn_fails_over_and_breaks_like_any_other() {
 /// codex-lb I5: the client is told of an upstream that says nothing more, and its socket stays.
 #[tokio::test]
 async fn codex_lb_i5_a_stalled_turn_is_told_and_the_socket_is_usable() {
-    for phase in [Phase::Body, Phase::Output(2)] {
+    for (phase, goes_on) in [
+        (Phase::Body, false),
+        (Phase::Output(2), false),
+        (Phase::Body, true),
+        (Phase::Output(2), true),
+    ] {
         let mut setup = Setup::new().await;
         let a = setup.codex("a");
         setup.raw.limits.stream_idle_timeout_s = Some(1);
         let h = setup.start().await;
         let mut client = Client::open(&h).await;
         client.next().await.unwrap().unwrap();
+        let mut frame = create("hi [[events=9]]");
+        if goes_on {
+            frame["previous_response_id"] = json!(id(&client.turn(&create("first")).await));
+        }
         a.fault(Fault::stall(phase)).turns().times(1);
-        let events = client.turn(&create("hi [[events=9]]")).await;
-        assert_eq!(events.last().unwrap()["type"], "response.failed", "{phase:?}");
+        let events = client.turn(&frame).await;
+        assert_eq!(events.last().unwrap()["type"], "response.failed", "{phase:?}, {goes_on}");
+        let charged = h.rows("SELECT outcome FROM attempts").await.concat();
+        assert_eq!(charged, ["upstream_broke"], "{phase:?}, {goes_on}");
         until("the stalled socket is closed", || a.open_sockets() == 0).await;
         assert_eq!(said(&client.turn(&create("again")).await), "completed", "{phase:?}");
         drop(client);
