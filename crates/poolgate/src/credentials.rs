@@ -280,6 +280,11 @@ impl Credential {
         }
     }
 
+    /// Tells its tokens from others; `None`: there are none.
+    pub fn content(&self) -> Option<[u8; 32]> {
+        Some(self.loaded.load().as_ref()?.content)
+    }
+
     /// Told apart from what it was before by [`Owner::since`].
     pub fn owner(&self) -> Owner {
         self.whose.lock().owner

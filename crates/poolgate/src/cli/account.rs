@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
@@ -20,6 +21,7 @@ use crate::config::{ProxyUrl, RawAccount};
 use crate::credentials::{SignIn, place};
 use crate::gateway::fetch_models;
 use crate::pool::Account;
+use crate::serve::stop_signal;
 use crate::store::{AccountRow, Origin};
 use crate::vault;
 
@@ -356,18 +358,40 @@ async fn list(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The accounts as a gateway has them, beside one that may be running, and one of them.
-async fn open(context: &Context, id: AccountId) -> anyhow::Result<(Arc<App>, Arc<Account>)> {
+/// Longer than an issuer is waited for, and its answer is written.
+const ENDS_WITHIN: Duration = Duration::from_mins(1);
+
+/// What `work` has to do with an account as a gateway has it, beside one that may be running.
+///
+/// What was begun with an issuer comes to its end, even where nobody waits for it or the operator
+/// gives up: it may have exchanged the only refresh token there is.
+async fn with_account<T>(
+    context: &Context,
+    id: AccountId,
+    work: impl AsyncFnOnce(&App, &Arc<Account>) -> T,
+) -> anyhow::Result<T> {
+    let stop = stop_signal()?;
     let app =
         App::open(context.config.clone(), Arc::new(SystemClock), context.store.clone()).await?;
     let account = app.pool.accounts().into_iter().find(|account| account.id == id);
-    Ok((app, account.context("the account's settings are wrong")?))
+    let account = account.context("the account's settings are wrong")?;
+    let before = account.credential.content();
+    let worked = stop.run_until_cancelled(work(&app, &account)).await;
+    if !app.tasks.drain(ENDS_WITHIN).await {
+        eprintln!("poolgate: a refresh is still under way, and is broken off");
+    }
+    if account.credential.content() != before {
+        context.store.announce().await?;
+    }
+    worked.context("broken off")
 }
 
 async fn refresh(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
     let row = find(context, name).await?;
-    let (app, account) = open(context, row.id).await?;
-    let result = account.credential.force(&app.refresh_context(&account)).await;
+    let result = with_account(context, row.id, async |app, account| {
+        account.credential.force(&app.refresh_context(account)).await
+    });
+    let result = result.await?;
     if result.is_ok() {
         if row.stop == Some(Stop::NeedsLogin) {
             context.store.set_stop(row.id, None).await?;
@@ -387,8 +411,8 @@ async fn refresh(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
 
 async fn test(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
     let id: AccountId = find(context, name).await?.id;
-    let (app, account) = open(context, id).await?;
-    let result = fetch_models(&app, &account).await;
+    let result = with_account(context, id, async |app, account| fetch_models(app, account).await);
+    let result = result.await?;
     let as_json = match &result {
         Ok(models) => json!({"account": name, "works": true, "models": models.len()}),
         Err(error) => json!({"account": name, "works": false, "error": error}),

@@ -1,11 +1,12 @@
 //! The command line, as a new user meets it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::canary;
 use crate::harness::{Answer, Harness, PATIENCE, Setup};
@@ -16,7 +17,22 @@ pub async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
 }
 
 pub async fn run_with(data: &Path, args: &[&str], stdin: &str, env: &[(&str, &str)]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_poolgate"))
+    let mut child = spawn(data, args, env);
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(stdin.as_bytes()).await.unwrap();
+    drop(input);
+    let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let output = ended.expect("it ends").unwrap();
+    // A key that is made is shown, once.
+    if !args.starts_with(&["key", "create"]) {
+        canary::sink("commands", &output.stdout);
+    }
+    canary::sink("commands", &output.stderr);
+    output
+}
+
+fn spawn(data: &Path, args: &[&str], env: &[(&str, &str)]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_poolgate"))
         .args(args)
         .arg("--data")
         .arg(data)
@@ -30,18 +46,7 @@ pub async fn run_with(data: &Path, args: &[&str], stdin: &str, env: &[(&str, &st
         .kill_on_drop(true)
         .current_dir(data)
         .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    input.write_all(stdin.as_bytes()).await.unwrap();
-    drop(input);
-    let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
-    let output = ended.expect("it ends").unwrap();
-    // A key that is made is shown, once.
-    if !args.starts_with(&["key", "create"]) {
-        canary::sink("commands", &output.stdout);
-    }
-    canary::sink("commands", &output.stderr);
-    output
+        .unwrap()
 }
 
 pub async fn json(data: &Path, args: &[&str]) -> Value {
@@ -134,6 +139,62 @@ async fn an_operator_renews_a_sign_in_beside_a_running_gateway() {
     until(200).await;
     fails(&dir, &["account", "refresh", "nobody"], "no account named").await;
     h.finish().await;
+}
+
+/// A Claude sign-in in a file, with a minute or so left and an issuer that takes its time; and the
+/// command's folder.
+async fn due_sign_in(setup: &mut Setup) -> (poolgate_sim::Account, PathBuf, PathBuf) {
+    let c = setup.claude("c");
+    c.fault(poolgate_sim::Fault::slow_drip(16, Duration::from_millis(20))).on("/v1/oauth/token");
+    let (data, file) = (setup.dir.path().join("data"), setup.dir.path().join("c.json"));
+    std::fs::create_dir(&data).unwrap();
+    let mut document: Value = serde_json::from_str(&c.credentials_json()).unwrap();
+    let soon = poolgate::clock::Clock::now(&poolgate::clock::SystemClock).0 + 120_000;
+    document["claudeAiOauth"]["expiresAt"] = soon.into();
+    std::fs::write(&file, document.to_string()).unwrap();
+    let (base, token) = (c.url(), format!("{}/v1/oauth/token", c.url()));
+    let file_name = file.to_str().unwrap();
+    let add = ["account", "add", "c", "--kind", "claude", "--auth-file", file_name];
+    json(&data, &[&add[..], &["--base-url", &base, "--token-url", &token]].concat()).await;
+    (c, data, file)
+}
+
+fn refresh_token_in(file: &Path) -> String {
+    let document: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    document["claudeAiOauth"]["refreshToken"].as_str().unwrap().to_owned()
+}
+
+fn has_exchanged(all: &[poolgate_sim::Entry]) -> bool {
+    all.iter().any(|e| e.path.ends_with("/token") && e.bytes_sent > 0)
+}
+
+/// spec §2: a rotated refresh token is durable, whoever had it rotated.
+#[tokio::test]
+async fn a_command_ends_only_when_the_refresh_that_it_began_has() {
+    let mut setup = Setup::new().await;
+    let (c, data, file) = due_sign_in(&mut setup).await;
+    // The issuer is asked before the command has what it wants.
+    c.fault(poolgate_sim::Fault::slow_drip(16, Duration::from_millis(20))).on("/v1/models");
+    let before = c.refresh_token();
+    assert_eq!(json(&data, &["account", "test", "c"]).await["works"], true);
+    assert!(has_exchanged(&setup.sim.journal()), "it was due");
+    assert_ne!(c.refresh_token(), before);
+    assert_eq!(refresh_token_in(&file), c.refresh_token());
+}
+
+/// spec §2.
+#[tokio::test]
+async fn a_refresh_that_an_operator_breaks_off_is_kept_all_the_same() {
+    let mut setup = Setup::new().await;
+    let (c, data, file) = due_sign_in(&mut setup).await;
+    let child = spawn(&data, &["account", "refresh", "c"], &[]);
+    assert!(setup.sim.wait_for(has_exchanged, PATIENCE).await);
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().await.unwrap().success());
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let output = output.expect("it ends").unwrap();
+    assert!(!output.status.success(), "it says that it was broken off");
+    assert_eq!(refresh_token_in(&file), c.refresh_token());
 }
 
 #[tokio::test]
