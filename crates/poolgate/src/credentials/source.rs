@@ -95,11 +95,13 @@ pub fn place(account: AccountId) -> String {
 }
 
 impl Stored {
-    /// Takes over what the store has, if that is newer. Returns whether it was.
+    /// Takes over what the store has, if that is newer, or nothing any more. Returns whether it was.
     pub fn take_newer(&self, row: Option<(Vec<u8>, i64)>) -> bool {
         let mut known = self.sealed.lock();
-        let version = |sealed: &Option<(Vec<u8>, i64)>| sealed.as_ref().map_or(0, |(_, v)| *v);
-        let newer = version(&row) > version(&known);
+        let newer = match (&row, &*known) {
+            (Some((_, version)), Some((_, known))) => version > known,
+            (row, known) => row.is_some() != known.is_some(),
+        };
         if newer {
             *known = row;
         }

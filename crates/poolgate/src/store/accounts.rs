@@ -36,7 +36,8 @@ pub struct AccountRow {
     pub stop: Option<Stop>,
     /// When an operator last vouched for it.
     pub resumed_at: Option<Timestamp>,
-    /// The sealed credential and its version; `None` when the settings say where it is.
+    /// The sealed credential and its version; `None` when the settings say where it is, as they do for
+    /// all accounts of the configuration file, whatever was stored under the name before.
     pub sealed: Option<(Vec<u8>, i64)>,
 }
 
@@ -45,7 +46,8 @@ impl Store {
     pub async fn accounts(&self) -> anyhow::Result<Vec<AccountRow>> {
         let rows = sqlx::query(
             "SELECT a.id, a.origin, a.settings, a.paused, a.stop, a.resumed_at, c.sealed, c.version
-             FROM accounts a LEFT JOIN credentials c ON c.account_id = a.id
+             FROM accounts a LEFT JOIN credentials c
+             ON c.account_id = a.id AND length(c.sealed) > 0 AND a.origin <> 'config'
              WHERE a.removed_at IS NULL ORDER BY a.id",
         )
         .fetch_all(&self.read)
@@ -70,8 +72,8 @@ impl Store {
             .collect()
     }
 
-    /// Adds an account, or takes over a removed one of the same name and its history. `None`: the
-    /// name is taken.
+    /// Adds an account, or takes over a removed one of the same name and its history; what was known of
+    /// that one's credential is forgotten. `None`: the name is taken.
     pub async fn add_account(
         &self,
         settings: &RawAccount,
@@ -83,7 +85,7 @@ impl Store {
             "INSERT INTO accounts (name, origin, settings, created_at) VALUES ($1, $2, $3, $4)
              ON CONFLICT (name) DO UPDATE
              SET origin = excluded.origin, settings = excluded.settings, removed_at = NULL,
-                 paused = 0, stop = NULL
+                 paused = 0, stop = NULL, resumed_at = excluded.created_at
              WHERE accounts.removed_at IS NOT NULL
              RETURNING id",
         )
@@ -93,19 +95,24 @@ impl Store {
         .bind(now.0)
         .fetch_optional(&mut *tx)
         .await?;
+        if let Some(id) = id {
+            Self::empty(&mut tx, id, now).await?;
+        }
         Self::bump(&mut tx).await?;
         tx.commit().await?;
         Ok(id.map(AccountId))
     }
 
     /// Makes the stored accounts of the configuration file what the file says now. An account of
-    /// that name added by hand becomes the file's.
+    /// that name added by hand becomes the file's; what was known of it is about another one, unless
+    /// both are in the same place.
     pub async fn sync_config_accounts(
         &self,
         accounts: &[RawAccount],
         now: Timestamp,
     ) -> anyhow::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        Self::forget_others(&mut tx, accounts).await?;
         sqlx::query(
             "UPDATE accounts SET removed_at = $1 WHERE origin = 'config' AND removed_at IS NULL",
         )
@@ -128,21 +135,32 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
+    /// What was known of those whose names `accounts` are about to take over.
+    async fn forget_others(
+        executor: &mut sqlx::SqliteConnection,
+        accounts: &[RawAccount],
+    ) -> anyhow::Result<()> {
+        for settings in accounts {
+            let other: Option<(i64, String)> = sqlx::query_as(
+                "SELECT id, settings FROM accounts
+                 WHERE name = $1 AND (origin = 'cli' OR removed_at IS NOT NULL)",
+            )
+            .bind(&settings.name)
+            .fetch_optional(&mut *executor)
+            .await?;
+            if let Some((id, other)) = other
+                && !is_same_place(&serde_json::from_str(&other)?, settings)
+            {
+                Self::forget(executor, id).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes an account and its credential. Its rows in the ledger stay.
     pub async fn remove_account(&self, id: AccountId, now: Timestamp) -> sqlx::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query("DELETE FROM credentials WHERE account_id = $1")
-            .bind(id.0)
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query("DELETE FROM refreshes WHERE account_id = $1")
-            .bind(id.0)
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query("DELETE FROM quota_windows WHERE account_id = $1")
-            .bind(id.0)
-            .execute(&mut *tx)
-            .await?;
+        Self::empty(&mut tx, id.0, now).await?;
         sqlx::query("UPDATE accounts SET removed_at = $2 WHERE id = $1")
             .bind(id.0)
             .bind(now.0)
@@ -150,6 +168,37 @@ impl Store {
             .await?;
         Self::bump(&mut tx).await?;
         tx.commit().await
+    }
+
+    /// Deletes a credential and what was known of it. Its version goes on: whoever still has the old
+    /// one finds another, under the same name too.
+    async fn empty(
+        executor: &mut sqlx::SqliteConnection,
+        id: i64,
+        now: Timestamp,
+    ) -> sqlx::Result<()> {
+        sqlx::query(
+            "UPDATE credentials SET sealed = x'', version = version + 1, updated_at = $2
+             WHERE account_id = $1",
+        )
+        .bind(id)
+        .bind(now.0)
+        .execute(&mut *executor)
+        .await?;
+        Self::forget(executor, id).await
+    }
+
+    /// Deletes what was learnt of an account's credential.
+    async fn forget(executor: &mut sqlx::SqliteConnection, id: i64) -> sqlx::Result<()> {
+        sqlx::query("DELETE FROM refreshes WHERE account_id = $1")
+            .bind(id)
+            .execute(&mut *executor)
+            .await?;
+        sqlx::query("DELETE FROM quota_windows WHERE account_id = $1")
+            .bind(id)
+            .execute(executor)
+            .await?;
+        Ok(())
     }
 
     pub async fn change_settings(
@@ -264,10 +313,12 @@ impl Store {
 
     /// The sealed credential as it is now, and its version.
     pub async fn credential(&self, id: AccountId) -> sqlx::Result<Option<(Vec<u8>, i64)>> {
-        let row = sqlx::query("SELECT sealed, version FROM credentials WHERE account_id = $1")
-            .bind(id.0)
-            .fetch_optional(&self.read)
-            .await?;
+        let row = sqlx::query(
+            "SELECT sealed, version FROM credentials WHERE account_id = $1 AND length(sealed) > 0",
+        )
+        .bind(id.0)
+        .fetch_optional(&self.read)
+        .await?;
         Ok(row.map(|row| (row.get("sealed"), row.get("version"))))
     }
 
@@ -361,6 +412,15 @@ impl Store {
     }
 }
 
+/// Both have their credential, and their upstream, in the same place.
+fn is_same_place(a: &RawAccount, b: &RawAccount) -> bool {
+    let place = |raw: &RawAccount| {
+        let RawAccount { kind, auth_file, key_env, key_file, base_url, .. } = raw.clone();
+        (kind, auth_file, key_env, key_file, base_url)
+    };
+    place(a) == place(b)
+}
+
 #[cfg(test)]
 mod tests {
     use poolgate_core::refresh::{Fault, Past};
@@ -414,6 +474,85 @@ mod tests {
         assert_eq!(sealed, Some((b"two".to_vec(), 2)));
     }
 
+    /// Whoever still has the first one, and its version, must not take the second for it.
+    #[tokio::test]
+    async fn versions_go_on_over_a_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
+        store.put_credential(id, b"one", NOW).await.unwrap();
+        store.remove_account(id, NOW).await.unwrap();
+        assert_eq!(store.credential(id).await.unwrap(), None);
+        assert!(!store.replace_credential(id, 1, b"late", NOW).await.unwrap(), "it is removed");
+        store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap();
+        store.put_credential(id, b"two", NOW).await.unwrap();
+        assert!(!store.replace_credential(id, 1, b"late", NOW).await.unwrap(), "it is another");
+        let (sealed, version) = store.credential(id).await.unwrap().unwrap();
+        assert!(sealed == b"two" && version > 1, "{version}");
+    }
+
+    fn window() -> Window {
+        Window {
+            limit: Limit::Ordinary,
+            length: Duration::from_hours(5),
+            used: Fraction::from_ppm(1),
+            resets_at: None,
+            observed_at: NOW,
+        }
+    }
+
+    /// A gateway that did not know yet may have written them after the removal.
+    async fn learn_late(store: &Store, id: AccountId) {
+        store.save_quotas(&[(id, Quota::new(vec![window()]))]).await.unwrap();
+        let past = Past::Refused(Fault::Reused);
+        let mark = RefreshMark { content: [1; 32], past, code: "reused".into() };
+        store.mark_refresh(id, &mark).await.unwrap();
+    }
+
+    async fn knows(store: &Store, id: AccountId) -> [bool; 2] {
+        let mark = store.refresh_mark(id).await.unwrap();
+        [!store.quotas().await.unwrap().is_empty(), mark.is_some()]
+    }
+
+    #[tokio::test]
+    async fn who_takes_over_a_name_inherits_no_quota_and_no_notes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
+        store.remove_account(id, NOW).await.unwrap();
+        learn_late(&store, id).await;
+        let at = Timestamp(NOW.0 + 1);
+        assert_eq!(store.add_account(&settings("a"), Origin::Cli, at).await.unwrap(), Some(id));
+        assert_eq!(knows(&store, id).await, [false; 2]);
+        assert_eq!(store.accounts().await.unwrap()[0].resumed_at, Some(at), "vouched for");
+
+        // The configuration file takes it over: first in the same place, then in another.
+        let other = RawAccount { key_env: Some("OTHER".into()), ..settings("a") };
+        for (config, kept) in [(settings("a"), true), (settings("a"), true), (other, false)] {
+            learn_late(&store, id).await;
+            store.sync_config_accounts(&[], at).await.unwrap();
+            let later = Timestamp(at.0 + 1);
+            store.sync_config_accounts(std::slice::from_ref(&config), later).await.unwrap();
+            assert_eq!(knows(&store, id).await, [kept; 2], "{:?}", config.key_env);
+        }
+    }
+
+    /// spec §2: the file decides, read-only elsewhere.
+    #[tokio::test]
+    async fn what_was_stored_under_a_name_of_the_file_is_ignored() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
+        store.put_credential(id, b"sealed", NOW).await.unwrap();
+        store.sync_config_accounts(&[settings("a")], NOW).await.unwrap();
+        assert_eq!(store.accounts().await.unwrap()[0].sealed, None);
+        // Nor does it come back with an account that is added later.
+        store.sync_config_accounts(&[], NOW).await.unwrap();
+        store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap();
+        assert_eq!(store.accounts().await.unwrap()[0].sealed, None);
+        assert_eq!(store.credential(id).await.unwrap(), None);
+    }
+
     #[tokio::test]
     async fn a_new_sign_in_ends_what_stopped_the_old_one_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
@@ -421,14 +560,7 @@ mod tests {
         let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
         store.put_credential(id, b"old", NOW).await.unwrap();
         store.pause(id).await.unwrap();
-        let window = Window {
-            limit: Limit::Ordinary,
-            length: Duration::from_hours(5),
-            used: Fraction::from_ppm(1),
-            resets_at: None,
-            observed_at: NOW,
-        };
-        store.save_quotas(&[(id, Quota::new(vec![window]))]).await.unwrap();
+        store.save_quotas(&[(id, Quota::new(vec![window()]))]).await.unwrap();
         for (version, stop) in (2..).zip(Stop::ALL) {
             store.set_stop(id, Some(stop)).await.unwrap();
             let past = Past::Refused(Fault::Reused);

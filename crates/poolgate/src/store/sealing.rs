@@ -55,7 +55,9 @@ impl Store {
                 .fetch_optional(&mut *tx)
                 .await?;
         let rows =
-            sqlx::query("SELECT account_id, sealed FROM credentials").fetch_all(&mut *tx).await?;
+            sqlx::query("SELECT account_id, sealed FROM credentials WHERE length(sealed) > 0")
+                .fetch_all(&mut *tx)
+                .await?;
         if direct.is_some() {
             ensure!(direct.as_deref() == Some(master.fingerprint()), "another master key");
             for row in rows {

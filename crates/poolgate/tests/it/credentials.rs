@@ -130,3 +130,70 @@ async fn a_file_that_breaks_and_comes_back_takes_its_account_along() {
     drop(a);
     h.finish().await;
 }
+
+/// A removal and an addition within one look of the running gateway.
+#[tokio::test]
+async fn an_account_that_was_removed_and_added_again_serves_with_what_it_was_given_last() {
+    let (h, [a, b]) = Harness::start(|s: &mut Setup| [s.sim.openai("a"), s.sim.openai("b")]).await;
+    let (store, now) = (&h.app.store, poolgate::clock::Clock::now(&*h.clock));
+    let add = async |account: &poolgate_sim::Account| {
+        let settings = poolgate::config::RawAccount {
+            name: "mine".into(),
+            kind: "openai".into(),
+            base_url: Some(format!("{}/v1", account.url())),
+            ..Default::default()
+        };
+        let id = store.add_account(&settings, poolgate::store::Origin::Cli, now).await.unwrap();
+        let place = poolgate::credentials::place(id.unwrap());
+        let sealed = h.app.data_key.seal(&place, account.api_key().as_bytes()).unwrap();
+        store.put_credential(id.unwrap(), &sealed, now).await.unwrap();
+        id.unwrap()
+    };
+    let served = async || {
+        let served = async {
+            while h.post("/v1/responses", &responses("hi", true)).await.status != 200 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, served).await.expect("the running gateway noticed");
+    };
+    let id = add(&a).await;
+    served().await;
+    store.remove_account(id, now).await.unwrap();
+    assert_eq!(add(&b).await, id, "the same row");
+    h.app.reload().await.unwrap();
+    served().await;
+    assert_eq!(h.asked().last().map(String::as_str), Some("b"));
+    h.finish().await;
+}
+
+/// spec §2: accounts of the file are upserted, whatever there was under the name.
+#[tokio::test]
+async fn an_account_that_was_stored_and_then_written_in_the_file_serves_from_there() {
+    let mut setup = Setup::new().await;
+    let a = setup.openai("a");
+    let configured = std::mem::take(&mut setup.raw.account);
+    let h = setup.start().await;
+    let settings = poolgate::config::RawAccount {
+        name: "a".into(),
+        kind: "openai".into(),
+        ..Default::default()
+    };
+    let (store, now) = (&h.app.store, poolgate::clock::Clock::now(&*h.clock));
+    let id = store.add_account(&settings, poolgate::store::Origin::Cli, now).await.unwrap();
+    let place = poolgate::credentials::place(id.unwrap());
+    let sealed = h.app.data_key.seal(&place, b"sk-old").unwrap();
+    store.put_credential(id.unwrap(), &sealed, now).await.unwrap();
+    h.app.reload().await.unwrap();
+
+    let mut config = h.app.config.clone();
+    config.accounts = configured.into_iter().map(|raw| raw.resolve().unwrap()).collect();
+    h.app.reconfigure(&config).await.unwrap();
+    assert_eq!(h.post("/v1/responses", &responses("hi", true)).await.status, 200);
+    assert_eq!(h.asked(), ["a"]);
+    config.accounts.clear();
+    h.app.reconfigure(&config).await.unwrap();
+    assert_eq!(h.post("/v1/responses", &responses("hi", true)).await.status, 404, "it is gone");
+    drop(a);
+    h.finish().await;
+}
