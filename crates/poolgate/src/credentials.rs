@@ -96,6 +96,8 @@ struct Loaded {
     bearer: Bearer,
     /// When it should be refreshed before its next use.
     due_at: Option<Timestamp>,
+    /// When these tokens came from the issuer; `None`: not to this process.
+    granted_at: Option<Timestamp>,
     /// Which tokens these are; of API keys all zero.
     content: [u8; 32],
     /// `None`: an API key.
@@ -115,6 +117,8 @@ pub struct Credential {
     problem: Mutex<Option<String>>,
     /// What is known of refreshing, and of which tokens; the store has it too.
     past: Mutex<Option<RefreshMark>>,
+    /// The tokens that the issuer gave last, and when.
+    granted: Mutex<Option<([u8; 32], Timestamp)>>,
     /// New tokens that could not be written to their place.
     unsaved: Mutex<Option<Unsaved>>,
     /// The tokens whose access token an upstream has refused.
@@ -125,6 +129,9 @@ pub struct Credential {
     learnt_uuid: ArcSwapOption<String>,
 }
 
+/// However short its issuer says that a new token lives, it is not asked for another one before
+/// (reliability §6.8); unless the token was refused.
+const SERVES_FOR: Duration = Duration::from_secs(30);
 /// A file that its owner is about to finish writing is read again after this.
 const HALF_WRITTEN: Duration = Duration::from_millis(50);
 
@@ -139,6 +146,7 @@ impl Credential {
             seen: Mutex::default(),
             problem: Mutex::new(Some("not loaded yet".into())),
             past: Mutex::new(None),
+            granted: Mutex::new(None),
             unsaved: Mutex::new(None),
             refused: Mutex::new(None),
             flight: Mutex::new(None),
@@ -212,7 +220,7 @@ impl Credential {
         let mut unsaved = self.unsaved.lock();
         match unsaved.as_ref() {
             Some(kept) if kept.asked == read.content => {
-                Loaded::sign_in(kept.sign_in.clone()).unwrap_or(read)
+                self.load(kept.sign_in.clone()).unwrap_or(read)
             }
             Some(_) => {
                 self.books.iter().for_each(Books::settle);
@@ -301,8 +309,8 @@ impl Credential {
 
     /// The present token has expired, or an upstream has refused it.
     fn is_spent(&self, loaded: &Loaded, now: Timestamp) -> bool {
-        loaded.sign_in.as_ref().is_some_and(|sign_in| sign_in.is_expired(now))
-            || *self.refused.lock() == Some(loaded.content)
+        let is_expired = loaded.sign_in.as_ref().is_some_and(|sign_in| sign_in.is_expired(now));
+        (is_expired && !loaded.is_new(now)) || *self.refused.lock() == Some(loaded.content)
     }
 
     fn mark_of(&self, loaded: &Loaded) -> Option<RefreshMark> {
@@ -405,7 +413,12 @@ impl Credential {
         let Ok(loaded) = self.current() else { return };
         let (Some(sign_in), Some(due_at)) = (&loaded.sign_in, loaded.due_at) else { return };
         let need = if self.is_spent(&loaded, now) { Need::Now } else { Need::Early };
-        let is_due = idle_due_at(due_at, sign_in.lifetime(), seed) <= now;
+        let granted_at = loaded.granted_at;
+        let idle_due_at = match sign_in.short_lead(granted_at) {
+            Some(_) => due_at,
+            None => idle_due_at(due_at, sign_in.lifetime(granted_at), seed),
+        };
+        let is_due = idle_due_at <= now && !loaded.is_new(now);
         if is_due && self.may_refresh(&loaded, need, now) {
             // It was logged where it failed; a request that needs it asks again.
             let _ = self.refresh(&loaded.bearer, need, context).await;
@@ -426,26 +439,33 @@ impl Credential {
 
     fn parse(&self, bytes: &[u8]) -> Result<Loaded, String> {
         if self.kind.is_subscription() {
-            return Loaded::sign_in(SignIn::parse(self.kind, bytes)?);
+            return self.load(SignIn::parse(self.kind, bytes)?);
         }
         let key = std::str::from_utf8(bytes).unwrap_or_default().trim();
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("the API key is empty or has characters no key has".into());
         }
         let bearer = Bearer::new(key, None)?;
-        Ok(Loaded { bearer, due_at: None, content: [0; 32], sign_in: None })
+        Ok(Loaded { bearer, due_at: None, granted_at: None, content: [0; 32], sign_in: None })
+    }
+
+    fn load(&self, sign_in: SignIn) -> Result<Loaded, String> {
+        let (bearer, content) = (sign_in.bearer()?, sign_in.content());
+        let granted = self.granted.lock().filter(|(granted, _)| *granted == content);
+        let granted_at = granted.map(|(_, at)| at);
+        let due_at = sign_in.due_at(granted_at);
+        Ok(Loaded { bearer, due_at, granted_at, content, sign_in: Some(sign_in) })
     }
 }
 
 impl Loaded {
-    fn sign_in(sign_in: SignIn) -> Result<Self, String> {
-        let bearer = sign_in.bearer()?;
-        let (due_at, content) = (sign_in.due_at(), sign_in.content());
-        Ok(Self { bearer, due_at, content, sign_in: Some(sign_in) })
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.due_at.is_some_and(|at| at <= now) && !self.is_new(now)
     }
 
-    fn is_due(&self, now: Timestamp) -> bool {
-        self.due_at.is_some_and(|at| at <= now)
+    fn is_new(&self, now: Timestamp) -> bool {
+        // After the clock was set back nobody knows.
+        self.granted_at.is_some_and(|at| at <= now && now < at.plus(SERVES_FOR))
     }
 }
 

@@ -6,6 +6,7 @@
 //! "scopes", "subscriptionType", "rateLimitTier"}}` (as other gateways
 //! read it; docs/providers.md, "Sign-ins and refresh").
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use poolgate_core::account::Kind;
@@ -18,6 +19,15 @@ use crate::secret::{Secret, sha256};
 
 /// A Codex token that does not say when it expires is renewed after this time (multiplexer §4.1).
 const CODEX_AGE: Duration = Duration::from_hours(8 * 24);
+/// A token is due this part of its lifetime before it expires, if that is later than core's time: one
+/// that lives for five minutes is not due when it is given.
+const EARLY_PART: u32 = 4;
+/// How long a token lives whose issuer does not say, or says something absurd (reliability §6.8).
+const UNTOLD: Duration = Duration::from_hours(1);
+/// Whatever it says (reliability §6.8).
+const LIVES: RangeInclusive<Duration> = Duration::from_mins(1)..=Duration::from_hours(90 * 24);
+/// Ten years, in seconds: more than that is no lifetime.
+const ABSURD: f64 = 10.0 * 366.0 * 86_400.0;
 
 #[derive(Clone)]
 pub struct SignIn {
@@ -38,12 +48,29 @@ pub struct Grant {
     pub access_token: Option<Secret>,
     pub refresh_token: Option<Secret>,
     pub id_token: Option<Secret>,
-    /// Seconds.
+    /// Seconds. An issuer may write it in any way: no tokens are lost because of it.
+    #[serde(default, deserialize_with = "seconds")]
     pub expires_in: Option<f64>,
     pub scope: Option<String>,
     /// Claude: whose they are, `{"uuid", "email_address"}` and `{"uuid"}` (G).
     pub account: Option<Value>,
     pub organization: Option<Value>,
+}
+
+fn seconds<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+    let value: Value = serde::Deserialize::deserialize(from)?;
+    Ok(value.as_f64().or_else(|| value.as_str()?.parse().ok()))
+}
+
+impl Grant {
+    /// When the access token expires that was given at `now`, for issuers that say it beside the token.
+    fn expires_at(&self, now: Timestamp) -> Timestamp {
+        let told = self.expires_in.filter(|seconds| (f64::MIN_POSITIVE..ABSURD).contains(seconds));
+        let read = || jwt_time(self.access_token.as_ref()?.expose(), "exp");
+        let read = || read().map(|at| now.until(at)).filter(|left| !left.is_zero());
+        let lives = told.map(Duration::from_secs_f64).or_else(read).unwrap_or(UNTOLD);
+        now.plus(lives.clamp(*LIVES.start(), *LIVES.end()))
+    }
 }
 
 impl SignIn {
@@ -144,10 +171,17 @@ impl SignIn {
         self.expires_at().is_some_and(|at| at.minus(SKEW) <= now)
     }
 
-    /// From issue to expiry; `None`: the token does not say.
-    pub fn lifetime(&self) -> Option<Duration> {
-        let issued_at = jwt_time(self.text("access")?, "iat")?;
+    /// From issue to expiry. `granted_at`: when it came from the issuer, if this process asked for it;
+    /// else the token may say. `None`: nobody knows.
+    pub fn lifetime(&self, granted_at: Option<Timestamp>) -> Option<Duration> {
+        let issued_at = granted_at.or_else(|| jwt_time(self.text("access")?, "iat"))?;
         Some(issued_at.until(self.expires_at()?))
+    }
+
+    /// How long before it expires it is due, if that is less than for others because it lives shortly.
+    pub fn short_lead(&self, granted_at: Option<Timestamp>) -> Option<Duration> {
+        let part = self.lifetime(granted_at)? / EARLY_PART;
+        (part < EARLY).then_some(part)
     }
 
     /// Tells token pairs apart without keeping them.
@@ -156,11 +190,12 @@ impl SignIn {
         sha256(format!("{access}\n{refresh}").as_bytes())
     }
 
-    /// When it should be refreshed before its next use; `None`: never.
-    pub fn due_at(&self) -> Option<Timestamp> {
+    /// When it should be refreshed before its next use; `None`: never. `granted_at` as for
+    /// [`Self::lifetime`].
+    pub fn due_at(&self, granted_at: Option<Timestamp>) -> Option<Timestamp> {
         self.refresh_token()?;
         match (self.expires_at(), self.kind) {
-            (Some(at), _) => Some(at.minus(EARLY)),
+            (Some(at), _) => Some(at.minus(self.short_lead(granted_at).unwrap_or(EARLY))),
             (None, Kind::Codex) => {
                 Some(self.last_refresh().map_or(Timestamp::default(), |at| at.plus(CODEX_AGE)))
             }
@@ -192,10 +227,7 @@ impl SignIn {
             if self.kind == Kind::Codex {
                 put("id_token", &grant.id_token);
             } else {
-                if let Some(lifetime) = grant.expires_in {
-                    let lifetime = Duration::from_secs_f64(lifetime.clamp(60.0, 90.0 * 86_400.0));
-                    tokens.insert("expiresAt".into(), now.plus(lifetime).0.into());
-                }
+                tokens.insert("expiresAt".into(), grant.expires_at(now).0.into());
                 if let Some(scope) = &grant.scope {
                     let scopes: Vec<Value> = scope.split_whitespace().map(Into::into).collect();
                     tokens.insert("scopes".into(), scopes.into());
@@ -258,7 +290,7 @@ mod tests {
             ("no date", claude(0), false, false),
         ];
         for (name, sign_in, due, expired) in cases {
-            let is_due = sign_in.due_at().is_some_and(|at| at <= NOW);
+            let is_due = sign_in.due_at(None).is_some_and(|at| at <= NOW);
             assert_eq!((is_due, sign_in.is_expired(NOW)), (due, expired), "{name}");
         }
     }
@@ -281,6 +313,46 @@ mod tests {
         assert_eq!(written["claudeAiOauth"]["expiresAt"], NOW.0 + 3_600_000);
         let unchanged = claude.renewed(&Grant::default(), NOW);
         assert_eq!(unchanged.refresh_token(), Some("r2"), "a missing refresh token is kept");
+    }
+
+    /// reliability §6.8.
+    #[test]
+    fn a_grant_without_a_sensible_time_lives_as_long_as_its_token_says_or_an_hour() {
+        let by_token = jwt(&format!(r#"{{"exp":{}}}"#, NOW.unix_seconds() + 1800));
+        let past = jwt(r#"{"exp":1}"#);
+        let day = 86_400;
+        #[rustfmt::skip]
+        let cases = [
+            ("told",                  r#""expires_in":600"#,   "a2",      600),
+            ("told as text",          r#""expires_in":"600""#, "a2",      600),
+            ("too short",             r#""expires_in":0.5"#,   "a2",      60),
+            ("too long",              r#""expires_in":3e7"#,   "a2",      90 * day),
+            ("absent",                r#""x":1"#,              "a2",      3600),
+            ("null",                  r#""expires_in":null"#,  "a2",      3600),
+            ("negative",              r#""expires_in":-1"#,    "a2",      3600),
+            ("zero",                  r#""expires_in":0"#,     "a2",      3600),
+            ("absurd",                r#""expires_in":1e300"#, "a2",      3600),
+            ("no number",             r#""expires_in":[]"#,    "a2",      3600),
+            ("the token says",        r#""expires_in":-1"#,    &by_token, 1800),
+            ("the token is past",     r#""expires_in":-1"#,    &past,     3600),
+        ];
+        for (name, told, token, want) in cases {
+            let grant = format!(r#"{{"access_token":"{token}",{told}}}"#);
+            let grant: Grant = serde_json::from_str(&grant).unwrap();
+            // The old one's expiry is not the new one's.
+            let renewed = claude(NOW.0 - 1).renewed(&grant, NOW);
+            let left = renewed.expires_at().map(|at| NOW.until(at).as_secs());
+            assert_eq!(left, Some(want), "{name}");
+        }
+    }
+
+    /// reliability §6.8.
+    #[test]
+    fn a_token_that_lives_shortly_is_not_due_when_it_is_given() {
+        for (lives, due_in) in [(60, 45), (300, 225), (1200, 900), (3600, 3300)] {
+            let sign_in = claude(NOW.0 + lives * 1000);
+            assert_eq!(sign_in.due_at(Some(NOW)), Some(Timestamp(NOW.0 + due_in * 1000)));
+        }
     }
 
     #[test]

@@ -250,7 +250,8 @@ impl Credential {
         let base = found.as_ref().ok().filter(|found| is_asked(found));
         let base = base.and_then(|found| found.sign_in.as_ref()).unwrap_or(asked);
         let renewed = renew(base);
-        let loaded = Loaded::sign_in(renewed.clone()).map_err(CredentialError::Temporary)?;
+        *self.granted.lock() = Some((renewed.content(), now));
+        let loaded = self.load(renewed.clone()).map_err(CredentialError::Temporary)?;
         let bearer = loaded.bearer.clone();
         let written = match &found {
             Ok(found) if !is_asked(found) => Ok(false),

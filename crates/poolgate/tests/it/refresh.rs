@@ -412,3 +412,39 @@ async fn an_account_that_nobody_uses_is_renewed_before_its_token_expires() {
     assert_eq!(post(&h).await, 200);
     h.finish().await;
 }
+
+/// reliability §6.8: one call in 30 s, whatever the issuer says; a token that was refused excepted.
+#[tokio::test]
+async fn an_issuer_that_gives_tokens_which_are_due_at_once_is_asked_seldom() {
+    let (h, (a, c)) = Harness::start(|s: &mut Setup| (s.codex("a"), s.claude("c"))).await;
+    let ask = async || {
+        for _ in 0..3 {
+            assert_eq!(post(&h).await, 200);
+            assert_eq!(h.post("/v1/messages", &messages("hi", true)).await.status, 200);
+            jobs::keep_fresh(&h.app).await;
+        }
+    };
+    let pass = |seconds| {
+        h.clock.advance(Duration::from_secs(seconds));
+        h.sim.advance(Duration::from_secs(seconds));
+    };
+    for account in [&a, &c] {
+        account.token_lifetime(Duration::from_secs(10));
+        account.expire_access_token();
+    }
+    // What they say is less than the difference of two clocks.
+    ask().await;
+    assert_eq!(token_calls(&h), 2, "once each");
+    pass(5);
+    ask().await;
+    assert_eq!(token_calls(&h), 2, "and not again");
+    pass(3600);
+    a.token_lifetime(Duration::from_mins(6));
+    c.token_lifetime(Duration::from_mins(6));
+    ask().await;
+    assert_eq!(token_calls(&h), 4);
+    pass(240);
+    ask().await;
+    assert_eq!(token_calls(&h), 4, "less than five minutes of its six are left, and it is not due");
+    h.finish().await;
+}
