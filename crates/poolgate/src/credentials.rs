@@ -117,6 +117,8 @@ pub struct Credential {
     problem: Mutex<Option<String>>,
     /// What is known of refreshing, and of which tokens; the store has it too.
     past: Mutex<Option<RefreshMark>>,
+    /// What the store has of it, as far as this process wrote or read it.
+    noted: Mutex<Option<RefreshMark>>,
     /// The tokens that the issuer gave last, and when.
     granted: Mutex<Option<([u8; 32], Timestamp)>>,
     /// New tokens that could not be written to their place.
@@ -146,6 +148,7 @@ impl Credential {
             seen: Mutex::default(),
             problem: Mutex::new(Some("not loaded yet".into())),
             past: Mutex::new(None),
+            noted: Mutex::new(None),
             granted: Mutex::new(None),
             unsaved: Mutex::new(None),
             refused: Mutex::new(None),
@@ -162,6 +165,7 @@ impl Credential {
             return;
         };
         let mut past = books.recall().await;
+        self.noted.lock().clone_from(&past);
         if let Some(Past::InDoubt { at, .. }) = past.as_mut().map(|mark| &mut mark.past) {
             // Whoever asked is gone: there is no answer to wait for.
             *at = Timestamp::default();

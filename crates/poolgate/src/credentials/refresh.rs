@@ -1,10 +1,12 @@
 //! Renewing a sign-in without ever losing it.
 //!
-//! The order is everything: reread, since somebody may have been faster; wait for the issuer's turn
-//! and for the lock against other processes, and reread; note that the issuer is asked, durably; ask;
-//! write the new tokens, durably; only then use them. A crash between two steps leaves the old tokens
-//! in place, and a note that tells the next process whether they may have been exchanged. What the
-//! issuer's answers mean, and when it may be asked again, is core's `refresh`.
+//! The order is everything: reread, since somebody may have been faster; wait for the lock against
+//! other processes, and reread; note that the issuer is asked, durably; wait for the issuer's turn, and
+//! reread; ask; write the new tokens, durably; only then use them. A crash between two steps leaves the
+//! old tokens in place, and a note that tells the next process whether they may have been exchanged.
+//! The turn comes last, so that what an account waits for by itself, a lock or the disk, keeps no other
+//! account of the issuer waiting. What the issuer's answers mean, and when it may be asked again, is
+//! core's `refresh`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::books::{Books, Unsaved};
 use super::document::Grant;
-use super::issuer::{self, Issuers};
+use super::issuer::{self, Issuers, Turn};
+use super::lock::Lock;
 use super::{Bearer, Credential, CredentialError, Loaded, SignIn};
 use crate::admission::{Admission, Bound};
 use crate::clock::Clock;
@@ -79,6 +82,10 @@ fn told(renewed: &Renewed) -> Refreshed {
         Err(CredentialError::Overload(_)) => Refreshed::Shed,
         Err(_) => Refreshed::Failed,
     }
+}
+
+fn stopping() -> CredentialError {
+    CredentialError::Temporary("the gateway is stopping".into())
 }
 
 /// Why nobody is asked: what is known of it, as an error.
@@ -162,15 +169,11 @@ impl Credential {
         let issuer = context.token_url.as_ref().ok_or_else(|| temporary("no token_url".into()))?;
         // Who joins a flight, and who finds good tokens, has not come here.
         let _asking = context.admission.enter(Bound::TokenRefresh)?;
-        let stop = &context.tasks.stop;
-        let mut turn = stop
-            .run_until_cancelled(context.issuers.turn(issuer))
-            .await
-            .ok_or_else(|| temporary("the gateway is stopping".into()))?;
-        let _lock = self.source.lock(self.kind, books, &context.tasks).await.map_err(temporary)?;
+        let _lock = self.lock(books, context).await?;
         if let Some(fresh) = self.reread(stale, now()).await {
             return Ok(fresh);
         }
+        self.recall(books).await;
         let (sign_in, tries) = self.permit(need, now())?;
         let Some(refresh_token) = sign_in.refresh_token() else {
             let problem = "there is no refresh token";
@@ -181,7 +184,14 @@ impl Credential {
         // that the old ones may be spent.
         let past = Past::InDoubt { tries: tries.saturating_add(1), at: now() };
         let note = RefreshMark { content: sign_in.content(), past, code: "no answer".into() };
-        books.mark(&note).await.map_err(temporary)?;
+        self.note(books, &note).await.map_err(temporary)?;
+        let mut turn = match self.turn(issuer, &note, stale, context).await {
+            Ok(turn) => turn,
+            Err(instead) => {
+                self.unnote(books, context).await;
+                return instead;
+            }
+        };
         let answer = issuer::ask(self.kind, &sign_in, refresh_token, issuer, context).await;
         turn.used();
         drop(turn);
@@ -195,6 +205,64 @@ impl Credential {
                 };
                 self.fail(books, stale, mark, context).await
             }
+        }
+    }
+
+    async fn lock(&self, books: &Books, context: &RefreshContext) -> Result<Lock, CredentialError> {
+        let lock = self.source.lock(self.kind, books, &context.tasks);
+        let locked = context.tasks.stop.run_until_cancelled(lock).await.ok_or_else(stopping)?;
+        locked.map_err(CredentialError::Temporary)
+    }
+
+    /// Waits until the issuer may be asked with the tokens that `note` is about. An error: it is not to
+    /// be asked, and that is how the flight ends.
+    async fn turn(
+        &self,
+        issuer: &Uri,
+        note: &RefreshMark,
+        stale: &Bearer,
+        context: &RefreshContext,
+    ) -> Result<Turn, Renewed> {
+        // What begins now has the time that a stop leaves it.
+        let turn = context.tasks.stop.run_until_cancelled(context.issuers.turn(issuer)).await;
+        let turn = turn.ok_or_else(|| Err(stopping()))?;
+        // Not everybody who writes the file knows the lock.
+        if let Some(fresh) = self.reread(stale, context.clock.now()).await {
+            return Err(Ok(fresh));
+        }
+        if self.content() != Some(note.content) {
+            let problem = "another process has changed the sign-in just now";
+            return Err(Err(CredentialError::Temporary(problem.into())));
+        }
+        Ok(turn)
+    }
+
+    async fn note(&self, books: &Books, mark: &RefreshMark) -> Result<(), String> {
+        books.mark(mark).await?;
+        *self.noted.lock() = Some(mark.clone());
+        Ok(())
+    }
+
+    /// The issuer was not asked after all.
+    async fn unnote(&self, books: &Books, context: &RefreshContext) {
+        let Some(before) = self.past.lock().clone() else {
+            books.forget().await;
+            return;
+        };
+        if let Err(problem) = self.note(books, &before).await {
+            // It says that the tokens may be spent, which costs a pause.
+            tracing::warn!(account = context.account, problem, "a note stays that is not true");
+        }
+    }
+
+    /// What another process has noted of the very tokens that are here.
+    async fn recall(&self, books: &Books) {
+        let Some(mark) = books.recall().await else { return };
+        let mut noted = self.noted.lock();
+        // Ours may have changed since: it follows the clock.
+        if noted.as_ref() != Some(&mark) && self.content() == Some(mark.content) {
+            *self.past.lock() = Some(mark.clone());
+            *noted = Some(mark);
         }
     }
 
@@ -325,7 +393,7 @@ impl Credential {
             _ => tracing::warn!(account = context.account, %error, "the refresh failed"),
         }
         *self.past.lock() = Some(mark.clone());
-        if let Err(problem) = books.mark(&mark).await {
+        if let Err(problem) = self.note(books, &mark).await {
             // The note made before stays: the next process takes the tokens for possibly spent.
             tracing::warn!(account = context.account, problem, "a failed refresh was not noted");
         }
@@ -336,9 +404,7 @@ impl Credential {
     pub async fn save_unsaved(&self, context: &RefreshContext) {
         let Some(unsaved) = self.unsaved.lock().clone() else { return };
         let Ok(books) = self.books() else { return };
-        let Ok(_lock) = self.source.lock(self.kind, books, &context.tasks).await else {
-            return;
-        };
+        let Ok(_lock) = self.lock(books, context).await else { return };
         // Whatever else is there is newer; a source that is away is waited for.
         let Ok(found) = self.read().await else { return };
         let asked = found.content == unsaved.asked;

@@ -448,3 +448,75 @@ async fn an_issuer_that_gives_tokens_which_are_due_at_once_is_asked_seldom() {
     assert_eq!(token_calls(&h), 4, "less than five minutes of its six are left, and it is not due");
     h.finish().await;
 }
+
+/// Holds the lock that keeps two gateways from renewing a Codex file at the same time.
+fn hold_lock(h: &Harness, name: &str) -> std::fs::File {
+    let lock = std::fs::File::create(h.dir.path().join(format!(".{name}.json.poolgate.lock")));
+    let lock = lock.unwrap();
+    lock.lock().unwrap();
+    lock
+}
+
+/// An account that waits for something of its own does not keep its issuer's other accounts waiting.
+#[tokio::test]
+async fn a_held_lock_delays_its_own_account_only() {
+    let (h, (a, b)) = Harness::start(|s: &mut Setup| {
+        s.pool("of-a", &["a"], "fallback");
+        s.pool("of-b", &["b"], "fallback");
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
+    let [of_a, of_b] =
+        [h.new_key("ka", &["of-a"], &[]).await, h.new_key("kb", &["of-b"], &[]).await];
+    let post = async |key: &str| {
+        let headers = [("x-api-key", key), ("content-type", "application/json")];
+        let body = responses("hi", true).to_string().into();
+        h.send(http::Method::POST, CODEX, &headers, body).await.status
+    };
+    let lock = hold_lock(&h, "a");
+    a.expire_access_token();
+    let first = async {
+        let status = post(&of_a).await;
+        assert!(status == 503 || status == 200, "it waits five seconds at most: {status}");
+    };
+    let second = async {
+        let refused = |all: &[poolgate_sim::Entry]| all.iter().any(|e| e.status == Some(401));
+        assert!(h.sim.wait_for(refused, PATIENCE).await);
+        b.expire_access_token();
+        assert_eq!(post(&of_b).await, 200, "its lock is free");
+        assert_eq!(token_calls(&h), 1);
+        drop(lock);
+    };
+    tokio::join!(first, second);
+    until("served", async || post(&of_a).await == 200).await;
+    h.finish().await;
+}
+
+/// What waits for a lock, which may take longer than a stop leaves it, asks nobody any more.
+#[tokio::test]
+async fn a_refresh_that_waits_at_the_stop_is_not_begun() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let lock = hold_lock(&h, "a");
+    a.expire_access_token();
+    let before = a.refresh_token();
+    assert_eq!(post(&h).await, 503, "it waits for a while");
+    h.finish().await;
+    assert_eq!(a.refresh_token(), before, "nobody was asked");
+    drop(lock);
+}
+
+/// spec §2: what an issuer said of these tokens holds for every process that has them.
+#[tokio::test]
+async fn what_another_process_noted_of_the_same_tokens_is_read_before_the_issuer_is_asked() {
+    let (h, a, _b) = pair().await;
+    let account = h.app.pool.accounts().into_iter().find(|account| account.name == "a").unwrap();
+    let content = account.credential.content().unwrap();
+    let past = poolgate_core::refresh::Past::Blocked;
+    let mark = poolgate::store::RefreshMark { content, past, code: "status 429".into() };
+    h.app.store.mark_refresh(account.id, &mark).await.unwrap();
+    a.expire_access_token();
+    assert_eq!(post(&h).await, 200);
+    assert_eq!((h.asked().pop().unwrap().as_str(), token_calls(&h)), ("b", 0));
+    until("shown", async || view(&h, "a").state == "unavailable").await;
+    h.finish().await;
+}
