@@ -27,6 +27,10 @@ pub fn start(app: &Arc<App>) {
     let job = Arc::clone(app);
     app.tasks.supervise("follow changes", async move { follow_changes(&job).await });
     let job = Arc::clone(app);
+    app.tasks.supervise("follow credentials", async move { credentials::follow(&job).await });
+    let job = Arc::clone(app);
+    app.tasks.supervise("save tokens", async move { credentials::save_tokens(&job).await });
+    let job = Arc::clone(app);
     app.tasks.supervise("keep sign-ins fresh", async move { credentials::guard(&job).await });
     let job = Arc::clone(app);
     app.tasks.supervise("save state", async move { save_state(&job).await });
@@ -47,9 +51,8 @@ async fn pause(app: &App, span: Duration) -> bool {
     app.tasks.stop.run_until_cancelled(tokio::time::sleep(span)).await.is_some()
 }
 
-/// Accounts and keys changed in the store, and credential files changed on disk.
+/// Accounts and keys changed in the store. A revoked key waits for nothing else here.
 async fn follow_changes(app: &App) {
-    let mut told = credentials::Told::default();
     let mut revision = app.store.revision().await.unwrap_or_default();
     let mut looked_at = app.clock.now();
     while pause(app, CHANGES_EVERY).await {
@@ -68,7 +71,6 @@ async fn follow_changes(app: &App) {
             },
             Err(error) => tracing::warn!(%error, "the store cannot be read"),
         }
-        told.follow(app).await;
     }
 }
 

@@ -402,9 +402,13 @@ impl Credential {
 
     /// Tries again to put tokens where they belong.
     pub async fn save_unsaved(&self, context: &RefreshContext) {
-        let Some(unsaved) = self.unsaved.lock().clone() else { return };
+        if self.unsaved.lock().is_none() {
+            return;
+        }
         let Ok(books) = self.books() else { return };
         let Ok(_lock) = self.lock(books, context).await else { return };
+        // Who had the lock may have saved them, and got others.
+        let Some(unsaved) = self.unsaved.lock().clone() else { return };
         // Whatever else is there is newer; a source that is away is waited for.
         let Ok(found) = self.read().await else { return };
         let asked = found.content == unsaved.asked;

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use poolgate_core::account::AccountId;
 use poolgate_core::refresh::Standing;
 
-use super::{pause, save_stops};
+use super::{CHANGES_EVERY, pause, save_stops};
 use crate::app::App;
 
 /// How often accounts are looked through for a token that is about to expire.
@@ -15,14 +15,13 @@ const GUARD_EVERY: Duration = Duration::from_secs(30);
 
 /// What the pool was last told of each credential.
 #[derive(Debug, Default)]
-pub struct Told(HashMap<AccountId, (Standing, [u8; 32])>);
+struct Told(HashMap<AccountId, (Standing, [u8; 32])>);
 
 impl Told {
     /// Rereads files that changed, and tells the pool what has become of its credentials.
-    pub async fn follow(&mut self, app: &App) {
+    async fn follow(&mut self, app: &App) {
         for account in app.pool.accounts() {
             let credential = &account.credential;
-            credential.save_unsaved(&app.refresh_context(&account)).await;
             if credential.changed_on_disk() && credential.reload().await {
                 let problem = credential.problem();
                 tracing::info!(account = account.name, problem, "the credential changed");
@@ -39,6 +38,25 @@ impl Told {
                 save_stops(app).await;
             }
         }
+    }
+}
+
+/// Files that changed on disk, and what has become of the credentials.
+pub async fn follow(app: &App) {
+    let mut told = Told::default();
+    while pause(app, CHANGES_EVERY).await {
+        told.follow(app).await;
+    }
+}
+
+/// Tokens that could not be saved. Their accounts' locks may be held for long.
+pub async fn save_tokens(app: &App) {
+    while pause(app, CHANGES_EVERY).await {
+        let accounts = app.pool.accounts();
+        let each = accounts.iter().map(async |account| {
+            account.credential.save_unsaved(&app.refresh_context(account)).await;
+        });
+        join_all(each).await;
     }
 }
 

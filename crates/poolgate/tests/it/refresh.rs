@@ -171,11 +171,9 @@ async fn multiplexer_18_1_6_a_failed_refresh_gives_way_to_what_another_process_w
     }
 }
 
-/// multiplexer 18.1 #8.
-#[tokio::test]
-async fn multiplexer_18_1_8_tokens_that_could_not_be_saved_are_kept_and_shown() {
-    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
-    let path = file(&h, "a");
+/// Its only refresh has given tokens that could not be saved, because the file was away; it is back.
+async fn unsaved(h: &Harness, a: &Account, back: impl FnOnce()) {
+    let path = file(h, a.name());
     let old = std::fs::read(&path).unwrap();
     a.expire_access_token();
     a.fault(Fault::slow_drip(64, Duration::from_millis(20))).on(TOKEN);
@@ -185,14 +183,23 @@ async fn multiplexer_18_1_8_tokens_that_could_not_be_saved_are_kept_and_shown() 
         assert!(h.sim.wait_for(asked, PATIENCE).await);
         std::fs::remove_file(&path).unwrap();
     };
-    tokio::join!(post(&h), taken_away);
+    tokio::join!(post(h), taken_away);
     until("kept", async || {
         std::fs::exists(h.dir.path().join("data/credentials/1.rescued")).unwrap()
     })
     .await;
-    let problem = view(&h, "a").problem;
+    let problem = view(h, a.name()).problem;
     assert!(problem.is_some(), "it is shown");
+    back();
     std::fs::write(&path, &old).unwrap();
+}
+
+/// multiplexer 18.1 #8.
+#[tokio::test]
+async fn multiplexer_18_1_8_tokens_that_could_not_be_saved_are_kept_and_shown() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let path = file(&h, "a");
+    unsaved(&h, &a, || {}).await;
     until("saved", async || {
         let written: Value =
             serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap_or_default();
@@ -518,5 +525,20 @@ async fn what_another_process_noted_of_the_same_tokens_is_read_before_the_issuer
     assert_eq!(post(&h).await, 200);
     assert_eq!((h.asked().pop().unwrap().as_str(), token_calls(&h)), ("b", 0));
     until("shown", async || view(&h, "a").state == "unavailable").await;
+    h.finish().await;
+}
+
+/// spec §2, §10: a lock that is held for long keeps tokens from being saved, and nothing else waiting.
+#[tokio::test]
+async fn a_key_is_revoked_while_tokens_wait_to_be_saved() {
+    let (h, (a, b)) = Harness::start(|s: &mut Setup| (s.codex("a"), s.codex("b"))).await;
+    let mut lock = None;
+    unsaved(&h, &a, || lock = Some(hold_lock(&h, "a"))).await;
+    // As another process would: nobody tells the gateway.
+    std::fs::remove_file(file(&h, "b")).unwrap();
+    until("noticed", async || view(&h, "b").state == "unavailable").await;
+    assert!(h.app.store.revoke_client_key("test", h.clock.now()).await.unwrap());
+    until("refused", async || post(&h).await == 401).await;
+    drop((lock, b));
     h.finish().await;
 }
