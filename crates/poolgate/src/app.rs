@@ -42,6 +42,8 @@ pub struct App {
     pub memory: Memory,
     pub strangers: Strangers,
     live: ArcSwap<Live>,
+    /// Two who take over accounts at the same time would each open a new one's credential.
+    loading: tokio::sync::Mutex<()>,
     pub configured: Last,
     pub store: Store,
     pub spool: Arc<Spool>,
@@ -120,6 +122,7 @@ impl App {
             memory: Memory::default(),
             strangers: Strangers::default(),
             live,
+            loading: tokio::sync::Mutex::default(),
             configured: Last::default(),
             tasks,
             store,
@@ -135,23 +138,32 @@ impl App {
         self.live.load().limits
     }
 
-    /// Takes over what may change without a restart.
+    /// Takes over what may change without a restart: with an error, nothing of it.
     pub async fn reconfigure(&self, config: &Config) -> anyhow::Result<()> {
         let configured = vault::seal_settings(&config.accounts, &self.data_key)?;
         self.store.sync_config_accounts(&configured, self.clock.now()).await?;
-        self.live.store(Arc::new(Live::of(config)));
-        self.reload().await
+        let _only = self.loading.lock().await;
+        let loaded = self.load().await?;
+        let live = Arc::new(Live::of(config));
+        self.live.store(Arc::clone(&live));
+        self.pool.replace(loaded, &live.pools);
+        Ok(())
     }
 
     /// Takes over accounts and keys as the store has them now.
     pub async fn reload(&self) -> anyhow::Result<()> {
+        let _only = self.loading.lock().await;
+        let loaded = self.load().await?;
+        self.pool.replace(loaded, &self.live.load().pools);
+        Ok(())
+    }
+
+    /// Keys, which count at once, and the accounts.
+    async fn load(&self) -> anyhow::Result<Vec<pool::Loaded>> {
         self.keys.replace(self.store.client_keys().await?);
         let known = self.pool.begin_reload();
         let dir = self.config.data_dir.join("credentials");
-        let loaded =
-            pool::load(&self.store, &self.data_key, &dir, &known, self.clock.now()).await?;
-        self.pool.replace(loaded, &self.live.load().pools);
-        Ok(())
+        pool::load(&self.store, &self.data_key, &dir, &known, self.clock.now()).await
     }
 
     /// Of responses that the process before us has yet to record.

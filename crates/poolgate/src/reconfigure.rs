@@ -1,7 +1,8 @@
 //! The configuration file, read again while the gateway runs: on SIGHUP, and when it changes.
 //!
 //! It is read and checked whole. With a mistake in it nothing changes, and the mistakes stand in the
-//! log and in `poolgate status` until it is right. Otherwise accounts, pools and those limits that
+//! log and in `poolgate status` until it is right; a store that cannot take it now is asked again every
+//! second. Otherwise accounts, pools and those limits that
 //! are looked up anew by every request are taken over together; what else differs is named as waiting
 //! for a restart.
 
@@ -59,6 +60,7 @@ pub async fn follow(app: &App) {
         return;
     };
     let mut seen = seen(origin.file.as_deref());
+    let mut waits = false;
     loop {
         let asked = tokio::select! {
             () = app.tasks.stop.cancelled() => return,
@@ -66,9 +68,9 @@ pub async fn follow(app: &App) {
             () = tokio::time::sleep(LOOK_EVERY) => false,
         };
         let now = self::seen(origin.file.as_deref());
-        if asked || now != seen {
+        if asked || waits || now != seen {
             seen = now;
-            read_again(app, &origin).await;
+            waits = read_again(app, &origin).await == Read::NotNow;
         }
     }
 }
@@ -78,28 +80,46 @@ fn seen(file: Option<&Path>) -> Option<(SystemTime, u64)> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-async fn read_again(app: &App, origin: &Origin) {
+/// How reading it went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Read {
+    TakenOver,
+    /// Nobody but the operator can help.
+    Wrong,
+    /// The store could not take it.
+    NotNow,
+}
+
+async fn read_again(app: &App, origin: &Origin) -> Read {
     let taken = match Config::load_again(origin) {
-        Ok(config) => app.reconfigure(&config).await.map(|()| needs_restart(&app.config, &config)),
-        Err(error) => Err(error),
+        Ok(config) => match app.reconfigure(&config).await {
+            Ok(()) => Ok(needs_restart(&app.config, &config)),
+            Err(error) => Err((Read::NotNow, error)),
+        },
+        Err(error) => Err((Read::Wrong, error)),
     };
-    let outcome = match taken {
+    let (read, outcome) = match taken {
         Ok(needs_restart) => {
             let waiting = needs_restart.join(", ");
             tracing::info!(needs_restart = waiting, "took over the configuration");
-            Outcome { error: None, needs_restart }
+            (Read::TakenOver, Outcome { error: None, needs_restart })
         }
-        Err(error) => {
+        Err((read, error)) => {
             // One line, whatever the list of mistakes looks like.
             let lines = format!("{error:#}");
             let lines: Vec<&str> = lines.lines().map(str::trim).collect();
             let error = lines.join(" | ");
-            tracing::error!(error, "the configuration is not in force: the one before stays");
-            let needs_restart = app.configured.outcome().needs_restart;
-            Outcome { error: Some(error), needs_restart }
+            let before = app.configured.outcome();
+            // It is tried every second: once is enough.
+            if read == Read::Wrong || before.error.as_ref() != Some(&error) {
+                tracing::error!(error, "the configuration is not in force: the one before stays");
+            }
+            let needs_restart = before.needs_restart;
+            (read, Outcome { error: Some(error), needs_restart })
         }
     };
     *app.configured.0.lock() = outcome;
+    read
 }
 
 /// Names of the settings that only a start takes up.

@@ -104,6 +104,34 @@ async fn a_good_file_is_taken_over_and_a_bad_one_is_told_of() {
     end(gateway).await;
 }
 
+/// spec §12: validated before the swap, and taken over whole.
+#[tokio::test]
+async fn a_store_that_takes_nothing_now_is_asked_again() {
+    let mut setup = Setup::new().await;
+    let settings = "listener.drain_delay_s = 0\n";
+    let place = Place::new(&setup, settings).await;
+    let cli = format!("listen = {:?}\ndata_dir = {:?}\n", place.address, place.data());
+    std::fs::write(place.dir.join("cli.toml"), cli).unwrap();
+    let gateway = place.start("gateway", &[]).await;
+    let options =
+        sqlx::sqlite::SqliteConnectOptions::new().filename(place.data().join("poolgate.db"));
+    let db = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let refuse =
+        "CREATE TRIGGER busy BEFORE INSERT ON accounts BEGIN SELECT RAISE(ABORT, 'busy'); END";
+    sqlx::query(refuse).execute(&db).await.unwrap();
+    setup.codex("a");
+    place.configure(&setup, &format!("{settings}limits.body_max_bytes = 10\n"));
+    until(&place, |value| value["configuration"]["error"].is_string()).await;
+    assert_eq!(ask(&place).await, 404, "nothing of it counts, its limits neither");
+    sqlx::query("DROP TRIGGER busy").execute(&db).await.unwrap();
+    db.close().await;
+    // The file does not change any more.
+    let value = until(&place, |value| value["configuration"]["error"].is_null()).await;
+    assert_eq!(value["accounts"][0]["name"], "a");
+    assert_eq!(ask(&place).await, 413);
+    end(gateway).await;
+}
+
 /// SIGHUP ends a process that does not expect it.
 #[tokio::test]
 async fn a_hangup_ends_nothing() {
