@@ -250,12 +250,15 @@ impl Pool {
         state.live.iter_mut().find(|live| live.facts.id == id).map(change)
     }
 
-    /// Accounts of the pools, for calls that are not attempts.
-    pub fn members(&self, pools: &[String]) -> Vec<Arc<Account>> {
+    /// Accounts of the pools, for calls that are not attempts, and whether each works, or will again
+    /// without an operator.
+    pub fn members(&self, pools: &[String]) -> Vec<(Arc<Account>, bool)> {
         let state = self.state.lock();
         let Members { ids, .. } = state.members(pools);
         let find = |id: &AccountId| state.live.iter().find(|live| live.facts.id == *id);
-        ids.iter().filter_map(find).map(|live| Arc::clone(&live.account)).collect()
+        let works = |live: &Live| !live.facts.paused && live.facts.health.stop.is_none();
+        let member = |live: &Live| (Arc::clone(&live.account), works(live));
+        ids.iter().filter_map(find).map(member).collect()
     }
 
     pub fn accounts(&self) -> Vec<Arc<Account>> {

@@ -1,40 +1,38 @@
 //! `GET …/models`: the union over the accounts a key may use, each entry as its upstream wrote it.
 //!
-//! Lists are kept for ten minutes per account, and asked for side by side. The `ETag` is our own, a
-//! digest of the answer: upstream's would change with the account, and Codex lists models again
-//! whenever it does.
+//! Lists are kept for ten minutes per account, and asked for side by side ([`catalogue`]); accounts that
+//! only an operator can bring back are left out. The `ETag` is our own, a digest of the answer:
+//! upstream's would change with the account, and Codex lists models again whenever it does.
 
-use std::collections::{HashMap, HashSet};
+mod catalogue;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
-use parking_lot::Mutex;
-use poolgate_core::account::{AccountId, Kind, Surface, model_matches};
-use poolgate_core::units::Timestamp;
+use poolgate_core::account::{Kind, Surface, model_matches};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::authenticate::Caller;
 use super::relay::Outgoing;
 use super::route::ModelList;
-use super::{authorize, bearer, whole};
+use super::{authorize, whole};
 use crate::app::App;
+use crate::credentials::RefreshContext;
 use crate::error::Error;
 use crate::json::quote;
 use crate::pool::Account;
 use crate::secret::{Secret, sha256};
 
-const KEPT_FOR: Duration = Duration::from_mins(10);
+pub use catalogue::Catalogue;
+
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Codex's backend wants a client's version; this is the one our facts are from.
 const CODEX_VERSION: &str = "0.169.0";
-
-/// Lists as the upstreams gave them.
-#[derive(Debug, Default)]
-pub struct Catalogue(Mutex<HashMap<AccountId, (Timestamp, Arc<Vec<Model>>)>>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
@@ -73,7 +71,7 @@ pub async fn list(
         ModelList::Anthropic => account.kind.serves(Surface::Messages, account.speaks),
     };
     let mut accounts = app.pool.members(&caller.key.pools);
-    accounts.retain(|account| wanted(account));
+    accounts.retain(|(account, _)| wanted(account));
     if accounts.is_empty() {
         return Err(Error::NoFittingAccount(match list {
             ModelList::Codex => "codex",
@@ -81,7 +79,13 @@ pub async fn list(
             ModelList::Anthropic => Surface::Messages.kinds_needed(),
         }));
     }
-    let lists = join_all(accounts.iter().map(|account| models_of(app, account))).await;
+    let accounts: Vec<Arc<Account>> =
+        accounts.into_iter().filter(|(_, works)| *works).map(|(account, _)| account).collect();
+    if accounts.is_empty() {
+        return Err(Error::NoAccounts);
+    }
+    let list_of = |account| app.catalogue.models_of(account, app.refresh_context(account));
+    let lists = join_all(accounts.iter().map(list_of)).await;
     if let Some(Err(error)) = lists.first().filter(|_| lists.iter().all(Result::is_err)) {
         // It may name a proxy, which is no client's business.
         tracing::warn!(error, "no account lists its models");
@@ -145,27 +149,12 @@ fn respond(body: String, headers: &HeaderMap) -> Response<Outgoing> {
     response
 }
 
-async fn models_of(app: &App, account: &Account) -> Result<Arc<Vec<Model>>, String> {
-    let now = app.clock.now();
-    let known = app.catalogue.0.lock().get(&account.id).cloned();
-    if let Some((at, models)) = &known
-        && now < at.plus(KEPT_FOR)
-    {
-        return Ok(Arc::clone(models));
-    }
-    match fetch_models(app, account).await {
-        Ok(models) => {
-            let models = Arc::new(models);
-            app.catalogue.0.lock().insert(account.id, (now, Arc::clone(&models)));
-            Ok(models)
-        }
-        // An old list is better than none.
-        Err(error) => known.map(|(_, models)| models).ok_or(error),
-    }
+/// Asks the account's upstream. Also how `poolgate account test` finds out whether it works.
+pub async fn fetch_models(app: &App, account: &Arc<Account>) -> Result<Vec<Model>, String> {
+    fetch(account, &app.refresh_context(account)).await
 }
 
-/// Asks the account's upstream. Also how `poolgate account test` finds out whether it works.
-pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, String> {
+async fn fetch(account: &Account, context: &RefreshContext) -> Result<Vec<Model>, String> {
     let (path, surface) = match account.kind {
         Kind::Codex => (format!("/models?client_version={CODEX_VERSION}"), Surface::Responses),
         Kind::Claude | Kind::Anthropic => ("/v1/models?limit=1000".into(), Surface::Messages),
@@ -174,7 +163,7 @@ pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, St
     let uri: Uri = format!("{}{}{path}", account.upstream.place, account.upstream.prefix)
         .parse()
         .map_err(|error: http::uri::InvalidUri| error.to_string())?;
-    let token = bearer(app, account).await.map_err(|error| error.to_string())?;
+    let token = account.credential.bearer(context).await.map_err(|error| error.to_string())?;
     let mut headers = HeaderMap::new();
     authorize(&mut headers, account.kind, surface, &token);
     let headers: Vec<(&'static str, Secret)> =
@@ -182,11 +171,9 @@ pub async fn fetch_models(app: &App, account: &Account) -> Result<Vec<Model>, St
             .into_iter()
             .filter_map(|name| Some((name, Secret::new(headers.get(name)?.to_str().ok()?))))
             .collect();
-    let answer = app
-        .egress
-        .call(Method::GET, uri, &account.upstream.place.way, &headers, None, CALL_TIMEOUT)
-        .await;
-    let (head, body) = answer.map_err(|error| format!("{error:#}"))?;
+    let way = &account.upstream.place.way;
+    let call = context.egress.call(Method::GET, uri, way, &headers, None, CALL_TIMEOUT);
+    let (head, body) = call.await.map_err(|error| format!("{error:#}"))?;
     if head.status != StatusCode::OK {
         return Err(format!("the upstream answered {}", head.status.as_u16()));
     }
