@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::App;
@@ -104,6 +105,13 @@ struct Context {
 impl Context {
     async fn open(global: &Global) -> anyhow::Result<Self> {
         let config = global.load(None)?;
+        if needs_change(&config).await && !ledger::is_left_alone(&config.data_dir) {
+            bail!(
+                "a gateway of an earlier version is using {}, and this version would have to change \
+                 its database: restart the gateway with this version first",
+                config.data_dir.display()
+            );
+        }
         let store = Store::open(&config.data_dir).await?;
         Ok(Self { config, store, clock: SystemClock, json: global.json })
     }
@@ -230,11 +238,7 @@ async fn until_locked(lock: &std::fs::File) {
 
 /// A gateway that is ending may still write; but not to a database that we would first have to change.
 async fn until_changeable(config: &Config) {
-    let is_behind = async {
-        let (found, ours) = Store::look(&config.data_dir).await?.schema().await?;
-        anyhow::Ok(found < ours)
-    };
-    if ledger::is_left_alone(&config.data_dir) || !is_behind.await.unwrap_or(false) {
+    if ledger::is_left_alone(&config.data_dir) || !needs_change(config).await {
         return;
     }
     tracing::info!(
@@ -243,6 +247,18 @@ async fn until_changeable(config: &Config) {
     while !ledger::is_left_alone(&config.data_dir) {
         tokio::time::sleep(LOCK_EVERY).await;
     }
+}
+
+/// Whether opening the database would change its schema. One that cannot be read says so when it is
+/// opened.
+async fn needs_change(config: &Config) -> bool {
+    let look = async {
+        let store = Store::look(&config.data_dir).await?;
+        let (found, ours) = store.schema().await?;
+        store.close().await;
+        anyhow::Ok(found < ours)
+    };
+    look.await.unwrap_or(false)
 }
 
 /// Prints to standard output; a closed pipe is no reason to panic.

@@ -237,6 +237,23 @@ async fn accounts_are_added_tested_paused_and_removed() {
     h.finish().await;
 }
 
+/// Only `serve` changes the database, and only when nobody else uses it.
+#[tokio::test]
+async fn a_command_does_not_change_the_database_under_an_older_gateway() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    let data = h.app.config.data_dir.clone();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(data.join("poolgate.db"));
+    let db = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    // As the one before left it.
+    let older =
+        "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)";
+    sqlx::query(older).execute(&db).await.unwrap();
+    db.close().await;
+    fails(&data, &["account", "list"], "restart the gateway with this version first").await;
+    fails(&data, &["key", "create", "k"], "restart the gateway with this version first").await;
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn keys_are_made_shown_once_and_revoked() {
     let dir = tempfile::tempdir().unwrap();
