@@ -172,6 +172,8 @@ pub async fn start(
     if !mover.take_over().await.context("taking over the spool")? {
         tracing::info!("the records of the gateway that is ending come first");
     }
+    let (tended, stop) = (Arc::clone(&spool), tasks.stop.clone());
+    tasks.supervise("spool", async move { tended.tend(stop).await });
     let stop = tasks.stop.clone();
     tasks.supervise("ledger", async move { mover.run(stop).await });
     Ok(spool)

@@ -19,7 +19,6 @@ use crate::store::{ROWS, SpoolPosition, Store};
 /// Read at once, into one transaction, which costs a sync of the database's file; a longer single line
 /// is read whole all the same.
 const BATCH: u64 = 1 << 20;
-const SYNC_EVERY: u32 = 4;
 const RETRY: Duration = Duration::from_secs(1);
 
 pub struct Mover {
@@ -93,13 +92,7 @@ impl Mover {
 
     /// Until `stop`, and then once more, so that nothing waits for the next start.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut round = 0_u32;
         while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
-            round = round.wrapping_add(1);
-            self.spool.retry();
-            if round.is_multiple_of(SYNC_EVERY) {
-                self.spool.sync().await;
-            }
             let is_ours = self.right == Right::Ours;
             if (self.spool.has_news() || !is_ours)
                 && let Err(error) = self.catch_up().await

@@ -15,12 +15,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{BEGIN, Begin, END, End};
+use super::{BEGIN, Begin, END, EVERY, End};
 use crate::store::SpoolPosition;
 use crate::workers;
 
 /// A new segment is begun beyond this size; segments taken over whole are deleted.
 const SEGMENT_MAX: u64 = 16 << 20;
+const SYNC_EVERY: u32 = 4;
 /// What files here are, by their names' ends: lines, or that a process writes them.
 const SEGMENT: &str = "spool";
 const PROCESS: &str = "lock";
@@ -35,6 +36,8 @@ pub struct Spool {
     appended: AtomicU64,
     moved: watch::Sender<u64>,
     dirty: AtomicBool,
+    /// Segments that were ended, and the folder of those that were begun, since the last sync.
+    unsynced: Mutex<Vec<File>>,
     /// When everything appended before was in the store.
     caught_up: Mutex<Instant>,
     /// The last write failed. Until one succeeds no request is taken on.
@@ -131,7 +134,8 @@ impl Spool {
             writer: RwLock::new(writer),
             appended: AtomicU64::new(0),
             moved: watch::Sender::new(0),
-            dirty: AtomicBool::new(false),
+            dirty: AtomicBool::new(true),
+            unsynced: Mutex::new(vec![File::open(dir)?]),
             caught_up: Mutex::new(Instant::now()),
             failing: AtomicBool::new(false),
             held: Mutex::default(),
@@ -191,6 +195,7 @@ impl Spool {
             appended: AtomicU64::new(0),
             moved: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
+            unsynced: Mutex::default(),
             caught_up: Mutex::new(Instant::now()),
             failing: AtomicBool::new(false),
             held: Mutex::default(),
@@ -366,9 +371,24 @@ impl Spool {
             return;
         }
         // Failing to begin a segment is no reason to lose a line: the old one goes on.
+        let folder = File::open(&self.dir);
         if let Ok(next) = Writer::create(&self.dir, writer.segment + 1) {
-            *writer = next;
+            let ended = std::mem::replace(&mut *writer, next).file;
+            self.unsynced.lock().extend(std::iter::once(ended).chain(folder));
         }
+    }
+
+    /// Looks after the disk until `stop`, whatever the store does.
+    pub(super) async fn tend(&self, stop: CancellationToken) {
+        let mut round = 0_u32;
+        while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
+            round = round.wrapping_add(1);
+            self.retry();
+            if round.is_multiple_of(SYNC_EVERY) {
+                self.sync().await;
+            }
+        }
+        self.sync().await;
     }
 
     /// Makes what was appended survive a power cut.
@@ -377,10 +397,15 @@ impl Spool {
             return;
         }
         let Ok(file) = self.writer.read().file.try_clone() else {
+            // For want of descriptors, which is no reason to forget it.
+            self.dirty.store(true, Ordering::Relaxed);
             return;
         };
-        let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
-        if !matches!(synced, Ok(Ok(()))) {
+        // Looked up after the segment was: one that is ended now is among them, or is `file`.
+        let mut files = std::mem::take(&mut *self.unsynced.lock());
+        files.push(file);
+        let sync = move || files.iter().try_for_each(File::sync_data);
+        if !matches!(tokio::task::spawn_blocking(sync).await, Ok(Ok(()))) {
             tracing::error!("the spool cannot be synced to disk");
         }
     }

@@ -179,3 +179,49 @@ async fn a_line_that_the_disk_does_not_take_is_held_and_counts_once() {
     assert_eq!(text.len() as u64, waiting);
     assert_eq!(text.matches("\nBa[").count() + text.matches("\nEa[").count(), 2, "{text}");
 }
+
+/// spec §11: a power cut loses the last second at most.
+#[tokio::test]
+async fn a_segment_that_is_ended_is_synced_too() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 1 << 20, SpoolPosition::default(), 1).unwrap();
+    spool.sync().await;
+    let ended = std::fs::metadata(spool.path(spool.current_segment())).unwrap().ino();
+    spool.writer.read().length.store(SEGMENT_MAX, Ordering::Relaxed);
+    spool.begin(&begin("a")).await.unwrap();
+    let waits: Vec<u64> =
+        spool.unsynced.lock().iter().map(|file| file.metadata().unwrap().ino()).collect();
+    let folder = std::fs::metadata(dir.path()).unwrap().ino();
+    assert_eq!(waits, [ended, folder], "and the name of the next one");
+    spool.sync().await;
+    assert!(spool.unsynced.lock().is_empty() && !spool.dirty.load(Ordering::Relaxed));
+}
+
+/// spec §11: what the disk does not have after a second does not wait for the store.
+#[tokio::test]
+async fn the_disk_is_looked_after_while_the_store_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = crate::store::Store::open(dir.path()).await.unwrap();
+    let tasks = crate::tasks::Tasks::default();
+    let clock = Arc::new(crate::clock::SystemClock);
+    let path = dir.path().join("spool");
+    let spool = crate::ledger::start(&path, 1 << 20, 0, &store, &tasks, clock).await.unwrap();
+    let held = store.recording().await.unwrap();
+    // In the second round whoever carries the lines is waiting for the store.
+    for id in ["a", "b", "c"] {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let disk = std::mem::replace(&mut spool.writer.write().file, full);
+        spool.end(&End::<()> { begin: begin(id), ..End::default() }).expect("it is held");
+        spool.writer.write().file = disk;
+        let written = async {
+            while !spool.has_room() || spool.dirty.load(Ordering::Relaxed) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), written).await.expect("written and synced");
+    }
+    drop(held);
+    assert!(tasks.drain(Duration::from_secs(10)).await);
+    store.close().await;
+}
