@@ -112,6 +112,8 @@ pub struct Credential {
     /// `None`: an API key, about which there is nothing to note.
     books: Option<Books>,
     loaded: ArcSwapOption<Loaded>,
+    /// What was used before, the last one first.
+    former: Mutex<Vec<Bearer>>,
     seen: Mutex<Seen>,
     /// Why there is none.
     problem: Mutex<Option<String>>,
@@ -134,6 +136,8 @@ pub struct Credential {
 /// However short its issuer says that a new token lives, it is not asked for another one before
 /// (reliability §6.8); unless the token was refused.
 const SERVES_FOR: Duration = Duration::from_secs(30);
+/// Tokens live for longer than requests: it is rarely more than one.
+const FORMER_KEPT: usize = 4;
 /// A file that its owner is about to finish writing is read again after this.
 const HALF_WRITTEN: Duration = Duration::from_millis(50);
 
@@ -145,6 +149,7 @@ impl Credential {
             source,
             books,
             loaded: ArcSwapOption::empty(),
+            former: Mutex::default(),
             seen: Mutex::default(),
             problem: Mutex::new(Some("not loaded yet".into())),
             past: Mutex::new(None),
@@ -195,7 +200,7 @@ impl Credential {
                     self.learnt_uuid.store(None);
                 }
                 let changed = before.is_none_or(|before| before.bearer != loaded.bearer);
-                self.loaded.store(Some(Arc::new(loaded)));
+                self.exchange(Some(loaded));
                 changed
             }
             Err(Unread::NotNow(problem)) if before.is_some() => {
@@ -208,7 +213,7 @@ impl Credential {
                     self.seen.lock().forget();
                 }
                 *self.problem.lock() = Some(problem.to_string());
-                self.loaded.store(None);
+                self.exchange(None);
                 before.is_some()
             }
         }
@@ -216,6 +221,16 @@ impl Credential {
 
     async fn read(&self) -> Result<Loaded, Unread> {
         self.parse(&self.source.read().await?).map_err(Unread::Missing)
+    }
+
+    fn exchange(&self, loaded: Option<Loaded>) {
+        let is = loaded.as_ref().map(|loaded| loaded.bearer.clone());
+        let Some(was) = self.loaded.swap(loaded.map(Arc::new)) else { return };
+        if is.as_ref() != Some(&was.bearer) {
+            let mut former = self.former.lock();
+            former.insert(0, was.bearer.clone());
+            former.truncate(FORMER_KEPT);
+        }
     }
 
     /// Tokens that could not be saved are newer than the ones they replace, and older than any
@@ -342,13 +357,15 @@ impl Credential {
         self.learnt_uuid.store(Some(Arc::new(uuid)));
     }
 
-    /// What names or authenticates the account, and must not be shown to clients.
+    /// What names or authenticates the account, and must not be shown to clients. A request that is
+    /// under way may have been sent with a token that is not the present one any more.
     pub fn identifiers(&self) -> Vec<String> {
-        let Some(loaded) = self.loaded.load_full() else {
-            return Vec::new();
-        };
-        let Bearer { token, account_id, .. } = &loaded.bearer;
-        let headers = std::iter::once(token).chain(account_id);
+        let present = self.loaded.load_full().map(|loaded| loaded.bearer.clone());
+        let bearers: Vec<Bearer> =
+            present.into_iter().chain(self.former.lock().iter().cloned()).collect();
+        let headers = bearers
+            .iter()
+            .flat_map(|bearer| std::iter::once(&bearer.token).chain(&bearer.account_id));
         let own = headers.filter_map(|value| Some(value.to_str().ok()?.to_owned()));
         // A very short one would cut harmless text to pieces.
         own.chain(self.claude_account_uuid()).filter(|id| id.len() >= 8).collect()
@@ -484,4 +501,29 @@ fn jwt_claims(token: &str) -> Option<serde_json::Value> {
 /// A claim that is a time.
 fn jwt_time(token: &str, claim: &str) -> Option<Timestamp> {
     Timestamp::from_unix_seconds(jwt_claims(token)?.get(claim)?.as_i64()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// spec §6: what is relayed is scrubbed.
+    #[tokio::test]
+    async fn a_token_that_was_used_until_just_now_is_still_a_secret() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let write = |token: &str| {
+            let document = format!(r#"{{"claudeAiOauth":{{"accessToken":"{token}"}}}}"#);
+            std::fs::write(file.path(), document).unwrap();
+        };
+        write("token-one");
+        let source = Source::AuthFile(file.path().to_owned());
+        let credential = Credential::new(Kind::Claude, source, None);
+        credential.open().await;
+        write("token-two");
+        assert!(credential.reload().await && !credential.reload().await);
+        assert_eq!(credential.identifiers(), ["token-two", "token-one"]);
+        std::fs::remove_file(file.path()).unwrap();
+        assert!(credential.reload().await);
+        assert_eq!(credential.identifiers(), ["token-two", "token-one"]);
+    }
 }

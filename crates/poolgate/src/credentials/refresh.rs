@@ -358,7 +358,7 @@ impl Credential {
         *self.problem.lock() = None;
         *self.past.lock() = None;
         self.whose.lock().renewed(loaded.content);
-        self.loaded.store(Some(Arc::new(loaded)));
+        self.exchange(Some(loaded));
     }
 
     async fn fail(
