@@ -117,6 +117,24 @@ async fn an_account_whose_name_does_not_resolve_costs_the_others_nothing() {
     h.finish().await;
 }
 
+/// Waits until the gateway has looked at its clock and its store.
+async fn looked(h: &Harness) {
+    let accounts = h.app.pool.accounts();
+    let last = accounts.last().unwrap().id;
+    let is = async |state: &str| {
+        let is = async {
+            while h.app.pool.view(h.clock.now()).accounts.last().unwrap().state != state {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, is).await.expect("it looks");
+    };
+    h.app.store.pause(last).await.unwrap();
+    is("paused").await;
+    h.app.store.resume(last, h.clock.now()).await.unwrap();
+    is("ready").await;
+}
+
 /// Five hours on and eight back, under a stream and beside an account that was told to wait a minute.
 #[tokio::test]
 async fn a_clock_that_jumps_ends_no_stream_and_lengthens_no_pause() {
@@ -129,6 +147,7 @@ async fn a_clock_that_jumps_ends_no_stream_and_lengthens_no_pause() {
         let is_asked = |entries: &[poolgate_sim::Entry]| !entries.is_empty();
         assert!(h.sim.wait_for(is_asked, PATIENCE).await);
         h.clock.advance(Duration::from_hours(5));
+        looked(&h).await;
         assert_eq!(ask(&h).await.status, 200);
         h.sim.clear_journal();
         a.fault(Fault::rate_limited(Duration::from_mins(1))).times(1);
