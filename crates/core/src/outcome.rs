@@ -136,12 +136,21 @@ impl Evidence<'_> {
     }
 
     fn is_model_missing(&self) -> bool {
-        self.says(&["model_not_found", "model_not_supported"])
+        // Of OpenAI, of others by whom models are served (vLLM, Together, Mistral, Azure), and of those
+        // who say it in words only (OpenRouter, DeepSeek).
+        self.says(&["model_not_found", "model_not_supported", "model_not_available"])
+            || self.says(&["invalid_model", "DeploymentNotFound"])
             || (self.status == 404
-                && self.says(&["not_found_error"])
-                && self.message_has(&["model"]))
+                && self.message_has(&["model"])
+                && (self.says(&["not_found_error", "NotFoundError"])
+                    || self.message_has(&["does not exist", "not found"])))
+            || (self.status == 404 && self.message_has(&["no endpoints found"]))
             || (self.status == 400
-                && self.message_has(&["model is not supported", "model does not exist"]))
+                && self.message_has(&[
+                    "model is not supported",
+                    "model does not exist",
+                    "model not exist",
+                ]))
     }
 
     /// The account may not spend any more, or not yet; only its owner can help. A name in the request

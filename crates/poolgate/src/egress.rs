@@ -54,6 +54,10 @@ pub enum SendError {
     Connect(#[from] Unreachable),
     #[error("the connection broke: {0}")]
     Broke(String),
+    /// A kept connection was gone when it was used again: most likely the upstream had closed it while
+    /// the request was on its way. On a new one it may be sent once more.
+    #[error("a kept connection was gone: {0}")]
+    Stale(String),
     #[error("no answer in time")]
     Timeout,
 }
@@ -129,7 +133,8 @@ impl Egress {
             .method(method)
             .uri(path)
             .header(header::USER_AGENT, USER_AGENT)
-            .header(header::ACCEPT, "application/json");
+            .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT_ENCODING, "identity");
         if body.is_some() && headers.iter().all(|(name, _)| *name != "content-type") {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }

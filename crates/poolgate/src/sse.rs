@@ -56,6 +56,16 @@ impl Scanner {
         }
     }
 
+    /// The stream has ended: what stood there without the empty line that ends an event. The grammar
+    /// drops it.
+    pub fn rest(&mut self, mut on: impl FnMut(Event<'_>)) {
+        let line = std::mem::take(&mut self.line);
+        if !line.is_empty() {
+            self.end_line(&line, &mut on);
+        }
+        self.end_line(b"", &mut on);
+    }
+
     /// Nothing of an unfinished event has been seen: the stream could end here tidily.
     pub fn is_between_events(&self) -> bool {
         self.line.is_empty() && !self.has_data && self.name.is_empty()

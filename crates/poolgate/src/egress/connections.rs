@@ -26,6 +26,9 @@ use crate::ws::{Socket, derive_accept_key};
 
 /// Upstreams close idle connections themselves, most of them later than this.
 const IDLE_FOR: Duration = Duration::from_mins(1);
+/// A connection that was closed while it was idle shows within a round trip or two. What is lost later
+/// may have been worked on.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
 /// What is gathered for one write, and read at one go from an upstream that is fast. A body of 1 MB cost a
 /// tenth more with half of it.
 const BUFFER_MAX: usize = 512 << 10;
@@ -64,9 +67,9 @@ impl Connections {
         request.headers_mut().insert(header::HOST, place.host.clone());
         loop {
             let (mut sender, used) = match self.take(place) {
-                Some(sender) => (sender, true),
+                Some((sender, at)) => (sender, Some(at)),
                 // Boxed: seldom needed, and large.
-                None => (Box::pin(self.connect(place)).await?, false),
+                None => (Box::pin(self.connect(place)).await?, None),
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
@@ -74,11 +77,23 @@ impl Connections {
                     return Ok(response.map(|body| Received::new(body, back)));
                 }
                 // The upstream closed it while it was idle: nothing has been sent.
-                Err(mut error) => match error.take_message().filter(|_| used) {
+                Err(mut error) => match error.take_message().filter(|_| used.is_some()) {
                     Some(unsent) => request = unsent,
-                    None => return Err(SendError::Broke(cause(&error.into_error()))),
+                    None => return Err(self.lost(place, used, &error.into_error())),
                 },
             }
+        }
+    }
+
+    /// Who closes one idle connection has often closed them all.
+    fn lost(&self, place: &Place, used: Option<Instant>, error: &hyper::Error) -> SendError {
+        let text = cause(error);
+        match used {
+            Some(at) if at.elapsed() < STALE_WITHIN && is_gone(error) => {
+                self.idle.lock().remove(place);
+                SendError::Stale(text)
+            }
+            _ => SendError::Broke(text),
         }
     }
 
@@ -109,7 +124,7 @@ impl Connections {
         Ok(Upgrade::Open(head, Socket::client(upgraded).await))
     }
 
-    fn take(&self, place: &Place) -> Option<SendRequest<TextBody>> {
+    fn take(&self, place: &Place) -> Option<(SendRequest<TextBody>, Instant)> {
         let mut idle = self.idle.lock();
         let here = idle.get_mut(place)?;
         let now = Instant::now();
@@ -117,7 +132,7 @@ impl Connections {
         // need a moment to be ready.
         let good = |idle: &Idle| idle.sender.is_ready() && now < idle.since + IDLE_FOR;
         let at = here.iter().rposition(good)?;
-        Some(here.swap_remove(at).sender)
+        Some((here.swap_remove(at).sender, now))
     }
 
     pub(super) fn put(&self, place: Arc<Place>, sender: SendRequest<TextBody>) {
@@ -152,6 +167,18 @@ impl Connections {
         });
         Ok(sender)
     }
+}
+
+/// Closed or reset, before there was an answer.
+fn is_gone(error: &hyper::Error) -> bool {
+    use std::io::ErrorKind;
+    let io = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
+    let kind = io.map(std::io::Error::kind);
+    error.is_incomplete_message()
+        || matches!(
+            kind,
+            Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
+        )
 }
 
 #[cfg(test)]

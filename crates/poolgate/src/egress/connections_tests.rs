@@ -127,14 +127,30 @@ async fn a_request_that_was_sent_is_not_sent_again() {
     let connections = connections(Duration::from_secs(5));
     let client = async {
         assert_eq!(ask(&connections, &uri).await.unwrap(), "ok");
+        // Whoever asked knows whether it may be sent once more.
         let lost = ask(&connections, &uri).await;
-        assert!(matches!(lost, Err(SendError::Broke(_))), "{lost:?}");
+        assert!(matches!(lost, Err(SendError::Stale(_))), "a kept one: {lost:?}");
+        let lost = ask(&connections, &uri).await;
+        assert!(matches!(lost, Err(SendError::Broke(_))), "a new one: {lost:?}");
+        assert_eq!(ask(&connections, &uri).await.unwrap(), "ok");
+        let lost = ask(&connections, &uri).await;
+        assert!(matches!(lost, Err(SendError::Broke(_))), "it was worked on: {lost:?}");
     };
     let server = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         read(&mut stream).await.unwrap();
         stream.write_all(ANSWER).await.unwrap();
         read(&mut stream).await.unwrap();
+        drop(stream);
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read(&mut stream).await.unwrap();
+        drop(stream);
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read(&mut stream).await.unwrap();
+        stream.write_all(ANSWER).await.unwrap();
+        read(&mut stream).await.unwrap();
+        // The bound itself is what is tried.
+        tokio::time::sleep(STALE_WITHIN).await;
     };
     tokio::join!(client, server);
 }

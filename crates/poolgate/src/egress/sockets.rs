@@ -216,7 +216,8 @@ impl Turn {
             };
             if self.response.is_none() && event_kind(&text).starts_with(b"response.") {
                 let of = response_id(&text);
-                if of.is_some() && of == leg.before {
+                // Some give all responses one name: what begins is new.
+                if of.is_some() && of == leg.before && event_kind(&text) != b"response.created" {
                     continue;
                 }
                 self.response = of;

@@ -91,6 +91,7 @@ pub async fn assemble(answer: Answer, idle: Duration) -> Assembled {
         size += data.len();
         tap.feed_and(data, |kind, data| parts.take(kind, data));
     }
+    let mut is_tidy = true;
     while let Some(body) = &mut rest {
         let wait = if tap.finished { TAIL } else { idle };
         match timeout(wait, body.frame()).await {
@@ -107,8 +108,14 @@ pub async fn assemble(answer: Answer, idle: Duration) -> Assembled {
                     create.release();
                 }
             }
-            Ok(None | Some(Err(_))) | Err(_) => rest = None,
+            ended => {
+                is_tidy = matches!(ended, Ok(None));
+                rest = None;
+            }
         }
+    }
+    if is_tidy {
+        tap.end_and(|kind, data| parts.take(kind, data));
     }
     let body = parts.finish().filter(|_| tap.finished && tap.error.is_none());
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

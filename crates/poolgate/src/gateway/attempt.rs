@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use poolgate_core::account::{Kind, Surface};
 
@@ -115,8 +115,14 @@ pub async fn send_over_http(
         if streams { app.limits().stream_head_timeout } else { app.limits().head_timeout };
     let request = build(call, target, prepared)?;
     let create = stage::create(app, call)?;
-    let response = app.egress.send(request, &target.account.upstream.place, timeout).await?;
-    Ok(Sent { response, streams, create })
+    let place = &target.account.upstream.place;
+    let mut sent = app.egress.send(request, place, timeout).await;
+    if let Err(SendError::Stale(why)) = &sent {
+        tracing::debug!(account = target.account.name, why, "asked once more");
+        let prepared = prepare::prepare(target.account, target.payload, wanted);
+        sent = app.egress.send(build(call, target, prepared)?, place, timeout).await;
+    }
+    Ok(Sent { response: sent?, streams, create })
 }
 
 fn build(
@@ -131,6 +137,8 @@ fn build(
     let headers = request.headers_mut();
     *headers = headers::to_upstream(&call.headers);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // Otherwise any would do (RFC 9110, 12.5.3), and what cannot be read can be neither judged nor scrubbed.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     if let Some(encoding) = prepared.encoding {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
     }

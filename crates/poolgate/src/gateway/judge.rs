@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
 use super::opening::{Opened, Opening, open};
+use super::read::{decode, encoding};
 use crate::admission::Permit;
 use crate::app::App;
 use crate::credentials::CredentialError;
@@ -169,7 +170,7 @@ async fn judge_failure(
     app: &App,
     account: &Account,
     ask: Ask<'_>,
-    head: Parts,
+    mut head: Parts,
     body: Received,
     now: Timestamp,
 ) -> Bad {
@@ -177,6 +178,7 @@ async fn judge_failure(
     let read = tokio::time::timeout(ERROR_FOR, Limited::new(body, ERROR_MAX).collect()).await;
     let body =
         read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let body = readable(&mut head.headers, body).await;
     let fields = ErrorFields::read(&body, now);
     let refusal = Refusal {
         status,
@@ -190,10 +192,31 @@ async fn judge_failure(
     } else {
         scrub_text(&fields.message, account)
     };
-    let body = scrub(&body, account);
+    let mut body = scrub(&body, account);
     log(account, status, &body);
+    if !body.trim_ascii_start().starts_with(b"{") {
+        // A page, or nothing: no client parses it, and nobody should be shown it as ours.
+        let message = format!("the upstream answered {status}, and not in JSON");
+        body = ErrorFields { message, ..ErrorFields::default() }.body(ask.surface.family());
+    }
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let reply = Some(Reply { head, body });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }
+}
+
+/// Without the encoding that nobody asked for; empty, if it cannot be undone.
+async fn readable(headers: &mut HeaderMap, body: Bytes) -> Bytes {
+    match encoding(headers) {
+        Ok(None) => body,
+        Ok(Some(encoding)) => {
+            headers.remove(header::CONTENT_ENCODING);
+            decode(&body, encoding, ERROR_MAX).await.unwrap_or_default()
+        }
+        Err(_) => {
+            headers.remove(header::CONTENT_ENCODING);
+            Bytes::new()
+        }
+    }
 }
 
 /// A refusal of which nothing follows but a line of the log. Its body has the time that the rest of a
@@ -297,7 +320,9 @@ pub fn judge_error(error: &AttemptError) -> Bad {
         AttemptError::Send(SendError::Connect(error)) => {
             Outcome::ConnectFailed { durable: error.durable }
         }
-        AttemptError::Send(SendError::Broke(_) | SendError::Timeout) => Outcome::Lost,
+        AttemptError::Send(SendError::Broke(_) | SendError::Stale(_) | SendError::Timeout) => {
+            Outcome::Lost
+        }
         AttemptError::Build(_) | AttemptError::ChainLost => Outcome::RequestFault,
     };
     Bad { outcome, status: None, reply: None, error: Error::from(error), spent: None }

@@ -86,7 +86,13 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, json: bool) -> O
     // With a Content-Length the last byte may be here already, and nobody asks for the end.
     let whole = body.is_end_stream() && opening.tap.end();
     opening.rest = (!whole).then_some(body);
-    Opened::Good(opening)
+    match opening.tap.error.take() {
+        Some(error) if whole && !opening.tap.is_event_stream() => Opened::Failed(error, opening),
+        error => {
+            opening.tap.error = error;
+            Opened::Good(opening)
+        }
+    }
 }
 
 fn ended(mut opening: Opening, json: bool) -> Opened {
@@ -95,6 +101,9 @@ fn ended(mut opening: Opening, json: bool) -> Opened {
     }
     if json && opening.tap.garbled {
         return Opened::Garbage;
+    }
+    if let Some(error) = opening.tap.error.take() {
+        return Opened::Failed(error, opening);
     }
     Opened::Good(opening)
 }

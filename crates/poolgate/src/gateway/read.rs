@@ -126,7 +126,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
     }
 }
 
-fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
+pub fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Error> {
     let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
     let Some(value) = values.next() else {
         return Ok(None);
@@ -198,7 +198,7 @@ fn patience(limits: &Limits, elapsed: Duration, arrived: usize) -> Duration {
     limits.body_idle_timeout.min(whole).min(earned.saturating_sub(elapsed))
 }
 
-async fn decode(wire: &Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
+pub async fn decode(wire: &Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
     let length = wire.len();
     let input: &[u8] = wire;
     // The upstream reads all of it, however many members it has, and so do we.

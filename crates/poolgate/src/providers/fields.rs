@@ -147,11 +147,19 @@ fn header((name, value): (&String, &Value)) -> Option<(HeaderName, HeaderValue)>
     Some((name.parse().ok()?, value))
 }
 
-/// Seconds, or an HTTP date.
+/// Nobody is waited for longer, in seconds.
+const LONGEST: f64 = 8.0 * 86_400.0;
+
+/// Milliseconds, as `OpenAI` says it besides; seconds, or an HTTP date.
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let in_ms = headers.get("retry-after-ms").and_then(|value| value.to_str().ok());
+    let seconds = |ms: f64| (ms / 1000.0).min(LONGEST);
+    if let Some(ms) = in_ms.and_then(|ms| ms.trim().parse().ok()).filter(|ms: &f64| *ms > 0.0) {
+        return Some(Duration::from_secs_f64(seconds(ms)));
+    }
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<f64>() {
-        return (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.min(8.0 * 86_400.0)));
+        return (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.min(LONGEST)));
     }
     let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
     Some(now.until(Timestamp(date.as_millisecond()))).filter(|wait| !wait.is_zero())
@@ -184,6 +192,11 @@ mod tests {
             headers.insert(header::RETRY_AFTER, text.parse().unwrap());
             retry_after(&headers, now)
         };
+        let exact = HeaderMap::from_iter([
+            (HeaderName::from_static("retry-after-ms"), HeaderValue::from_static("1250")),
+            (header::RETRY_AFTER, HeaderValue::from_static("2")),
+        ]);
+        assert_eq!(retry_after(&exact, now), Some(Duration::from_millis(1250)));
         assert_eq!(read("20"), Some(Duration::from_secs(20)));
         assert_eq!(read("1.5"), Some(Duration::from_millis(1500)));
         assert_eq!(read("Sat, 21 Nov 2026 22:27:40 GMT"), Some(Duration::from_mins(1)));

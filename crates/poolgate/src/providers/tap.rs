@@ -13,6 +13,7 @@ use poolgate_core::quota::Reading;
 use poolgate_core::units::Timestamp;
 use poolgate_core::usage::TokenUsage;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::ErrorFields;
@@ -22,6 +23,12 @@ use crate::sse::{Event, Scanner};
 
 // Prepared once: that costs more than a search in a chunk.
 static USAGE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"usage\""));
+
+static STOPPED: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"finish_reason\""));
+static FAILED: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"failed\""));
+
+/// An error alone is no longer.
+const SMALL: usize = 64 << 10;
 
 /// JSON answers up to this size are kept for reading their token counts.
 const JSON_MAX: usize = 16 << 20;
@@ -41,6 +48,8 @@ pub struct Tap {
     /// A JSON body has ended, and is none.
     pub garbled: bool,
     pub error: Option<ErrorFields>,
+    /// A chat's choice has said why it ends.
+    stopped: bool,
     pub usage: TokenUsage,
     pub response_id: Option<String>,
     /// Quota windows told in events, until somebody takes them.
@@ -108,6 +117,7 @@ impl Tap {
             finished: false,
             garbled: false,
             error: None,
+            stopped: false,
             usage: TokenUsage::default(),
             response_id: None,
             readings: Vec::new(),
@@ -143,15 +153,34 @@ impl Tap {
 
     /// The body has ended tidily. Returns whether the answer is whole.
     pub fn end(&mut self) -> bool {
-        if matches!(self.format, Format::Opaque) {
-            self.semantic = true;
-            self.finished = true;
+        self.end_and(|_, _| {})
+    }
+
+    /// The same, and shows to `also` an event that had not ended.
+    pub fn end_and(&mut self, mut also: impl FnMut(&[u8], &[u8])) -> bool {
+        match &mut self.format {
+            Format::Opaque => self.finish(),
+            Format::Events(scanner) if !self.finished => {
+                let mut scanner = std::mem::take(scanner);
+                scanner.rest(|event| {
+                    if is_whole(event.data) {
+                        let kind = event_type(&event);
+                        self.see(kind, event.data);
+                        also(kind, event.data);
+                    }
+                });
+                self.format = Format::Events(scanner);
+                // Not everybody who speaks it says `[DONE]`.
+                self.finished |= self.stopped;
+            }
+            _ => {}
         }
         if let Format::Json(kept) = &mut self.format {
             let kept = std::mem::take(kept);
             self.semantic = true;
             self.finished = true;
             if let Some(body) = kept.join() {
+                self.error = failure_in(&body).then(|| ErrorFields::read(&body, self.now));
                 // Only a response is ever asked for again by its id.
                 let needs_id = self.surface == Surface::Responses;
                 match report::ends_of_body(&body).filter(|report| report.has_id() || !needs_id) {
@@ -244,6 +273,8 @@ impl Tap {
         if kind == b"error" || data.starts_with(b"{\"error\"") {
             return self.fail(data);
         }
+        self.stopped |=
+            STOPPED.find(data).is_some_and(|at| tells_text(&data[at + STOPPED.needle().len()..]));
         if tells_usage(data) || !self.semantic {
             self.read_usage(data);
         }
@@ -281,6 +312,38 @@ impl Tap {
     }
 }
 
+/// Behind a name.
+fn tells_text(rest: &[u8]) -> bool {
+    let value = rest.trim_ascii_start().strip_prefix(b":");
+    value.is_some_and(|value| value.trim_ascii_start().starts_with(b"\""))
+}
+
+fn is_whole(data: &[u8]) -> bool {
+    data == b"[DONE]" || serde_json::from_slice::<IgnoredAny>(data).is_ok()
+}
+
+/// A failure with the status of a success, as some upstreams tell it: the error alone, or a response that
+/// says that it failed.
+fn failure_in(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Told<'a> {
+        #[serde(borrow, default)]
+        error: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        status: Option<&'a RawValue>,
+    }
+    let inside = body.trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
+    let may_be = inside.starts_with(b"\"error\"")
+        || inside.starts_with(b"\"type\"") && body.len() < SMALL
+        || FAILED.find(body).is_some();
+    let told = || serde_json::from_slice::<Told<'_>>(body).ok();
+    may_be
+        && told().is_some_and(|told| {
+            let is_alone = told.status.is_none_or(|status| status.get() == r#""failed""#);
+            is_alone && told.error.is_some_and(|error| error.get() != "null")
+        })
+}
+
 /// Most chunks have none, or say that it is null.
 fn tells_usage(chunk: &[u8]) -> bool {
     USAGE.find_iter(chunk).any(|at| {
@@ -291,10 +354,11 @@ fn tells_usage(chunk: &[u8]) -> bool {
 
 /// The event's name, or the `type` inside its data when the stream does not name events.
 fn event_type<'a>(event: &Event<'a>) -> &'a [u8] {
-    if !event.name.is_empty() {
-        return event.name;
+    match event.name {
+        // Some name all of them so, as a browser would.
+        b"" | b"message" => event_kind(event.data),
+        name => name,
     }
-    event_kind(event.data)
 }
 
 /// The `type` inside an event's data; empty: there is none.

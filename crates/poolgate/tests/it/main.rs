@@ -36,6 +36,7 @@ mod listener_tls;
 mod metrics;
 mod models;
 mod moves;
+mod odd_upstreams;
 mod one_bad;
 mod overload;
 mod patience;

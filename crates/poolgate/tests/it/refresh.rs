@@ -531,7 +531,11 @@ async fn what_another_process_noted_of_the_same_tokens_is_read_before_the_issuer
 /// spec §2, §10: a lock that is held for long keeps tokens from being saved, and nothing else waiting.
 #[tokio::test]
 async fn a_key_is_revoked_while_tokens_wait_to_be_saved() {
-    let (h, (a, b)) = Harness::start(|s: &mut Setup| (s.codex("a"), s.codex("b"))).await;
+    let (h, (a, b)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.codex("a"), s.codex("b"))
+    })
+    .await;
     let mut lock = None;
     unsaved(&h, &a, || lock = Some(hold_lock(&h, "a"))).await;
     // As another process would: nobody tells the gateway.

@@ -318,6 +318,22 @@ async fn a_limit_told_behind_the_accounts_own_limits_exchanges_the_leg() {
     h.finish().await;
 }
 
+/// Who gives all responses one name is served all the same.
+#[tokio::test]
+async fn responses_of_one_name_are_each_their_own() {
+    let (h, _listener, mut client, mut upstream) = opened().await;
+    for _ in 0..3 {
+        client.send(&create("hi")).await;
+        heard(&mut upstream).await;
+        let turn = ["response.created", "response.completed"].map(|kind| event(kind, "resp_1"));
+        tell(&mut upstream, &turn).await;
+        let events = client.rest_of_turn().await;
+        assert_eq!(kinds(&events), ["response.created", "response.completed"]);
+    }
+    drop((client, upstream));
+    h.finish().await;
+}
+
 /// codex-lb 1.7: what is said while a turn waits for its account is said to that account.
 #[tokio::test]
 async fn a_turn_may_be_interrupted_while_it_waits() {

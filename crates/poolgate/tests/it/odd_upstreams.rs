@@ -1,0 +1,195 @@
+//! Upstreams as there are others in the world, which the simulator is not: connections that were closed a
+//! moment ago, encodings that nobody asked for, errors in odd clothes, streams without their last words.
+
+use async_compression::tokio::write::GzipEncoder;
+use poolgate_sim::Fault;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::harness::{Harness, Setup};
+use crate::requests::{CODEX, chat, responses};
+
+/// One account of the simulator after the other.
+async fn two() -> (Harness, poolgate_sim::Account) {
+    Harness::start(|s: &mut Setup| {
+        s.in_order();
+        let a = s.openai("a");
+        s.openai("b");
+        a
+    })
+    .await
+}
+
+fn answer(status: u16, kind: &str, body: &str) -> Fault {
+    let headers = vec![("content-type".to_owned(), kind.to_owned())];
+    Fault::Status { status, headers, body: body.to_owned() }
+}
+
+/// The next request on a connection: its head and body.
+async fn heard(stream: &mut TcpStream) -> Option<String> {
+    let mut text = Vec::new();
+    loop {
+        let mut part = [0; 4096];
+        let read = stream.read(&mut part).await.ok().filter(|read| *read > 0)?;
+        text.extend_from_slice(&part[..read]);
+        let text = String::from_utf8_lossy(&text);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        if body.len() >= length.parse().unwrap() {
+            return Some(text.into_owned());
+        }
+    }
+}
+
+/// A gateway with one account, whose upstream does on each connection what `serve` does.
+async fn with<S: Future<Output = ()> + Send + 'static>(
+    serve: impl Fn(TcpStream, usize) -> S + Send + Sync + 'static,
+) -> Harness {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut setup = Setup::new().await;
+    setup.openai("a");
+    setup.settings("a").base_url = Some(format!("http://127.0.0.1:{port}/v1"));
+    #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
+    tokio::spawn(async move {
+        for n in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(serve(stream, n));
+        }
+    });
+    setup.start().await
+}
+
+/// RFC 9112, 9.3.1: most servers close what is idle after a few seconds, and the next request may be on its
+/// way by then.
+#[tokio::test]
+async fn a_kept_connection_that_is_gone_costs_nobody_anything() {
+    let body = r#"{"id":"resp_1","output":[]}"#;
+    let served = format!(
+        "HTTP/1.1 200 -\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let h = with(move |mut stream, n| {
+        let served = served.clone();
+        async move {
+            assert!(heard(&mut stream).await.is_some());
+            stream.write_all(served.as_bytes()).await.unwrap();
+            // Each connection serves once, and is gone as the next request comes.
+            let _ = heard(&mut stream).await;
+            if n % 2 == 0 {
+                // Unread bytes make it a reset.
+                stream.set_zero_linger().unwrap();
+            }
+        }
+    })
+    .await;
+    for n in 0..6 {
+        let got = h.post("/v1/responses", &responses("hi", false)).await;
+        assert_eq!(got.status, 200, "request {n}: {}", got.text());
+    }
+    assert_eq!(h.outcomes().await, [("complete".to_owned(), 6)]);
+    assert!(h.rows("SELECT outcome FROM attempts").await.is_empty(), "nobody failed");
+    h.finish().await;
+}
+
+/// spec §6, RFC 9110, 12.5.3: what cannot be read can be neither judged nor scrubbed.
+#[tokio::test]
+async fn an_encoding_that_nobody_asked_for_hides_no_secret() {
+    let h = with(|mut stream, _| async move {
+        let request = heard(&mut stream).await.unwrap();
+        assert!(request.contains("\r\naccept-encoding: identity\r\n"), "{request}");
+        let bearer = request.lines().find_map(|line| line.strip_prefix("authorization: "));
+        let error = json!({"error": {"code": "odd", "message": format!("no {}", bearer.unwrap())}});
+        let mut encoder = GzipEncoder::new(Vec::new());
+        encoder.write_all(error.to_string().as_bytes()).await.unwrap();
+        encoder.shutdown().await.unwrap();
+        let body = encoder.into_inner();
+        let head = format!(
+            "HTTP/1.1 400 -\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\n\
+             content-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
+    })
+    .await;
+    let got = h.post("/v1/responses", &responses("hi", true)).await;
+    assert_eq!((got.status.as_u16(), got.headers.get("content-encoding")), (400, None));
+    assert_eq!(got.json(), json!({"error": {"code": "odd", "message": "no Bearer [removed]"}}));
+    h.finish().await;
+}
+
+/// spec §1: errors have the shape that the client's dialect parses, whoever made them.
+#[tokio::test]
+async fn a_page_instead_of_an_error_is_not_shown() {
+    let (h, a) = two().await;
+    let page = "<html><script>alert(1)</script></html>";
+    for (kind, body) in [("text/html", page), ("text/plain", "no"), ("application/json", "")] {
+        a.fault(answer(404, kind, body)).times(1);
+        let got = h.post("/v1/responses", &responses("hi", true)).await;
+        assert_eq!(got.status, 404);
+        assert_eq!(got.headers["content-type"], "application/json");
+        assert!(got.json()["error"]["message"].as_str().unwrap().contains("404"), "{kind}");
+    }
+    h.finish().await;
+}
+
+/// spec §6: one classification, whatever the status says.
+#[tokio::test]
+async fn a_failure_that_says_200_is_one() {
+    for body in [
+        r#"{"error":{"code":"insufficient_quota","message":"no"}}"#,
+        r#"{"id":"r","object":"response","status":"failed","error":{"code":"server_is_overloaded","message":"no"},"output":[]}"#,
+    ] {
+        for stream in [true, false] {
+            let (h, a) = two().await;
+            a.fault(answer(200, "application/json", body)).times(1);
+            let got = h.post("/v1/responses", &responses("hi", stream)).await;
+            let asked = h.asked();
+            assert_eq!((got.status.as_u16(), asked), (200, vec!["a".into(), "b".into()]), "{body}");
+            h.finish().await;
+        }
+    }
+    let (h, a) = two().await;
+    let body = r#"{"error":{"code":"context_length_exceeded","message":"no"}}"#;
+    a.fault(answer(200, "application/json", body)).times(1);
+    let got = h.post("/v1/responses", &responses("hi", false)).await;
+    assert_eq!(got.json()["error"]["code"], "context_length_exceeded", "{}", got.text());
+    assert_eq!(h.asked(), ["a"]);
+    h.finish().await;
+}
+
+/// A stream that ends in good order behind its last word is whole, though no empty line ends that, or
+/// nobody says `[DONE]`; one that ends before is not.
+#[tokio::test]
+async fn a_last_word_counts_without_what_should_follow() {
+    let text = r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}"#;
+    let stop = r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+    let cases = [
+        (format!("{text}\n\n{stop}\n\n"), "complete"),
+        (format!("{text}\n\n{stop}"), "complete"),
+        (format!("{text}\n\ndata: [DONE]"), "complete"),
+        (format!("{text}\n\n"), "upstream_broke"),
+        (format!("{text}\n\n{}", &stop[..stop.len() - 2]), "upstream_broke"),
+    ];
+    for (body, want) in cases {
+        let (h, a) = two().await;
+        a.fault(answer(200, "text/event-stream", &body)).times(1);
+        let got = h.post("/v1/chat/completions", &chat("hi", true)).await;
+        assert_eq!(got.cut, want != "complete", "{body}");
+        assert_eq!(h.outcomes().await, [(want.to_owned(), 1)], "{body}");
+        h.finish().await;
+    }
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let created = r#"data: {"type":"response.created","response":{"id":"r"}}"#;
+    let done = r#"data: {"type":"response.completed","response":{"id":"r","output":[],"usage":{"input_tokens":3,"output_tokens":4}}}"#;
+    let body = format!("event: message\n{created}\n\nevent: message\n{done}\n");
+    for stream in [true, false] {
+        a.fault(answer(200, "text/event-stream", &body)).times(1);
+        let got = h.post(CODEX, &responses("hi", stream)).await;
+        assert_eq!((got.status.as_u16(), got.cut), (200, false), "{}", got.text());
+    }
+    let rows = h.rows("SELECT outcome, output_tokens FROM requests").await;
+    assert_eq!(rows, [["complete", "4"], ["complete", "4"]]);
+    h.finish().await;
+}
