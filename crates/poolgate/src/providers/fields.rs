@@ -134,7 +134,9 @@ impl ErrorFields {
 impl Inner {
     fn status(&self) -> Option<u16> {
         let number = |value: &Option<Value>| u16::try_from(value.as_ref()?.as_u64()?).ok();
-        number(&self.status).or_else(|| number(&self.status_code))
+        // Where codes are numbers, they are statuses (OpenRouter).
+        let of_code = || number(&self.code).filter(|code| (400..600).contains(code));
+        number(&self.status).or_else(|| number(&self.status_code)).or_else(of_code)
     }
 }
 
@@ -228,9 +230,10 @@ mod tests {
             (r#"{"type":"response.failed","response":{"id":"r","error":{"code":"server_error","message":"m"}}}"#,
              fields("server_error", "", "m", None)),
             (r#"{"type":"error","code":"c","message":"m"}"#,            fields("c", "error", "m", None)),
-            (r#"{"error":{"code":404,"message":null}}"#,                fields("404", "", "", None)),
+            (r#"{"error":{"code":404,"message":null}}"#,                ErrorFields { status: Some(404), ..fields("404", "", "", None) }),
             (r#"{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"},"status":"error","headers":[]}"#,
-             fields("429", "", "m", None)),
+             ErrorFields { status: Some(429), ..fields("429", "", "m", None) }),
+            (r#"{"error":{"code":77,"message":"m"}}"#,                  fields("77", "", "m", None)),
             (r#"{"type":"response.failed","response":[]}"#,             fields("", "response.failed", "", None)),
             ("<html>",                                                  fields("", "", "", None)),
             ("[]",                                                      fields("", "", "", None)),

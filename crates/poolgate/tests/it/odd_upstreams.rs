@@ -159,6 +159,18 @@ async fn a_failure_that_says_200_is_one() {
     h.finish().await;
 }
 
+/// spec §6: limited, not broken, in the words of those who give their codes as numbers.
+#[tokio::test]
+async fn a_number_for_a_code_is_a_status() {
+    let (h, a) = two().await;
+    let body = "data: {\"error\":{\"code\":429,\"message\":\"slow down\"}}\n\n";
+    a.fault(answer(200, "text/event-stream", body)).times(1);
+    assert_eq!(h.post("/v1/chat/completions", &chat("hi", true)).await.status, 200);
+    assert_eq!(h.asked(), ["a", "b"], "a is asked once");
+    assert_eq!(h.rows("SELECT outcome FROM attempts").await.concat(), ["rate_limited"]);
+    h.finish().await;
+}
+
 /// A stream that ends in good order behind its last word is whole, though no empty line ends that, or
 /// nobody says `[DONE]`; one that ends before is not.
 #[tokio::test]
