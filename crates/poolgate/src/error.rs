@@ -332,7 +332,7 @@ fn exhausted_headers(
     }
 }
 
-fn anthropic_type(status: StatusCode) -> &'static str {
+pub fn anthropic_type(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "authentication_error",
         403 => "permission_error",
@@ -346,7 +346,7 @@ fn anthropic_type(status: StatusCode) -> &'static str {
     }
 }
 
-fn openai_type(status: StatusCode) -> &'static str {
+pub fn openai_type(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "authentication_error",
         403 => "permission_error",

@@ -161,7 +161,7 @@ pub fn refusal_of_event(
     let error = Error::Upstream(scrub_text(&fields.message, account));
     head.status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let body = scrub(&fields.body(ask.surface.family()), account);
+    let body = scrub(&fields.body(ask.surface.family(), head.status), account);
     let reply = Some(Reply { head, body });
     Bad { outcome, status: Some(status), reply, error, spent: None }
 }
@@ -197,7 +197,8 @@ async fn judge_failure(
     if !body.trim_ascii_start().starts_with(b"{") {
         // A page, or nothing: no client parses it, and nobody should be shown it as ours.
         let message = format!("the upstream answered {status}, and not in JSON");
-        body = ErrorFields { message, ..ErrorFields::default() }.body(ask.surface.family());
+        let fields = ErrorFields { message, ..ErrorFields::default() };
+        body = fields.body(ask.surface.family(), head.status);
     }
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let reply = Some(Reply { head, body });

@@ -6,11 +6,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use poolgate_core::account::Family;
 use poolgate_core::units::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+use crate::error::{anthropic_type, openai_type};
 
 /// Empty text: not reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl ErrorFields {
     }
 
     /// As the body of an answer, for a client that is told by a status.
-    pub fn body(&self, family: Family) -> Bytes {
+    pub fn body(&self, family: Family, status: StatusCode) -> Bytes {
         let mut error = match &self.told {
             Value::Object(told) => told.clone(),
             _ => Map::new(),
@@ -100,7 +102,11 @@ impl ErrorFields {
             }
         };
         fill("message", &self.message);
-        fill("type", if self.kind.is_empty() { "invalid_request_error" } else { &self.kind });
+        let fitting = match family {
+            Family::OpenAi => openai_type(status),
+            Family::Anthropic => anthropic_type(status),
+        };
+        fill("type", if self.kind.is_empty() { fitting } else { &self.kind });
         fill("code", &self.code);
         let body = match family {
             Family::OpenAi => json!({"error": error}),

@@ -132,6 +132,14 @@ async fn a_page_instead_of_an_error_is_not_shown() {
         assert!(got.json()["error"]["message"].as_str().unwrap().contains("404"), "{kind}");
     }
     h.finish().await;
+    // Three of the same are relayed, and are no fault of the request's shape.
+    let (h, accounts) = Harness::start(|s: &mut Setup| ["a", "b", "c"].map(|n| s.openai(n))).await;
+    for account in &accounts {
+        account.fault(answer(500, "text/html", page)).forever();
+    }
+    let got = h.post("/v1/responses", &responses("hi", true)).await;
+    assert_eq!((got.status.as_u16(), &got.json()["error"]["type"]), (500, &json!("server_error")));
+    h.finish().await;
 }
 
 /// spec §6: one classification, whatever the status says.

@@ -256,6 +256,11 @@ impl Session {
                 return say_error(client, &error).await;
             }
         };
+        if call.head.purpose != Purpose::WarmUp {
+            // A turn that was refused before was none.
+            self.turn_state = None;
+            self.headers.remove(&name::TURN_STATE);
+        }
         let (slot, of) = (self.slot.clone(), Arc::clone(&self.caller.key));
         let meanwhile = Meanwhile { app: &app, key: &of, slot: &slot };
         let dispatched = tokio::select! {
@@ -330,12 +335,7 @@ impl Session {
         Ok(document)
     }
 
-    fn call(
-        &mut self,
-        text: Bytes,
-        document: Document,
-        record: &mut Record,
-    ) -> Result<Call, Error> {
+    fn call(&self, text: Bytes, document: Document, record: &mut Record) -> Result<Call, Error> {
         let key = Arc::clone(&self.caller.key);
         let mut head = peek(Surface::Responses, &self.headers, &document, key.id)?;
         head.stream = true;
@@ -347,17 +347,11 @@ impl Session {
         }
         refuse_anothers(&self.app, &head)?;
         let chained = self.is_chained(&mut head)?;
-        let headers = self.headers.clone();
-        let turn = turn_in(&document, key.id).or(self.turn_state);
-        if head.purpose != Purpose::WarmUp {
-            self.turn_state = None;
-            self.headers.remove(&name::TURN_STATE);
-        }
         Ok(Call {
-            turn,
+            turn: turn_in(&document, key.id).or(self.turn_state),
             query: self.query.clone(),
             gate: self.app.gates.of(&head.model).cloned(),
-            headers,
+            headers: self.headers.clone(),
             caller: Caller { key },
             surface: Surface::Responses,
             payload: Payload { wire: Text::from(text), encoding: None, document },
