@@ -59,12 +59,12 @@ impl Report {
 /// means without the cache and `OpenAI` with it.
 #[derive(Debug, Deserialize, PartialEq)]
 struct Usage {
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    prompt_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    cache_read_input_tokens: Option<u64>,
-    cache_creation_input_tokens: Option<u64>,
+    input_tokens: Option<Count>,
+    output_tokens: Option<Count>,
+    prompt_tokens: Option<Count>,
+    completion_tokens: Option<Count>,
+    cache_read_input_tokens: Option<Count>,
+    cache_creation_input_tokens: Option<Count>,
     // Some servers speak two dialects at once: an alias would be the same field twice.
     input_tokens_details: Option<InputDetails>,
     prompt_tokens_details: Option<InputDetails>,
@@ -74,18 +74,31 @@ struct Usage {
 
 #[derive(Debug, Deserialize, PartialEq)]
 struct InputDetails {
-    cached_tokens: Option<u64>,
+    cached_tokens: Option<Count>,
 }
 
 #[derive(Debug, Deserialize, PartialEq)]
 struct OutputDetails {
-    reasoning_tokens: Option<u64>,
+    reasoning_tokens: Option<Count>,
+}
+
+/// Of tokens. Servers that count in floating point write `12.0`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(from = "f64")]
+struct Count(u64);
+
+impl From<f64> for Count {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast saturates")]
+    fn from(number: f64) -> Self {
+        Self(number as u64)
+    }
 }
 
 impl Usage {
     fn disjoint(&self) -> TokenUsage {
+        let number = |count: Option<Count>| count.map(|count| count.0);
         let either =
-            |one: Option<u64>, other: Option<u64>| one.filter(|n| *n > 0).or(other).or(one);
+            |one, other| number(one).filter(|number| *number > 0).or(number(other)).or(number(one));
         let cached = |details: &Option<InputDetails>| details.as_ref()?.cached_tokens;
         let cached =
             either(cached(&self.input_tokens_details), cached(&self.prompt_tokens_details));
@@ -94,8 +107,8 @@ impl Usage {
         TokenUsage {
             input: input.map(|all| all.saturating_sub(cached.unwrap_or(0))),
             output: either(self.output_tokens, self.completion_tokens),
-            cache_read: self.cache_read_input_tokens.or(cached),
-            cache_write: self.cache_creation_input_tokens,
+            cache_read: number(self.cache_read_input_tokens).or(cached),
+            cache_write: number(self.cache_creation_input_tokens),
             reasoning: either(
                 thought(&self.output_tokens_details),
                 thought(&self.completion_tokens_details),
@@ -208,6 +221,17 @@ mod tests {
         {
             assert!(ends_of_body(garbled).is_none());
         }
+    }
+
+    #[test]
+    fn counts_in_floating_point_count() {
+        let body = br#"{"id":"r","usage":{"input_tokens":12.0,"output_tokens":3e1,"input_tokens_details":{"cached_tokens":2.0}}}"#;
+        let (id, usage) = ends_of_body(body).unwrap().split();
+        assert_eq!(id.as_deref(), Some("r"));
+        assert_eq!((usage.input, usage.output, usage.cache_read), (Some(10), Some(30), Some(2)));
+        let odd = br#"{"usage":{"input_tokens":-1.0,"output_tokens":9007199254740993}}"#;
+        let (_, usage) = ends_of_body(odd).unwrap().split();
+        assert_eq!((usage.input, usage.output), (Some(0), Some(1 << 53)));
     }
 
     #[test]
