@@ -5,8 +5,9 @@
 //! `data` lines) and keeps only what is needed: the event's name and its data. An event larger than
 //! [`EVENT_MAX`] is passed over: it is relayed all the same, and only its inspection is given up.
 
-/// Larger events are not inspected. As much as a message of a socket may hold, and its field's name.
-const EVENT_MAX: usize = (64 << 20) + 64;
+/// Larger events are not inspected, nor held back. As much as a message of a socket may hold, and its
+/// field's name.
+pub const EVENT_MAX: usize = (64 << 20) + 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
@@ -68,16 +69,25 @@ impl Scanner {
 
     /// Nothing of an unfinished event has been seen: the stream could end here tidily.
     pub fn is_between_events(&self) -> bool {
-        self.line.is_empty() && !self.has_data && self.name.is_empty()
+        self.line.is_empty() && !self.has_data && self.name.is_empty() && !self.too_large
     }
 
     fn keep(&mut self, bytes: &[u8]) {
         if self.line.len() + bytes.len() > EVENT_MAX {
-            self.too_large = true;
-            self.line.truncate(64);
+            self.pass_over();
+        }
+        if self.too_large {
+            // A comment: all that matters of the line is that it is not empty.
+            self.line = b":".to_vec();
         } else {
             self.line.extend_from_slice(bytes);
         }
+    }
+
+    /// Until the empty line that ends the event nothing more of it is kept.
+    fn pass_over(&mut self) {
+        self.too_large = true;
+        self.data = Vec::new();
     }
 
     fn end_line(&mut self, line: &[u8], on: &mut impl FnMut(Event<'_>)) {
@@ -95,6 +105,9 @@ impl Scanner {
             self.too_large = false;
             return;
         }
+        if self.too_large {
+            return;
+        }
         let (field, value) = match memchr::memchr(b':', line) {
             Some(colon) => {
                 let value = &line[colon + 1..];
@@ -104,14 +117,14 @@ impl Scanner {
         };
         match field {
             b"data" => {
-                if std::mem::replace(&mut self.has_data, true) {
+                let is_first = !std::mem::replace(&mut self.has_data, true);
+                if self.data.len() + usize::from(!is_first) + value.len() > EVENT_MAX {
+                    return self.pass_over();
+                }
+                if !is_first {
                     self.data.push(b'\n');
                 }
-                if self.data.len() + value.len() > EVENT_MAX {
-                    self.too_large = true;
-                } else {
-                    self.data.extend_from_slice(value);
-                }
+                self.data.extend_from_slice(value);
             }
             b"event" => {
                 self.name.clear();
@@ -184,6 +197,27 @@ mod tests {
         let chunks: Vec<&[u8]> = giant.chunks(1 << 20).collect();
         assert_eq!(scan(&chunks), [event("", "a")]);
         assert_eq!(scan(&[&giant]), [event("", "a")]);
+    }
+
+    /// However it goes on: with a line that does not end, with many, or with lines that are empty.
+    #[test]
+    fn of_a_giant_event_nothing_is_kept() {
+        let most = [b"data: ".as_slice(), &vec![b'x'; EVENT_MAX - 1000], b"\n"].concat();
+        for line in [&b"data: 0123456789\n"[..], b"data\n", b"data: 0123456789"] {
+            let mut scanner = Scanner::default();
+            scanner.feed(&most, |_| {});
+            scanner.feed(&line.repeat((1 << 20) / line.len()), |_| {});
+            if !line.ends_with(b"\n") {
+                scanner.feed(&most, |_| {});
+            }
+            let held = scanner.line.capacity() + scanner.data.capacity();
+            assert!(held < 100, "{held}");
+            assert!(!scanner.is_between_events());
+            let mut told = Vec::new();
+            scanner.feed(b"\ndata: 1\n\ndata: a\n\n", |event| told.push(event.data.to_vec()));
+            assert_eq!(told.last().unwrap(), b"a");
+            assert!(told.iter().all(|data| data.len() == 1));
+        }
     }
 
     proptest! {

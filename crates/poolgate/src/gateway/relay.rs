@@ -272,7 +272,7 @@ impl Relay {
         };
         self.record.finish(ending, self.opening.tap.usage);
         self.opening.rest = None;
-        if !self.opening.tap.is_between_events() {
+        if !self.is_between_events() {
             return None;
         }
         let text = match self.surface {
@@ -288,6 +288,12 @@ impl Relay {
             ),
         };
         Some(Bytes::from(text))
+    }
+
+    /// As the client sees it: what is not a whole event, a splitter holds back.
+    fn is_between_events(&self) -> bool {
+        let tap = &self.opening.tap;
+        tap.is_between_events() || (self.splitter.is_some() && tap.is_event_stream())
     }
 
     /// Counts what is about to leave, and settles before the last of it does.
@@ -311,9 +317,13 @@ impl Relay {
                 }
                 State::Relaying => {}
             }
-            let next = match self.poll_upstream(cx) {
-                Poll::Pending if self.is_cut() => Some(Err(Cut)),
-                next => std::task::ready!(next),
+            let next = if self.splitter.as_ref().is_some_and(Splitter::is_overfull) {
+                Some(Err(Cut))
+            } else {
+                match self.poll_upstream(cx) {
+                    Poll::Pending if self.is_cut() => Some(Err(Cut)),
+                    next => std::task::ready!(next),
+                }
             };
             match next {
                 Some(Ok(data)) => {

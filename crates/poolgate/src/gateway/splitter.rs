@@ -9,7 +9,7 @@ use memchr::memmem::Finder;
 use serde_json::Value;
 
 use crate::providers::event_kind;
-use crate::sse::Scanner;
+use crate::sse::{EVENT_MAX, Scanner};
 
 #[derive(Debug)]
 pub struct Splitter {
@@ -60,6 +60,11 @@ impl Splitter {
         self.line -= start;
         self.searched -= start;
         Bytes::from(out)
+    }
+
+    /// An event that does not end: nobody may have us hold more.
+    pub fn is_overfull(&self) -> bool {
+        self.pending.len() > EVENT_MAX
     }
 
     /// Where the next event ends, its blank line included; lines end as the grammar says, by LF, CR or
@@ -274,6 +279,21 @@ mod tests {
         for size in [1, 2, 1000] {
             let got = split(CodexEvents::LeftOut, &[text, limits, text, limits].concat(), size);
             assert_eq!(got, [text, text].concat(), "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn an_event_without_an_end_is_not_held_for_ever() {
+        let mut splitter = Splitter::new(CodexEvents::LimitsExchanged);
+        for piece in [b"data: x\n".repeat(1 << 17), vec![b'x'; 1 << 20]] {
+            let (piece, mut pieces) = (Bytes::from(piece), 0);
+            while !splitter.is_overfull() {
+                splitter.pass(&piece, || None);
+                pieces += 1;
+            }
+            assert_eq!(pieces, (EVENT_MAX >> 20) + 1);
+            splitter.pass(&Bytes::from_static(b"\n\n"), || None);
+            assert!(!splitter.is_overfull());
         }
     }
 

@@ -213,3 +213,18 @@ async fn a_last_word_counts_without_what_should_follow() {
     assert_eq!(rows, [["complete", "4"], ["complete", "4"]]);
     h.finish().await;
 }
+
+/// reliability §9: what has to be whole before it can go on is held up to a bound, and what breaks behind
+/// output is told.
+#[tokio::test]
+async fn an_event_without_an_end_is_a_break() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let begun = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n";
+    let body = begun.to_owned() + &"data: x\n".repeat((66 << 20) / 8);
+    a.fault(answer(200, "text/event-stream", &body)).times(1);
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert!(got.cut && got.body.len() < 1000, "{} bytes", got.body.len());
+    assert!(got.text().starts_with(begun) && got.text().contains("upstream_broke"));
+    assert_eq!(h.outcomes().await, [("upstream_broke".to_owned(), 1)]);
+    h.finish().await;
+}
