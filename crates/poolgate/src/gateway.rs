@@ -21,6 +21,7 @@ mod judge;
 mod limits;
 mod models;
 mod opening;
+mod patience;
 mod prepare;
 mod read;
 mod relay;
@@ -288,7 +289,7 @@ fn answer(
     admitted: Admitted,
     record: &mut Record,
 ) -> Served {
-    let Call { caller, surface, head: request_head, gate, over, .. } = call;
+    let Call { caller, surface, head: request_head, gate, deadline, over, .. } = call;
     let (lease, reply, usage) = match dispatched {
         Dispatched::Stream(lease, answer) => {
             let refused = answer.refused.map(|(_, status)| status);
@@ -305,6 +306,7 @@ fn answer(
                 key: caller.key,
                 stores: request_head.stores && lease.account.kind != Kind::Codex,
                 gate,
+                deadline,
                 is_ours,
                 // On a socket another gateway's are told, too.
                 codex_events: (lease.account.kind == Kind::Codex || over.is_some()).then_some(

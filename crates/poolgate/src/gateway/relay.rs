@@ -27,6 +27,7 @@ use super::admit::Admitted;
 use super::judge::{judge_late, observe_events};
 use super::limits::Lines;
 use super::opening::Opening;
+use super::patience::{Patience, Spent};
 use super::read::{scoped, unscoped};
 use super::settle::Record;
 use super::splitter::{CodexEvents, Splitter};
@@ -65,12 +66,11 @@ pub struct Relay {
     splitter: Option<Splitter>,
     /// The pool's limits, as the client was told them last in here.
     pub told: Option<Limits>,
-    idle: Duration,
-    heard_at: Instant,
+    patience: Patience,
     alarm: Pin<Box<Sleep>>,
     is_ours: bool,
-    /// The client's key is no longer valid.
-    revoked: bool,
+    /// That we end it, and not its upstream.
+    ended: Option<Ended>,
     state: State,
     _admitted: Admitted,
 }
@@ -78,6 +78,34 @@ pub struct Relay {
 /// A running stream looks so often whether its client's key is still valid (reliability AUTH-4: it ends
 /// within 5 s of a revocation).
 const KEY_EVERY: Duration = Duration::from_secs(3);
+
+/// Why an answer is ended that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// The client's key is no longer valid.
+    Revoked,
+    /// The request has taken as long as one may.
+    TooLong,
+    /// The drain is over.
+    Draining,
+}
+
+impl Ended {
+    /// Code and message.
+    const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Revoked => {
+                ("invalid_api_key", "the client key is no longer valid; the answer is incomplete")
+            }
+            Self::TooLong => {
+                ("upstream_timeout", "the request took too long; the answer is incomplete")
+            }
+            Self::Draining => {
+                ("draining", "the gateway is shutting down; the answer is incomplete")
+            }
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -95,6 +123,7 @@ pub struct Relayed {
     pub stores: bool,
     pub gate: Option<Arc<Gate>>,
     pub codex_events: Option<CodexEvents>,
+    pub deadline: Instant,
     /// No upstream was asked.
     pub is_ours: bool,
 }
@@ -122,11 +151,10 @@ impl Relay {
             gate: of.gate,
             splitter: of.codex_events.map(Splitter::new),
             told: None,
-            idle,
-            heard_at: now,
-            alarm: Box::pin(sleep_until(now + idle.min(KEY_EVERY))),
+            patience: Patience::new(now, idle, of.deadline),
+            alarm: Box::pin(sleep_until((now + idle.min(KEY_EVERY)).min(of.deadline))),
             is_ours: of.is_ours,
-            revoked: false,
+            ended: None,
             state: State::Relaying,
             _admitted: admitted,
         }
@@ -153,7 +181,7 @@ impl Relay {
                         continue;
                     };
                     let is_last = body.is_end_stream();
-                    self.heard_at = Instant::now();
+                    self.patience.heard(Instant::now());
                     self.opening.see(&data);
                     // With a Content-Length the server stops at the last byte and never asks for
                     // the end.
@@ -170,12 +198,20 @@ impl Relay {
     /// One timer per stream, moved only when it goes off: streams have thousands of frames.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         while self.alarm.as_mut().poll_it(cx).is_ready() {
-            let (until, now) = (self.heard_at + self.idle, Instant::now());
-            self.revoked = !self.app.keys.is_known(&self.key, self.app.clock.now());
-            if until <= now || self.revoked {
-                return Poll::Ready(Some(Err(Cut)));
+            let now = Instant::now();
+            let has_moved = std::mem::take(&mut self.opening.tap.moved);
+            let look = self.patience.look(now, has_moved);
+            if !self.app.keys.is_known(&self.key, self.app.clock.now()) {
+                self.ended = Some(Ended::Revoked);
+            } else if look == Err(Spent::Request) {
+                self.ended = Some(Ended::TooLong);
             }
-            self.alarm.as_mut().reset(until.min(now + KEY_EVERY));
+            match look {
+                Ok(next) if self.ended.is_none() => {
+                    self.alarm.as_mut().reset(next.min(now + KEY_EVERY));
+                }
+                _ => return Poll::Ready(Some(Err(Cut))),
+            }
         }
         Poll::Pending
     }
@@ -244,8 +280,8 @@ impl Relay {
         self.record.turned_out(outcome);
     }
 
-    fn is_ended_by_us(&self) -> bool {
-        self.revoked || self.is_cut()
+    fn ended_by_us(&self) -> Option<Ended> {
+        if self.is_cut() { Some(Ended::Draining) } else { self.ended }
     }
 
     /// The drain is over. Whoever says so also has this polled.
@@ -256,19 +292,15 @@ impl Relay {
     /// The upstream broke, or we end it. What can still be said, if the client would not take it for part of a
     /// torn event.
     fn last_words(&mut self) -> Option<Bytes> {
-        let (ending, code, message) = if self.is_cut() {
+        let ((code, message), ending) = if let Some(ended) = self.ended_by_us() {
             // An account that had begun to answer was well.
             self.settle(Outcome::Served);
-            let message = "the gateway is shutting down; the answer is incomplete";
-            (Ending::Interrupted, "draining", message)
-        } else if self.revoked {
-            self.settle(Outcome::Served);
-            let message = "the client key is no longer valid; the answer is incomplete";
-            (Ending::Interrupted, "invalid_api_key", message)
+            self.record.coded(ended.words().0);
+            (ended.words(), Ending::Interrupted)
         } else {
             self.settle(Outcome::Broke);
             let message = "the upstream broke off; the answer is incomplete";
-            (Ending::UpstreamBroke, "upstream_broke", message)
+            (("upstream_broke", message), Ending::UpstreamBroke)
         };
         self.record.finish(ending, self.opening.tap.usage);
         self.opening.rest = None;
@@ -342,7 +374,9 @@ impl Relay {
                 // After the terminal event nothing of worth can be lost any more.
                 Some(Err(Cut)) if self.opening.tap.finished => self.state = State::Over,
                 // It has said why itself: by an error event, which is all the end that some dialects have.
-                Some(Err(Cut)) if self.opening.tap.error.is_some() && !self.is_ended_by_us() => {
+                Some(Err(Cut))
+                    if self.opening.tap.error.is_some() && self.ended_by_us().is_none() =>
+                {
                     self.opening.tap.finished = true;
                     self.opening.rest = None;
                     self.hand_on(Bytes::new());

@@ -45,6 +45,8 @@ pub struct Tap {
     pub semantic: bool,
     /// The dialect's own last event has been seen.
     pub finished: bool,
+    /// There was more than signs of life, since somebody looked.
+    pub moved: bool,
     /// A JSON body has ended, and is none.
     pub garbled: bool,
     pub error: Option<ErrorFields>,
@@ -115,6 +117,7 @@ impl Tap {
             format,
             semantic: false,
             finished: false,
+            moved: false,
             garbled: false,
             error: None,
             stopped: false,
@@ -138,10 +141,13 @@ impl Tap {
         let mut scanner = match &mut self.format {
             Format::Events(scanner) => std::mem::take(scanner),
             Format::Opaque => {
-                self.semantic = true;
+                (self.semantic, self.moved) = (true, true);
                 return;
             }
-            Format::Json(kept) => return kept.push(bytes),
+            Format::Json(kept) => {
+                self.moved = true;
+                return kept.push(bytes);
+            }
         };
         scanner.feed(bytes, |event| {
             let kind = event_type(&event);
@@ -219,6 +225,7 @@ impl Tap {
     }
 
     fn see(&mut self, kind: &[u8], data: &[u8]) {
+        self.moved |= !matches!(kind, b"ping" | b"keepalive" | b"codex.keepalive");
         // Limits are told before, too.
         self.created |= !kind.starts_with(b"codex.");
         match self.surface {

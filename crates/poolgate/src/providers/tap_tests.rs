@@ -44,6 +44,20 @@ fn tells_bookkeeping_from_output() {
 }
 
 #[test]
+fn tells_signs_of_life_from_more() {
+    use Surface::{Chat, Messages, Responses};
+    for (surface, stream, more) in [
+        (Responses, ": comment\n\n".to_owned(), false),
+        (Responses, data(&[r#"{"type":"keepalive","sequence_number":3}"#]), false),
+        (Messages, "event: ping\ndata: {\"type\":\"ping\"}\n\n".to_owned(), false),
+        (Responses, data(&[CREATED]), true),
+        (Chat, data(&[ROLE]), true),
+    ] {
+        assert_eq!(tap(surface, &stream).moved, more, "{stream}");
+    }
+}
+
+#[test]
 fn finds_errors_before_output() {
     let failed =
         r#"{"type":"response.failed","response":{"error":{"code":"server_error","message":"m"}}}"#;

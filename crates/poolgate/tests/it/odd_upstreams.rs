@@ -1,6 +1,8 @@
 //! Upstreams as there are others in the world, which the simulator is not: connections that were closed a
 //! moment ago, encodings that nobody asked for, errors in odd clothes, streams without their last words.
 
+use std::time::Duration;
+
 use async_compression::tokio::write::GzipEncoder;
 use poolgate_sim::Fault;
 use serde_json::json;
@@ -46,11 +48,19 @@ async fn heard(stream: &mut TcpStream) -> Option<String> {
 async fn with<S: Future<Output = ()> + Send + 'static>(
     serve: impl Fn(TcpStream, usize) -> S + Send + Sync + 'static,
 ) -> Harness {
+    with_settings(|_| {}, serve).await
+}
+
+async fn with_settings<S: Future<Output = ()> + Send + 'static>(
+    set: impl FnOnce(&mut Setup),
+    serve: impl Fn(TcpStream, usize) -> S + Send + Sync + 'static,
+) -> Harness {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut setup = Setup::new().await;
     setup.openai("a");
     setup.settings("a").base_url = Some(format!("http://127.0.0.1:{port}/v1"));
+    set(&mut setup);
     #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
     tokio::spawn(async move {
         for n in 0.. {
@@ -226,5 +236,30 @@ async fn an_event_without_an_end_is_a_break() {
     assert!(got.cut && got.body.len() < 1000, "{} bytes", got.body.len());
     assert!(got.text().starts_with(begun) && got.text().contains("upstream_broke"));
     assert_eq!(h.outcomes().await, [("upstream_broke".to_owned(), 1)]);
+    h.finish().await;
+}
+
+/// reliability §9: the whole request has an end, also when comments keep its stream alive.
+#[tokio::test]
+async fn a_stream_that_only_lives_ends_with_its_request() {
+    let settings = |setup: &mut Setup| setup.raw.limits.request_timeout_s = Some(1);
+    let h = with_settings(settings, |mut stream, _| async move {
+        heard(&mut stream).await.unwrap();
+        let head = "HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\n\r\n";
+        let text = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n";
+        stream.write_all([head, text].concat().as_bytes()).await.unwrap();
+        while stream.write_all(b": still here\n\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let got = h.post("/v1/responses", &responses("hi", true)).await;
+    let text = got.text();
+    assert!(got.cut && text.contains(": still here"), "{text}");
+    let (_, last) = text.rsplit_once("event: response.failed").expect("it is told");
+    assert!(last.contains("\"upstream_timeout\""), "{last}");
+    let rows = h.rows("SELECT outcome, code FROM requests").await;
+    assert_eq!(rows, [["interrupted", "upstream_timeout"]]);
+    assert!(h.rows("SELECT outcome FROM attempts").await.is_empty(), "the account was well");
     h.finish().await;
 }
