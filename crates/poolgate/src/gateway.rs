@@ -34,6 +34,7 @@ mod strip;
 mod trial;
 mod waiting;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -133,10 +134,11 @@ async fn refuse(
     body: &mut Incoming,
 ) -> Response<Outgoing> {
     let mut response = error.render(dialect).map(Outgoing::Whole);
-    // A body that does not come is not waited for once more, and one that waits to be asked for is not
-    // asked for (RFC 9110, 10.1.1).
+    // A body that does not come is not waited for once more, at the end of a drain there is no time for it,
+    // and one that waits to be asked for is not asked for (RFC 9110, 10.1.1).
     let waits = headers.contains_key(EXPECT) && !body.is_end_stream();
-    if matches!(error, Error::BodyTimeout) || waits || !read::discard(body).await {
+    let is_late = matches!(error, Error::BodyTimeout | Error::Draining);
+    if is_late || waits || !read::discard(body).await {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -186,7 +188,9 @@ async fn forward(
             let permit = admit::enter(app, endpoint)?;
             Box::pin(limits::answer(app, &caller, question, permit)).await
         }
-        Endpoint::Socket(contract) => Box::pin(socket::open(Arc::clone(app), head, contract)).await,
+        Endpoint::Socket(contract) => {
+            unless_cut(app, Box::pin(socket::open(Arc::clone(app), head, contract))).await
+        }
         Endpoint::Proxy { surface, contract } => {
             proxy(Arc::clone(app), head, body, dialect, (surface, contract)).await
         }
@@ -206,8 +210,11 @@ async fn proxy(
     }
     let id = uuid::Uuid::now_v7().simple().to_string();
     let mut record = Record::new(Arc::clone(&app), id.clone(), caller.key.id, surface);
-    let served =
-        serve(Arc::clone(&app), head, body, caller, (surface, contract), &mut record).await;
+    let served = {
+        let way = (surface, contract);
+        let serving = pin!(serve(Arc::clone(&app), head, body, caller, way, &mut record));
+        unless_cut(&app, serving).await
+    };
     let mut response = match served {
         Ok(Served::Relay(head, parts)) => {
             let (app, lease, admitted, opening, of) = *parts;
@@ -226,6 +233,18 @@ async fn proxy(
     let value = HeaderValue::from_str(&id).expect("hexadecimal");
     response.headers_mut().insert(&name::REQUEST_ID, value);
     Ok(response)
+}
+
+/// Who has no answer yet at the end of a drain is told so; an answer that has begun tells it itself.
+async fn unless_cut<T, W>(app: &App, work: W) -> Result<T, Error>
+where
+    W: Future<Output = Result<T, Error>> + Unpin,
+{
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = app.sockets.abort.cancelled() => Err(Error::Draining),
+    }
 }
 
 type RelayParts = (Arc<App>, crate::pool::Lease, Admitted, opening::Opening, Relayed);

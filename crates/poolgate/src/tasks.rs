@@ -20,7 +20,7 @@ pub struct Tasks {
 /// Work that only the drain's deadline ends.
 #[derive(Clone, Debug, Default)]
 pub struct Sockets {
-    /// Cancelled when the drain has taken too long.
+    /// Cancelled when the drain has taken too long; also for requests that have no answer yet.
     pub abort: CancellationToken,
     tracker: TaskTracker,
 }

@@ -421,11 +421,11 @@ impl PollIt for Pin<&mut Sleep> {
 impl Drop for Relay {
     fn drop(&mut self) {
         if !self.record.is_finished() {
-            // The client left. An account that had begun to answer was well.
+            // An account that had begun to answer was well.
             if self.opening.tap.semantic {
                 self.settle(Outcome::Served);
             }
-            self.record.finish(Ending::ClientLeft, self.opening.tap.usage);
+            self.record.dropped(self.opening.tap.usage);
         }
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! A [`Record`] is made when the caller is known and travels with the request, into the body that is
 //! relayed. Whoever reaches the end first finishes it; dropped unfinished, it says that the client
-//! left.
+//! left, or that the drain cut it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use poolgate_core::account::{AccountId, Surface};
@@ -139,7 +140,20 @@ impl Record {
         let (status, code) = error.parts();
         self.end.status = status.as_u16();
         self.end.code = Some(Cow::Borrowed(code));
-        self.finish(Ending::Refused, TokenUsage::default());
+        // Who comes during a drain is refused before there is a record: this one was running.
+        let is_cut = matches!(error, Error::Draining);
+        let ending = if is_cut { Ending::Interrupted } else { Ending::Refused };
+        self.finish(ending, TokenUsage::default());
+    }
+
+    /// Nobody waits for the rest: the client has left, or the drain is over.
+    pub fn dropped(&mut self, usage: TokenUsage) {
+        if self.app.cutting.load(Ordering::Relaxed) {
+            self.end.code = Some(Cow::Borrowed(Error::Draining.parts().1));
+            self.finish(Ending::Interrupted, usage);
+        } else {
+            self.finish(Ending::ClientLeft, usage);
+        }
     }
 
     /// Of an answer that nobody got.
@@ -214,6 +228,8 @@ fn recorded(result: std::io::Result<()>) {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.finish(Ending::ClientLeft, TokenUsage::default());
+        if !self.finished {
+            self.dropped(TokenUsage::default());
+        }
     }
 }

@@ -12,11 +12,13 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use poolgate::config::RawListener;
+use poolgate_sim::{Fault, Phase};
 
 use crate::harness::{PATIENCE, Setup};
 use crate::process::Place;
 use crate::requests::{CODEX, messages, responses};
-use crate::wire::Raw;
+use crate::socket_client::{Client as SocketClient, create, until};
+use crate::wire::{Got, Raw};
 
 fn request(place: &Place, path: &str, body: &serde_json::Value) -> String {
     let body = body.to_string();
@@ -91,6 +93,52 @@ async fn who_is_cut_is_told() {
     assert_eq!(gateway.ended().await.code(), Some(1), "not all ended by themselves");
     let store = poolgate::store::Store::open(&place.data()).await.unwrap();
     assert_eq!(store.outcomes().await.unwrap(), [("interrupted".to_owned(), 2)]);
+    store.close().await;
+}
+
+/// Before there is anything of an answer too, while it is asked for or its question still comes.
+#[tokio::test]
+async fn who_is_cut_without_an_answer_is_told() {
+    let mut setup = Setup::new().await;
+    let (a, b) = (setup.codex("a"), setup.claude("b"));
+    let settings = "listener.drain_delay_s = 0\nlimits.drain_timeout_s = 1\n";
+    let place = Place::new(&setup, settings).await;
+    let mut gateway = place.start("gateway", &[]).await;
+    let mut socket = SocketClient::at(&format!("http://{}", place.address), &place.key).await;
+    socket.next().await.unwrap().unwrap();
+    for account in [&a, &b] {
+        account.fault(Fault::stall(Phase::Head)).forever();
+    }
+    a.fault(Fault::stall(Phase::Head)).turns().forever();
+    socket.send(&create("hi")).await;
+    let mut waiting = Vec::new();
+    for (path, body) in [
+        (CODEX, responses("hi", true)),
+        (CODEX, responses("hi", false)),
+        ("/v1/messages", messages("hi", true)),
+    ] {
+        let mut raw = Raw::to(&place.address).await;
+        raw.write(request(&place, path, &body)).await;
+        waiting.push(raw);
+    }
+    let mut half = Raw::to(&place.address).await;
+    let whole = request(&place, CODEX, &responses("hi", true));
+    half.write(&whole[..whole.len() - 1]).await;
+    waiting.push(half);
+    until("all are asked", || {
+        setup.sim.journal().iter().filter(|e| e.is_turn() || e.method == "POST").count() == 4
+    })
+    .await;
+    gateway.signal("TERM").await;
+    for mut raw in waiting {
+        let got = Got::read(&raw.rest().await).expect("an answer");
+        assert_eq!((got.status, got.code()), (503, "draining"), "{got:?}");
+        assert!(got.body.contains("shutting down"), "{got:?}");
+    }
+    assert_eq!(socket.next().await, Some(Err(1012)));
+    assert_eq!(gateway.ended().await.code(), Some(1), "not all ended by themselves");
+    let store = poolgate::store::Store::open(&place.data()).await.unwrap();
+    assert_eq!(store.outcomes().await.unwrap(), [("interrupted".to_owned(), 5)]);
     store.close().await;
 }
 
