@@ -73,13 +73,15 @@ impl App {
         let dir = config.data_dir.join(ledger::DIR);
         let (max, workers) = (config.limits.spool_max, config.workers);
         let spool = ledger::start(&dir, max, workers, &store, &tasks, clock.clone()).await?;
+        // What changes from here on is seen as a change, if it was not loaded.
+        let revision = store.revision().await?;
         let app = Self::assemble(config, clock, store, data_key, (tasks, spool)).await?;
         app.load_owners().await?;
         if !app.spool.taken_over.is_cancelled() {
             let job = Arc::clone(&app);
             app.tasks.spawn(async move { job.learn_owners_later().await });
         }
-        crate::jobs::start(&app);
+        crate::jobs::start(&app, revision);
         Ok(app)
     }
 

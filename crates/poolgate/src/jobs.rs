@@ -23,9 +23,10 @@ const PRUNE_EVERY: Duration = Duration::from_hours(1);
 const ROWS_KEPT: Duration = Duration::from_hours(30 * 24);
 const DECISIONS_KEPT: Duration = Duration::from_hours(7 * 24);
 
-pub fn start(app: &Arc<App>) {
+/// `revision`: of the store, before accounts and keys were loaded.
+pub fn start(app: &Arc<App>, revision: String) {
     let job = Arc::clone(app);
-    app.tasks.supervise("follow changes", async move { follow_changes(&job).await });
+    app.tasks.supervise("follow changes", async move { follow_changes(&job, revision).await });
     let job = Arc::clone(app);
     app.tasks.supervise("follow credentials", async move { credentials::follow(&job).await });
     let job = Arc::clone(app);
@@ -52,8 +53,7 @@ async fn pause(app: &App, span: Duration) -> bool {
 }
 
 /// Accounts and keys changed in the store. A revoked key waits for nothing else here.
-async fn follow_changes(app: &App) {
-    let mut revision = app.store.revision().await.unwrap_or_default();
+async fn follow_changes(app: &App, mut revision: String) {
     let mut looked_at = app.clock.now();
     while pause(app, CHANGES_EVERY).await {
         let now = app.clock.now();
@@ -119,6 +119,39 @@ async fn prune(app: &App) {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "deleted old requests"),
             Err(error) => tracing::warn!(%error, "old requests could not be deleted"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config::{Config, RawConfig};
+    use crate::keys::generate;
+    use crate::store::Store;
+
+    /// Between loading accounts and keys at a start and the first look, too.
+    #[tokio::test]
+    async fn no_change_is_missed_while_a_gateway_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = Some(dir.path().join("data"));
+        let config = Config::resolve(RawConfig { data_dir, ..RawConfig::default() }).unwrap();
+        let store = Store::open(&config.data_dir).await.unwrap();
+        let revision = store.revision().await.unwrap();
+        let app = App::open(config, Arc::new(SystemClock), store).await.unwrap();
+        let (key, new) = generate("late".into(), vec![], vec![], None).unwrap();
+        app.store.add_client_key(&new, app.clock.now()).await.unwrap();
+        let seen = async {
+            while app.keys.find(&key, app.clock.now()).is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = follow_changes(&app, revision) => panic!("it goes on"),
+            seen = timeout(Duration::from_secs(20), seen) => seen.expect("the key counts"),
         }
     }
 }
