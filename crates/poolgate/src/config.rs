@@ -6,6 +6,7 @@
 
 mod account;
 mod address;
+mod limits;
 mod listener;
 mod proxy;
 mod way;
@@ -13,16 +14,14 @@ mod way;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context;
 use poolgate_core::strategy::Strategy;
 use serde::Deserialize;
 
-use crate::admission::Bound;
-
 pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
 pub use address::{is_forbidden, is_private, is_this_machine};
+pub use limits::{Limits, RawLimits};
 pub use listener::{Listener, RawListener, RawTls, Tls};
 pub use proxy::{Login, Protocol, Proxy, ProxyUrl};
 pub use way::{Place, Way};
@@ -39,32 +38,6 @@ pub struct RawConfig {
     pub limits: RawLimits,
     pub account: Vec<RawAccount>,
     pub pool: Vec<RawPool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawLimits {
-    pub proxy: Option<usize>,
-    pub proxy_http: Option<usize>,
-    pub proxy_websocket: Option<usize>,
-    pub proxy_compact: Option<usize>,
-    pub body_idle_timeout_s: Option<u64>,
-    pub body_timeout_s: Option<u64>,
-    pub dashboard: Option<usize>,
-    pub token_refresh: Option<usize>,
-    pub upstream_websocket_connect: Option<usize>,
-    pub response_create: Option<usize>,
-    pub compact_response_create: Option<usize>,
-    pub body_max_bytes: Option<usize>,
-    pub decoded_max_bytes: Option<usize>,
-    pub spool_max_bytes: Option<u64>,
-    pub connect_timeout_s: Option<u64>,
-    pub stream_head_timeout_s: Option<u64>,
-    pub head_timeout_s: Option<u64>,
-    pub stream_idle_timeout_s: Option<u64>,
-    pub socket_idle_timeout_s: Option<u64>,
-    pub request_timeout_s: Option<u64>,
-    pub drain_timeout_s: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -92,105 +65,6 @@ pub struct Config {
     pub origin: Option<Origin>,
     /// Usage endpoints are asked. No setting: off only in tests that script what an account knows.
     pub polls: bool,
-}
-
-/// Streams that tell of changes, beyond their first word.
-const WATCHERS: usize = 64;
-
-/// Sizes in bytes, counts of requests; zero in a lane or stage means unlimited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    pub proxy_http: usize,
-    pub proxy_websocket: usize,
-    pub proxy_compact: usize,
-    pub dashboard: usize,
-    pub token_refresh: usize,
-    pub upstream_websocket_connect: usize,
-    pub response_create: usize,
-    pub compact_response_create: usize,
-    pub body_max: usize,
-    /// Silence while a client sends a body.
-    pub body_idle_timeout: Duration,
-    /// For a whole body.
-    pub body_timeout: Duration,
-    pub decoded_max: usize,
-    pub spool_max: u64,
-    pub connect_timeout: Duration,
-    /// To the head of a streamed answer.
-    pub stream_head_timeout: Duration,
-    /// To the head of any other answer, which comes when the work is done.
-    pub head_timeout: Duration,
-    pub stream_idle_timeout: Duration,
-    pub socket_idle_timeout: Duration,
-    pub request_timeout: Duration,
-    pub drain_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self::from_raw(&RawLimits::default())
-    }
-}
-
-impl Limits {
-    fn from_raw(raw: &RawLimits) -> Self {
-        let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
-        let [proxy_http, proxy_websocket, proxy_compact] = lanes(raw);
-        Self {
-            proxy_http,
-            body_idle_timeout: seconds(raw.body_idle_timeout_s, 15),
-            body_timeout: seconds(raw.body_timeout_s, 300),
-            proxy_websocket,
-            proxy_compact,
-            dashboard: raw.dashboard.unwrap_or(50),
-            token_refresh: raw.token_refresh.unwrap_or(32),
-            upstream_websocket_connect: raw.upstream_websocket_connect.unwrap_or(64),
-            response_create: raw.response_create.unwrap_or(64),
-            compact_response_create: raw.compact_response_create.unwrap_or(16),
-            body_max: raw.body_max_bytes.unwrap_or(64 << 20),
-            decoded_max: raw.decoded_max_bytes.unwrap_or(128 << 20),
-            spool_max: raw.spool_max_bytes.unwrap_or(1 << 30),
-            connect_timeout: seconds(raw.connect_timeout_s, 5),
-            stream_head_timeout: seconds(raw.stream_head_timeout_s, 120),
-            head_timeout: seconds(raw.head_timeout_s, 600),
-            stream_idle_timeout: seconds(raw.stream_idle_timeout_s, 300),
-            socket_idle_timeout: seconds(raw.socket_idle_timeout_s, 120),
-            request_timeout: seconds(raw.request_timeout_s, 3600),
-            drain_timeout: seconds(raw.drain_timeout_s, 120),
-        }
-    }
-}
-
-/// What the lanes of the proxy are by default, each from the ones before: requests, sockets,
-/// compaction. Zero stands for "unlimited", so an unlimited lane leaves the others unlimited too.
-fn lanes(raw: &RawLimits) -> [usize; 3] {
-    let proxy = raw.proxy.unwrap_or(200);
-    let http = raw.proxy_http.unwrap_or(proxy);
-    let socket = raw.proxy_websocket.unwrap_or(proxy);
-    [http, socket, raw.proxy_compact.unwrap_or(http.min(16))]
-}
-
-impl Limits {
-    /// Zero: unlimited.
-    /// Of each lane and stage that can be set, by its setting.
-    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize)> {
-        let set = Bound::ALL.into_iter().filter(|bound| *bound != Bound::Watch);
-        set.map(|bound| (bound.name(), self.size_of(bound)))
-    }
-
-    pub fn size_of(&self, bound: Bound) -> usize {
-        match bound {
-            Bound::ProxyHttp => self.proxy_http,
-            Bound::ProxyWebsocket => self.proxy_websocket,
-            Bound::ProxyCompact => self.proxy_compact,
-            Bound::Dashboard => self.dashboard,
-            Bound::Watch => WATCHERS,
-            Bound::TokenRefresh => self.token_refresh,
-            Bound::UpstreamWebsocketConnect => self.upstream_websocket_connect,
-            Bound::ResponseCreate => self.response_create,
-            Bound::CompactResponseCreate => self.compact_response_create,
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -284,7 +158,8 @@ impl Config {
         }
         let pools = resolve_pools(raw.pool, &mut wrong);
         let listener = Listener::from_raw(&raw.listener, raw.tls.as_ref());
-        wrong.extend(listener.mistakes());
+        let limits = Limits::from_raw(&raw.limits);
+        wrong.extend(listener.mistakes().into_iter().chain(limits.mistakes()));
         match (listen, data_dir) {
             (Some(listen), Some(data_dir)) if wrong.is_empty() => Ok(Self {
                 listen,
@@ -294,7 +169,7 @@ impl Config {
                 data_dir,
                 workers: raw.workers.unwrap_or_else(cores),
                 listener,
-                limits: Limits::from_raw(&raw.limits),
+                limits,
                 accounts,
                 pools,
                 origin: None,
@@ -446,30 +321,6 @@ mod tests {
         let error =
             parse("a = 1\n\nproxy = \"http://u:hunter2@p:1\nb = 2").unwrap_err().to_string();
         assert!(error.starts_with("line 3: ") && !error.contains("hunter2"), "{error}");
-    }
-
-    /// codex-lb H8, H9: one setting for the lanes of the proxy, and 0 for all of them.
-    #[test]
-    fn codex_lb_h8_lanes_follow_from_one_setting() {
-        let raw = |proxy, http, compact| RawLimits {
-            proxy,
-            proxy_http: http,
-            proxy_compact: compact,
-            ..RawLimits::default()
-        };
-        let cases = [
-            ("unset", raw(None, None, None), [200, 200, 16]),
-            ("codex-lb H8", raw(Some(8), None, None), [8, 8, 8]),
-            ("codex-lb H9", raw(Some(0), None, None), [0, 0, 0]),
-            ("one's own", raw(Some(8), Some(40), None), [40, 8, 16]),
-            ("unlimited", raw(None, Some(0), None), [0, 200, 0]),
-            ("compaction's own", raw(None, Some(0), Some(3)), [0, 200, 3]),
-        ];
-        for (name, raw, want) in cases {
-            let limits = Limits::from_raw(&raw);
-            let got = [limits.proxy_http, limits.proxy_websocket, limits.proxy_compact];
-            assert_eq!(got, want, "{name}");
-        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::account::at_home;
+use super::limits::{too_long, wrong_time};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -95,12 +96,17 @@ impl Listener {
         let counts = [
             ("connections", self.connections == 0),
             ("requests_per_connection", self.requests == 0),
-            ("handshake_timeout_s", self.handshake_timeout.is_zero()),
-            ("head_timeout_s", self.head_timeout.is_zero()),
-            ("keep_alive_s", self.keep_alive.is_zero()),
-            ("write_timeout_s", self.write_timeout.is_zero()),
+        ];
+        let times = [
+            ("handshake_timeout_s", self.handshake_timeout),
+            ("head_timeout_s", self.head_timeout),
+            ("keep_alive_s", self.keep_alive),
+            ("write_timeout_s", self.write_timeout),
         ];
         let zero = counts.into_iter().filter(|(_, zero)| *zero);
-        zero.map(|(name, _)| format!("listener.{name}: must not be zero")).collect()
+        let zero = zero.map(|(name, _)| format!("listener.{name}: must not be zero"));
+        let times = times.into_iter().filter_map(|(name, time)| wrong_time("listener", name, time));
+        let delay = too_long("listener", "drain_delay_s", self.drain_delay);
+        zero.chain(times).chain(delay).collect()
     }
 }

@@ -3,21 +3,27 @@
 use std::time::Duration;
 
 use serde_json::json;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection};
 use tokio::time::Instant;
 
 use crate::harness::{Harness, Setup};
 use crate::requests::{CODEX, responses};
 use crate::socket_client::{BETA, connect};
 
-/// Another process holds the database's write lock, as a backup or a careless shell would.
+/// Another process that holds the database's write lock, as a backup or a careless shell would, until
+/// its connection is closed.
+async fn lock(h: &Harness) -> SqliteConnection {
+    let file = h.app.config.data_dir.join("poolgate.db");
+    let mut other = SqliteConnectOptions::new().filename(file).connect().await.unwrap();
+    sqlx::query("BEGIN EXCLUSIVE").execute(&mut other).await.unwrap();
+    other
+}
+
 #[tokio::test]
 async fn no_request_waits_for_a_locked_database_and_no_row_is_lost() {
     let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
-    let options = sqlx::sqlite::SqliteConnectOptions::new()
-        .filename(h.app.config.data_dir.join("poolgate.db"));
-    let other = sqlx::SqlitePool::connect_with(options).await.unwrap();
-    let mut lock = other.acquire().await.unwrap();
-    sqlx::query("BEGIN EXCLUSIVE").execute(&mut *lock).await.unwrap();
+    let lock = lock(&h).await;
     let (until, mut served, mut slowest) =
         (Instant::now() + Duration::from_secs(5), 0, Duration::ZERO);
     while Instant::now() < until {
@@ -29,9 +35,7 @@ async fn no_request_waits_for_a_locked_database_and_no_row_is_lost() {
     assert!(served > 50, "only {served} requests in 5 s");
     assert!(slowest < Duration::from_secs(2), "one waited {slowest:?}");
     assert!(h.app.spool.waiting() > 0, "the records are waiting in the spool");
-    sqlx::query("ROLLBACK").execute(&mut *lock).await.unwrap();
-    drop(lock);
-    other.close().await;
+    lock.close().await.unwrap();
     assert_eq!(h.outcomes().await, [("complete".to_owned(), served)]);
     h.finish().await;
 }
@@ -72,13 +76,17 @@ async fn every_byte_of_an_answer_is_counted() {
 async fn a_full_spool_refuses_instead_of_dropping() {
     let mut setup = Setup::new().await;
     setup.codex("a");
-    setup.raw.limits.spool_max_bytes = Some(0);
+    setup.raw.limits.spool_max_bytes = Some(1);
     let h = setup.start().await;
+    let lock = lock(&h).await;
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
     let got = h.post(CODEX, &responses("hi", true)).await;
     assert_eq!((got.status.as_u16(), got.code()), (503, "proxy_unavailable"));
     assert!(got.headers.contains_key("retry-after"));
     let (status, body) = connect(&h, &[BETA]).await.err().expect("no socket is opened either");
     assert_eq!((status, &body["error"]["code"]), (503, &json!("proxy_unavailable")));
-    assert!(h.sim.journal().is_empty());
+    assert_eq!(h.asked(), ["a"]);
+    lock.close().await.unwrap();
+    assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)]);
     h.finish().await;
 }
