@@ -17,11 +17,12 @@ use super::login::{self, Login};
 use super::{Context, show};
 use crate::app::App;
 use crate::clock::SystemClock;
-use crate::config::{ProxyUrl, RawAccount};
+use crate::config::{AccountSpec, CredentialSource, ProxyUrl, RawAccount};
 use crate::credentials::{SignIn, place};
 use crate::gateway::fetch_models;
 use crate::pool::Account;
 use crate::serve::stop_signal;
+use crate::signin::Signed;
 use crate::store::{AccountRow, Origin};
 use crate::vault;
 
@@ -178,6 +179,7 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
     {
         SignIn::parse(spec.kind, secret).map_err(|problem| anyhow!("the sign-in: {problem}"))?;
     }
+    refuse_twin(context, &spec, secret.as_deref()).await?;
     let (name, now) = (add.name, context.now());
     let missing = raw.auth_file.clone().filter(|path| !path.exists());
     let data_key = vault::unlock(&context.config, &context.store).await?;
@@ -193,6 +195,31 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
         Some(path) => format!("added {name}; it serves nobody before {} is there", path.display()),
         None => format!("added {name}; see whether it works: poolgate account test {name}"),
     });
+    Ok(())
+}
+
+/// By two names one sign-in would be counted twice, and each renewal would end the other one's.
+async fn refuse_twin(
+    context: &Context,
+    spec: &AccountSpec,
+    secret: Option<&[u8]>,
+) -> anyhow::Result<()> {
+    if !spec.kind.is_subscription() {
+        return Ok(());
+    }
+    let document = match &spec.source {
+        CredentialSource::AuthFile(path) => std::fs::read(path).ok(),
+        _ => secret.map(<[u8]>::to_vec),
+    };
+    // One that is not there yet, or broken, is waited for.
+    let sign_in = document.and_then(|document| SignIn::parse(spec.kind, &document).ok());
+    let Some(sign_in) = sign_in else { return Ok(()) };
+    let signed = Signed { whose: sign_in.identity(), sign_in };
+    let siblings = login::keeper(context).await?.siblings(&signed).await?;
+    let other = siblings.iter().map(|row| &row.settings.name).find(|name| **name != spec.name);
+    if let Some(name) = other {
+        bail!("this sign-in is the account {name:?} already: by two names it would count twice");
+    }
     Ok(())
 }
 
