@@ -112,7 +112,7 @@ impl Store {
         now: Timestamp,
     ) -> anyhow::Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        Self::forget_others(&mut tx, accounts).await?;
+        Self::forget_others(&mut tx, accounts, now).await?;
         sqlx::query(
             "UPDATE accounts SET removed_at = $1 WHERE origin = 'config' AND removed_at IS NULL",
         )
@@ -135,24 +135,34 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    /// What was known of those whose names `accounts` are about to take over.
+    /// What was known of those whose names `accounts` are about to take over from another place, or who
+    /// were put in another one: quota, notes and a stop were about what is there no more. A pause is an
+    /// operator's, and stays with an account that stood in the file all along.
     async fn forget_others(
         executor: &mut sqlx::SqliteConnection,
         accounts: &[RawAccount],
+        now: Timestamp,
     ) -> anyhow::Result<()> {
         for settings in accounts {
-            let other: Option<(i64, String)> = sqlx::query_as(
-                "SELECT id, settings FROM accounts
-                 WHERE name = $1 AND (origin = 'cli' OR removed_at IS NOT NULL)",
-            )
-            .bind(&settings.name)
-            .fetch_optional(&mut *executor)
-            .await?;
-            if let Some((id, other)) = other
-                && !is_same_place(&serde_json::from_str(&other)?, settings)
-            {
-                Self::forget(executor, id).await?;
+            let known: Option<(i64, String)> =
+                sqlx::query_as("SELECT id, settings FROM accounts WHERE name = $1")
+                    .bind(&settings.name)
+                    .fetch_optional(&mut *executor)
+                    .await?;
+            let Some((id, known)) = known else { continue };
+            if is_same_place(&serde_json::from_str(&known)?, settings) {
+                continue;
             }
+            Self::forget(executor, id).await?;
+            sqlx::query(
+                "UPDATE accounts SET stop = NULL, resumed_at = $2,
+                     paused = CASE WHEN origin = 'config' AND removed_at IS NULL THEN paused ELSE 0 END
+                 WHERE id = $1",
+            )
+            .bind(id)
+            .bind(now.0)
+            .execute(&mut *executor)
+            .await?;
         }
         Ok(())
     }

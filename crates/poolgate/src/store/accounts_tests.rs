@@ -90,7 +90,7 @@ async fn knows(store: &Store, id: AccountId) -> [bool; 2] {
 }
 
 #[tokio::test]
-async fn who_takes_over_a_name_inherits_no_quota_and_no_notes() {
+async fn who_takes_over_a_name_inherits_nothing_learnt_of_another() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).await.unwrap();
     let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
@@ -101,14 +101,29 @@ async fn who_takes_over_a_name_inherits_no_quota_and_no_notes() {
     assert_eq!(knows(&store, id).await, [false; 2]);
     assert_eq!(store.accounts().await.unwrap()[0].resumed_at, Some(at), "vouched for");
 
-    // The configuration file takes it over: first in the same place, then in another.
-    let other = RawAccount { key_env: Some("OTHER".into()), ..settings("a") };
-    for (config, kept) in [(settings("a"), true), (settings("a"), true), (other, false)] {
+    // The configuration file takes it over: first in the same place, then in another; and a gateway
+    // that was stopped finds another place.
+    let at_key = |name: &str| RawAccount { key_env: Some(name.into()), ..settings("a") };
+    for (config, leaves, kept, pause_kept) in [
+        (settings("a"), true, true, true),
+        (settings("a"), true, true, true),
+        (at_key("OTHER"), true, false, false),
+        (at_key("OTHER"), false, true, true),
+        (at_key("THIRD"), false, false, true),
+    ] {
         learn_late(&store, id).await;
-        store.sync_config_accounts(&[], at).await.unwrap();
+        store.set_stop(id, Some(Stop::ALL[0])).await.unwrap();
+        store.pause(id).await.unwrap();
+        if leaves {
+            store.sync_config_accounts(&[], at).await.unwrap();
+        }
         let later = Timestamp(at.0 + 1);
         store.sync_config_accounts(std::slice::from_ref(&config), later).await.unwrap();
-        assert_eq!(knows(&store, id).await, [kept; 2], "{:?}", config.key_env);
+        let row = store.accounts().await.unwrap().remove(0);
+        let told = format!("{:?}, leaves: {leaves}", config.key_env);
+        assert_eq!(knows(&store, id).await, [kept; 2], "{told}");
+        assert_eq!((row.stop.is_some(), row.paused), (kept, pause_kept), "{told}");
+        assert!(kept || row.resumed_at == Some(later), "{told}: vouched for");
     }
 }
 
