@@ -6,6 +6,7 @@
 
 mod account;
 mod address;
+mod layers;
 mod limits;
 mod listener;
 mod proxy;
@@ -112,19 +113,19 @@ impl Config {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("reading {}", path.display()))?;
-                parse(&text).with_context(place)?
+                layers::parse(&text).with_context(place)?
             }
             None => toml::Table::new(),
         };
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
-        merge_environment(&mut table, variables);
+        let wrong = layers::merge_environment(&mut table, variables);
         let mut raw = RawConfig::deserialize(table).with_context(place)?;
         let origin = Origin { file: path.clone(), overrides: overrides.clone() };
         raw.listen = overrides.listen.or(raw.listen);
         raw.data_dir = overrides.data_dir.or(raw.data_dir);
-        let config = Self::resolve(raw).with_context(place)?;
+        let config = Self::resolve_beside(raw, wrong).with_context(place)?;
         Ok(Self { origin: Some(origin), ..config })
     }
 
@@ -134,7 +135,11 @@ impl Config {
     }
 
     pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
-        let mut wrong = Vec::new();
+        Self::resolve_beside(raw, Vec::new())
+    }
+
+    /// With the mistakes that were found before.
+    fn resolve_beside(raw: RawConfig, mut wrong: Vec<String>) -> Result<Self, ConfigError> {
         let listen = raw.listen.as_deref().unwrap_or("127.0.0.1:8080");
         let listen =
             listen.parse().map_err(|e| wrong.push(format!("listen = {listen:?}: {e}"))).ok();
@@ -180,15 +185,6 @@ impl Config {
     }
 }
 
-/// The parser's own words quote the line, and a line may hold a proxy's password.
-fn parse(text: &str) -> anyhow::Result<toml::Table> {
-    text.parse().map_err(|error: toml::de::Error| {
-        let at = error.span().map_or(0, |span| span.start.min(text.len()));
-        let line = memchr::memchr_iter(b'\n', &text.as_bytes()[..at]).count() + 1;
-        anyhow::anyhow!("line {line}: {}", error.message())
-    })
-}
-
 fn resolve_pools(raw: Vec<RawPool>, wrong: &mut Vec<String>) -> Vec<PoolSpec> {
     let mut pools: Vec<PoolSpec> = Vec::new();
     for pool in raw {
@@ -218,29 +214,6 @@ fn resolve_pools(raw: Vec<RawPool>, wrong: &mut Vec<String>) -> Vec<PoolSpec> {
         });
     }
     pools
-}
-
-/// Puts `POOLGATE__A__B=value` at `a.b`. Values are read as TOML, else taken as text. The single
-/// underscore names (`POOLGATE_DATA`) are not settings.
-fn merge_environment(table: &mut toml::Table, variables: impl Iterator<Item = (String, String)>) {
-    for (name, value) in variables {
-        let Some(path) = name.strip_prefix("POOLGATE__") else {
-            continue;
-        };
-        let mut keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
-        let Some(last) = keys.pop() else { continue };
-        let mut at = &mut *table;
-        for key in keys {
-            let next = at.entry(key).or_insert_with(|| toml::Table::new().into());
-            match next.as_table_mut() {
-                Some(next) => at = next,
-                None => return,
-            }
-        }
-        let parsed = format!("v = {value}").parse::<toml::Table>().ok();
-        let parsed = parsed.and_then(|mut t| t.remove("v"));
-        at.insert(last, parsed.unwrap_or(toml::Value::String(value)));
-    }
 }
 
 fn cores() -> usize {
@@ -317,31 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_toml_is_named_and_not_quoted() {
-        let error =
-            parse("a = 1\n\nproxy = \"http://u:hunter2@p:1\nb = 2").unwrap_err().to_string();
-        assert!(error.starts_with("line 3: ") && !error.contains("hunter2"), "{error}");
-    }
-
-    #[test]
     fn unknown_keys_are_refused() {
         assert!(resolve("poll_interval = 60").unwrap_err().contains("poll_interval"));
-    }
-
-    #[test]
-    fn the_environment_overrides_the_file() {
-        let mut table: toml::Table =
-            "listen = '127.0.0.1:1'\n[limits]\nproxy_http = 5".parse().unwrap();
-        let variables = [
-            ("POOLGATE__LISTEN", "127.0.0.1:2"),
-            ("POOLGATE__LIMITS__PROXY_HTTP", "7"),
-            ("POOLGATE_DATA", "/elsewhere"),
-            ("HOME", "/home"),
-        ];
-        let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
-        merge_environment(&mut table, variables.into_iter());
-        assert_eq!(table["listen"].as_str(), Some("127.0.0.1:2"));
-        assert_eq!(table["limits"]["proxy_http"].as_integer(), Some(7));
-        assert_eq!(table.len(), 2);
     }
 }

@@ -1,0 +1,104 @@
+//! What is written, before it means anything: the file's text, and what the environment lays over it.
+
+/// The parser's own words quote the line, and a line may hold a proxy's password.
+pub(super) fn parse(text: &str) -> anyhow::Result<toml::Table> {
+    text.parse().map_err(|error: toml::de::Error| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = memchr::memchr_iter(b'\n', &text.as_bytes()[..at]).count() + 1;
+        anyhow::anyhow!("line {line}: {}", error.message())
+    })
+}
+
+/// Lists of the file, which a variable cannot reach into.
+const LISTS: [&str; 2] = ["account", "pool"];
+
+/// Puts `POOLGATE__A__B=value` at `a.b`. Values are read as TOML, else taken as text. The single
+/// underscore names (`POOLGATE_DATA`) are not settings. Returns the mistakes.
+pub(super) fn merge_environment(
+    table: &mut toml::Table,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (name, value) in variables {
+        let Some(path) = name.strip_prefix("POOLGATE__") else {
+            continue;
+        };
+        let mut keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+        let Some(last) = keys.pop() else { continue };
+        match section(table, keys) {
+            Ok(section) => {
+                section.insert(last, read(value));
+            }
+            Err(key) => wrong.push(format!("{name}: {key:?} is no section")),
+        }
+    }
+    wrong
+}
+
+/// The one that `keys` lead to, or the key that leads nowhere.
+fn section(mut at: &mut toml::Table, keys: Vec<String>) -> Result<&mut toml::Table, String> {
+    for key in keys {
+        if LISTS.contains(&key.as_str()) {
+            return Err(key);
+        }
+        let next = at.entry(key.clone()).or_insert_with(|| toml::Table::new().into());
+        at = next.as_table_mut().ok_or(key)?;
+    }
+    Ok(at)
+}
+
+fn read(value: String) -> toml::Value {
+    let parsed = format!("v = {value}").parse::<toml::Table>().ok();
+    parsed.and_then(|mut table| table.remove("v")).unwrap_or(toml::Value::String(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_no_toml_is_named_and_not_quoted() {
+        let error =
+            parse("a = 1\n\nproxy = \"http://u:hunter2@p:1\nb = 2").unwrap_err().to_string();
+        assert!(error.starts_with("line 3: ") && !error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let mut table: toml::Table =
+            "listen = '127.0.0.1:1'\n[limits]\nproxy_http = 5".parse().unwrap();
+        let variables = [
+            ("POOLGATE__LISTEN", "127.0.0.1:2"),
+            ("POOLGATE__LIMITS__PROXY_HTTP", "7"),
+            ("POOLGATE_DATA", "/elsewhere"),
+            ("HOME", "/home"),
+        ];
+        let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert!(merge_environment(&mut table, variables.into_iter()).is_empty());
+        assert_eq!(table["listen"].as_str(), Some("127.0.0.1:2"));
+        assert_eq!(table["limits"]["proxy_http"].as_integer(), Some(7));
+        assert_eq!(table.len(), 2);
+    }
+
+    #[test]
+    fn a_variable_that_leads_nowhere_is_named_and_hides_no_other() {
+        let mut table: toml::Table = "workers = 3\n[[account]]\nname = 'a'".parse().unwrap();
+        let variables = [
+            ("POOLGATE__ACCOUNT__0__PRIORITY", "7"),
+            ("POOLGATE__POOL__0__NAME", "p"),
+            ("POOLGATE__WORKERS__MANY", "1"),
+            ("POOLGATE__LISTEN", "127.0.0.1:2"),
+        ];
+        let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let wrong = merge_environment(&mut table, variables.into_iter());
+        assert_eq!(
+            wrong,
+            [
+                "POOLGATE__ACCOUNT__0__PRIORITY: \"account\" is no section",
+                "POOLGATE__POOL__0__NAME: \"pool\" is no section",
+                "POOLGATE__WORKERS__MANY: \"workers\" is no section",
+            ]
+        );
+        assert_eq!(table["listen"].as_str(), Some("127.0.0.1:2"));
+    }
+}
