@@ -125,16 +125,19 @@ pub async fn examine(config: &Config, running: &Running, now: Timestamp, offline
 }
 
 fn configuration(config: &Config) -> Check {
+    let is_encrypted = config.listener.tls.is_some();
     let found = format!(
-        "{} account(s) and {} pool(s) in the file, listening on {}",
+        "{} account(s) and {} pool(s) in the file, listening on {}{}",
         config.accounts.len(),
         config.pools.len(),
-        config.listen
+        config.listen,
+        if is_encrypted { " with TLS" } else { "" }
     );
-    if config.listen.ip().is_loopback() {
+    if config.listen.ip().is_loopback() || is_encrypted {
         return Check::ok("configuration", found);
     }
-    let advice = "it is reachable from other machines without TLS: put a TLS proxy in front";
+    let advice =
+        "it is reachable from other machines without TLS: set [tls], or put a TLS proxy in front";
     Check::warning("configuration", found, advice)
 }
 
@@ -182,4 +185,26 @@ fn pools(config: &Config, accounts: &[accounts::Found]) -> Vec<Check> {
         })
     };
     config.pools.iter().filter_map(check).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+
+    #[test]
+    fn grades_who_can_listen_to_what_is_said() {
+        let tls = "[tls]\ncert_file = \"c\"\nkey_file = \"k\"";
+        for (listen, tls, want) in [
+            ("127.0.0.1:1", "", Grade::Ok),
+            ("0.0.0.0:1", "", Grade::Warning),
+            ("0.0.0.0:1", tls, Grade::Ok),
+        ] {
+            let text = format!("listen = {listen:?}\ndata_dir = \"/d\"\n{tls}");
+            let config = Config::resolve(toml::from_str::<RawConfig>(&text).unwrap()).unwrap();
+            let check = configuration(&config);
+            assert_eq!(check.grade, want, "{check:?}");
+            assert_eq!(check.found.contains("with TLS"), !tls.is_empty(), "{check:?}");
+        }
+    }
 }
