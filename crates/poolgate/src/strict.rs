@@ -180,7 +180,7 @@ impl<'a> Fields<'a> {
                 self.host = Some(value);
             }
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                self.upgrade |= value.eq_ignore_ascii_case(b"websocket");
+                self.upgrade |= offers_socket(value);
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 if self.length.is_some() {
@@ -220,6 +220,13 @@ impl<'a> Fields<'a> {
             (false, length) => Ok(Framing::Length(length.unwrap_or(0))),
         }
     }
+}
+
+/// Whether an Upgrade field names the one protocol that is upgraded to here, which may be one of
+/// several (RFC 9110, 7.8).
+pub fn offers_socket(value: &[u8]) -> bool {
+    let mut offered = value.split(|byte| *byte == b',');
+    offered.any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// No sign, no list, no zeros in front.

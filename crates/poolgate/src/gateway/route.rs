@@ -6,6 +6,7 @@ use poolgate_core::account::Surface;
 
 use super::headers::name;
 use crate::error::{Dialect, Error};
+use crate::strict::offers_socket;
 
 /// What the prefix of the path promises a Responses client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,10 +100,7 @@ pub fn dialect(path: &str, headers: &HeaderMap) -> Dialect {
 }
 
 pub fn wants_socket(headers: &HeaderMap) -> bool {
-    headers.get(http::header::UPGRADE).is_some_and(|value| {
-        let mut offered = value.to_str().unwrap_or_default().split(',');
-        offered.any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
-    })
+    headers.get_all(http::header::UPGRADE).iter().any(|value| offers_socket(value.as_bytes()))
 }
 
 pub fn route(

@@ -17,6 +17,8 @@ fn what_is_said_one_way_is_read() {
         ("content-length:  17 \r\n", Framing::Length(17)),
         ("Transfer-Encoding: Chunked\r\n", Framing::Chunked),
         ("Connection: upgrade\r\nUpgrade: WebSocket\r\n", Framing::Upgrade),
+        ("Upgrade: h2c, websocket\r\n", Framing::Upgrade),
+        ("Upgrade: h2c\r\nUpgrade: websocket\r\n", Framing::Upgrade),
         ("Upgrade: h2c\r\nContent-Length: 5\r\n", Framing::Length(5)),
         ("X: \tb\u{e4}r\t\r\nEmpty:\r\n", Framing::Length(0)),
     ] {
@@ -67,6 +69,7 @@ fn what_two_readers_could_read_differently_is_refused() {
         "X\r\n",
         "Host: a.example:80\r\n",
         "Upgrade: websocket\r\nContent-Length: 5\r\n",
+        "Upgrade: h2c, websocket\r\nContent-Length: 5\r\n",
     ] {
         assert!(matches!(with(fields), Err(Fault::Malformed(_))), "{fields:?}");
     }

@@ -57,6 +57,18 @@ async fn multiplexer_18_4_47_the_beta_is_set_when_absent_and_kept_when_given() {
     h.finish().await;
 }
 
+/// RFC 9110, 7.8: a client may offer more than one protocol.
+#[tokio::test]
+async fn a_socket_among_other_offers_is_one() {
+    let (h, _, _) = pair().await;
+    let mut client = connect(&h, &[BETA, ("upgrade", "h2c, websocket")]).await.unwrap();
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    drop(client);
+    until("everything is given back", || h.app.sockets.is_empty()).await;
+    h.finish().await;
+}
+
 /// multiplexer 9.1: a refusal is a plain HTTP answer.
 #[tokio::test]
 async fn whoever_is_refused_is_not_upgraded() {
