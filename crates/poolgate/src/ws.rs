@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 pub use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-/// As much as a request body may hold.
+/// Whatever the bounds of request bodies are.
 const MESSAGE_MAX: usize = 64 << 20;
 /// Sockets are many, and most of them idle.
 const BUFFER: usize = 4 << 10;
@@ -46,20 +46,21 @@ pub enum Said {
 }
 
 impl Socket {
-    pub async fn server(upgraded: Upgraded) -> Self {
-        Self::new(upgraded, Role::Server).await
+    /// `most`: bytes of a message.
+    pub async fn server(upgraded: Upgraded, most: usize) -> Self {
+        Self::new(upgraded, Role::Server, most.min(MESSAGE_MAX)).await
     }
 
     pub async fn client(upgraded: Upgraded) -> Self {
-        Self::new(upgraded, Role::Client).await
+        Self::new(upgraded, Role::Client, MESSAGE_MAX).await
     }
 
-    async fn new(upgraded: Upgraded, role: Role) -> Self {
+    async fn new(upgraded: Upgraded, role: Role, most: usize) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
             .write_buffer_size(BUFFER)
-            .max_message_size(Some(MESSAGE_MAX))
-            .max_frame_size(Some(MESSAGE_MAX));
+            .max_message_size(Some(most))
+            .max_frame_size(Some(most));
         let stream = TokioIo::new(upgraded);
         let stream = WebSocketStream::from_raw_socket(stream, role, Some(config)).await;
         Self { stream, is_closing: false }

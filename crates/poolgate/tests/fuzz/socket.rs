@@ -42,7 +42,7 @@ pub fn run(input: &[u8]) {
 
 /// All that a client says until its socket ends; `None` for what is no text.
 async fn messages(pieces: &[&[u8]]) -> Vec<Option<Bytes>> {
-    let mut socket = Socket::server(accepted(pieces).await).await;
+    let mut socket = Socket::server(accepted(pieces).await, usize::MAX).await;
     let mut all = Vec::new();
     while let Some(said) = socket.said().await {
         all.push(match said {

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::Setup;
+use crate::harness::{Harness, Setup};
 use crate::requests::CODEX;
 use crate::socket_client::{
     BETA, Client, chained, connect, create, id, kinds, pair, said, sockets, turns, until,
@@ -257,6 +257,28 @@ async fn what_is_no_turn_is_refused_and_costs_nothing() {
             break;
         }
     }
+    h.finish().await;
+}
+
+/// A turn is a request: what bounds one bounds the other.
+#[tokio::test]
+async fn a_message_holds_no_more_than_a_body_may() {
+    let (h, _) = Harness::start(|s: &mut Setup| {
+        s.raw.limits.body_max_bytes = Some(1000);
+        s.codex("a")
+    })
+    .await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    client.send(&create(&"x".repeat(2000))).await;
+    let code = loop {
+        if let Err(code) = client.next().await.expect("not a cut") {
+            break code;
+        }
+    };
+    assert_eq!(code, 1009);
+    assert_eq!(turns(&h), ["a"]);
     h.finish().await;
 }
 

@@ -41,7 +41,7 @@ const MESSAGE_TOO_BIG: u16 = 1009;
 /// Binary messages mean nothing here.
 pub const TEXT_ONLY: Left = Left::Close(UNSUPPORTED, "text only");
 
-pub const TOO_LARGE: Left = Left::Close(MESSAGE_TOO_BIG, "a message holds 64 MiB at most");
+pub const TOO_LARGE: Left = Left::Close(MESSAGE_TOO_BIG, "larger than a message may be");
 
 pub const fn malformed(code: u16) -> Left {
     Left::Close(code, "not a message of the protocol")

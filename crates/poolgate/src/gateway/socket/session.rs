@@ -110,7 +110,7 @@ impl Session {
                 return;
             }
         };
-        let mut client = Socket::server(upgraded).await;
+        let mut client = Socket::server(upgraded, self.app.limits().body_max).await;
         let abort = self.app.sockets.abort.clone();
         match abort.run_until_cancelled(self.serve(&mut client)).await {
             Some(Err(Left::Close(code, reason))) => {
