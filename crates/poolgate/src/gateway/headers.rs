@@ -15,6 +15,13 @@ pub mod name {
     pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-poolgate-request-id");
     /// As a header, and in the `client_metadata` of a body or message.
     pub static TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
+    /// Of one turn: on a socket the handshake's are those of the first, and each message has its own
+    /// (wire 2.4).
+    pub static OF_A_TURN: [HeaderName; 3] = [
+        HeaderName::from_static("x-codex-turn-state"),
+        HeaderName::from_static("x-codex-turn-metadata"),
+        HeaderName::from_static("x-codex-window-id"),
+    ];
     /// The first that is there counts.
     pub static SESSION: [HeaderName; 4] = [
         HeaderName::from_static("session-id"),

@@ -68,6 +68,28 @@ async fn an_upstream_without_sockets_is_asked_over_http() {
     h.finish().await;
 }
 
+/// wire 2.4: what the handshake says of a turn is about the first one.
+#[tokio::test]
+async fn the_handshakes_turn_is_not_told_of_the_next() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    without_sockets(&a);
+    let of_a_turn = ["x-codex-turn-metadata", "x-codex-window-id"];
+    let headers = [BETA, (of_a_turn[0], "{\"turn_id\":\"1\"}"), (of_a_turn[1], "w:1")];
+    let mut client = connect(&h, &headers).await.unwrap();
+    for text in ["hi", "more"] {
+        assert_eq!(said(&client.turn(&create(text)).await), "completed");
+    }
+    let journal = h.sim.journal();
+    let posts: Vec<_> = journal.iter().filter(|entry| entry.method == "POST").collect();
+    for name in of_a_turn {
+        let told: Vec<_> = posts.iter().map(|entry| entry.header(name).is_some()).collect();
+        assert_eq!(told, [true, false], "{name}");
+    }
+    drop(client);
+    until("everything is given back", || h.app.sockets.is_empty()).await;
+    h.finish().await;
+}
+
 /// codex-lb I9: where the upstream keeps responses, it can go on from them.
 #[tokio::test]
 async fn a_stored_response_is_gone_on_from_over_http_and_on_another_socket() {

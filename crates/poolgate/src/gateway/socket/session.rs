@@ -56,7 +56,7 @@ pub struct Session {
     query: Option<String>,
     /// Where turns belong that name no session of their own.
     home: SessionKey,
-    /// Of the handshake, whose headers are those of the first turn (wire 2.4).
+    /// Of the handshake, for the first turn.
     turn_state: Option<SessionKey>,
     slot: Slot,
     contract: Contract,
@@ -259,7 +259,9 @@ impl Session {
         if call.head.purpose != Purpose::WarmUp {
             // A turn that was refused before was none.
             self.turn_state = None;
-            self.headers.remove(&name::TURN_STATE);
+            for of_the_first in &name::OF_A_TURN {
+                self.headers.remove(of_the_first);
+            }
         }
         let (slot, of) = (self.slot.clone(), Arc::clone(&self.caller.key));
         let meanwhile = Meanwhile { app: &app, key: &of, slot: &slot };
