@@ -15,6 +15,7 @@ mod way;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use poolgate_core::strategy::Strategy;
@@ -86,11 +87,22 @@ pub const DEFAULT_POOL: &str = "default";
 #[error("the configuration has {} mistake(s):\n  {}", .0.len(), .0.join("\n  "))]
 pub struct ConfigError(pub Vec<String>);
 
+/// When a file was written last, and how long it is.
+pub type Stamp = (SystemTime, u64);
+
+/// `None`: there is none.
+pub fn stamp(file: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(file).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
 /// A configuration file, and what lies over it.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
     /// `None`: there was none.
     pub file: Option<PathBuf>,
+    /// As it was before it was read.
+    pub stamp: Option<Stamp>,
     pub overrides: Overrides,
 }
 
@@ -109,6 +121,7 @@ impl Config {
             Some(path) => format!("in {}", path.display()),
             None => "without a configuration file".to_owned(),
         };
+        let stamp = path.as_deref().and_then(stamp);
         let mut table = match &path {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
@@ -122,7 +135,7 @@ impl Config {
         });
         let wrong = layers::merge_environment(&mut table, variables);
         let mut raw = RawConfig::deserialize(table).with_context(place)?;
-        let origin = Origin { file: path.clone(), overrides: overrides.clone() };
+        let origin = Origin { file: path.clone(), stamp, overrides: overrides.clone() };
         raw.listen = overrides.listen.or(raw.listen);
         raw.data_dir = overrides.data_dir.or(raw.data_dir);
         let config = Self::resolve_beside(raw, wrong).with_context(place)?;

@@ -1,22 +1,21 @@
 //! The configuration file, read again while the gateway runs: on SIGHUP, and when it changes.
 //!
 //! It is read and checked whole. With a mistake in it nothing changes, and the mistakes stand in the
-//! log and in `poolgate status` until it is right; a store that cannot take it now is asked again every
-//! second. Otherwise accounts, pools and those limits that
+//! log and in `poolgate status` until it is right; a store that cannot take it now is asked again at
+//! every look. Otherwise accounts, pools and those limits that
 //! are looked up anew by every request are taken over together; what else differs is named as waiting
 //! for a restart.
 
-use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
-use crate::config::{Config, Limits, Origin, PoolSpec};
+use crate::config::{Config, Limits, Origin, PoolSpec, Stamp, stamp};
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What the configuration says that may change while requests run.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +58,7 @@ pub async fn follow(app: &App) {
         tracing::error!("SIGHUP cannot be waited for");
         return;
     };
-    let mut seen = seen(origin.file.as_deref());
+    let mut looks = Looks { taken: origin.stamp, last: origin.stamp };
     let mut waits = false;
     loop {
         let asked = tokio::select! {
@@ -67,17 +66,31 @@ pub async fn follow(app: &App) {
             _ = hangup.recv() => true,
             () = tokio::time::sleep(LOOK_EVERY) => false,
         };
-        let now = self::seen(origin.file.as_deref());
-        if asked || waits || now != seen {
-            seen = now;
+        let is_new = looks.is_new(origin.file.as_deref().and_then(stamp), asked);
+        if is_new || asked || waits {
             waits = read_again(app, &origin).await == Read::NotNow;
         }
     }
 }
 
-fn seen(file: Option<&Path>) -> Option<(SystemTime, u64)> {
-    let metadata = std::fs::metadata(file?).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+/// The file as it was when looked at.
+struct Looks {
+    /// Last acted upon.
+    taken: Option<Stamp>,
+    last: Option<Stamp>,
+}
+
+impl Looks {
+    /// It has changed, and is as it was at the look before: some editors write in place, and half of a
+    /// file may be as right as the whole of it. Whoever asks says that it is whole.
+    fn is_new(&mut self, now: Option<Stamp>, asked: bool) -> bool {
+        let has_settled = std::mem::replace(&mut self.last, now) == now;
+        let is_new = (has_settled || asked) && self.taken != now;
+        if is_new {
+            self.taken = now;
+        }
+        is_new
+    }
 }
 
 /// How reading it went.
@@ -110,7 +123,7 @@ async fn read_again(app: &App, origin: &Origin) -> Read {
             let lines: Vec<&str> = lines.lines().map(str::trim).collect();
             let error = lines.join(" | ");
             let before = app.configured.outcome();
-            // It is tried every second: once is enough.
+            // It is tried at every look: once is enough.
             if read == Read::Wrong || before.error.as_ref() != Some(&error) {
                 tracing::error!(error, "the configuration is not in force: the one before stays");
             }
@@ -143,6 +156,30 @@ fn needs_restart(started: &Config, now: &Config) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::config::RawConfig;
+
+    #[test]
+    fn a_file_that_is_being_written_is_left_until_it_is_whole() {
+        let at = |length| Some((std::time::UNIX_EPOCH, length));
+        let mut looks = Looks { taken: at(9), last: at(9) };
+        for (now, asked, want) in [
+            (at(9), false, false),
+            (at(0), false, false),
+            (at(5), false, false),
+            (at(12), false, false),
+            (at(12), false, true),
+            (at(12), false, false),
+            // Truncated, and for the time of one look what it was.
+            (at(0), false, false),
+            (at(12), false, false),
+            (at(12), false, false),
+            (at(13), true, true),
+            (at(13), false, false),
+            (None, false, false),
+            (None, false, true),
+        ] {
+            assert_eq!(looks.is_new(now, asked), want, "{now:?}");
+        }
+    }
 
     /// All but the name that stands for two others.
     #[test]
