@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_compression::tokio::bufread::{DeflateDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
+use async_compression::zstd::DParameter;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, header};
@@ -198,23 +199,30 @@ fn patience(limits: &Limits, elapsed: Duration, arrived: usize) -> Duration {
     limits.body_idle_timeout.min(whole).min(earned.saturating_sub(elapsed))
 }
 
+/// 8 MiB, which every decoder should support and no encoder should exceed (RFC 8878, 3.1.1.1.2): a frame
+/// may ask for any amount of memory before its first byte.
+const ZSTD_WINDOW_LOG: u32 = 23;
+
 pub async fn decode(wire: &Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
     let length = wire.len();
     let input: &[u8] = wire;
     // The upstream reads all of it, however many members it has, and so do we.
     macro_rules! drain_members {
-        ($decoder:ident) => {{
-            let mut decoder = $decoder::new(input);
+        ($decoder:expr) => {{
+            let mut decoder = $decoder;
             decoder.multiple_members(true);
             drain(decoder, length, limit, encoding).await
         }};
     }
     match encoding {
-        Encoding::Gzip => drain_members!(GzipDecoder),
-        Encoding::Zstd => drain_members!(ZstdDecoder),
+        Encoding::Gzip => drain_members!(GzipDecoder::new(input)),
+        Encoding::Zstd => {
+            let window = DParameter::window_log_max(ZSTD_WINDOW_LOG);
+            drain_members!(ZstdDecoder::with_params(input, &[window]))
+        }
         // RFC 9110 means zlib by "deflate"; some clients send the bare format.
-        Encoding::Deflate if is_zlib(input) => drain_members!(ZlibDecoder),
-        Encoding::Deflate => drain_members!(DeflateDecoder),
+        Encoding::Deflate if is_zlib(input) => drain_members!(ZlibDecoder::new(input)),
+        Encoding::Deflate => drain_members!(DeflateDecoder::new(input)),
     }
 }
 
@@ -493,5 +501,21 @@ mod tests {
             run(b"junk".to_vec(), Encoding::Zstd).await,
             Err(Error::BadEncoding("zstd"))
         ));
+    }
+
+    /// RFC 8878: a window of so many bits, no size, and one raw block.
+    #[tokio::test]
+    async fn a_frame_of_zstd_has_no_window_above_8_mib() {
+        let text = br#"{"model":"m"}"#;
+        for (log, good) in [(20_u8, true), (23, true), (24, false), (31, false)] {
+            let head = [0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3];
+            let block = [(13 << 3) | 1, 0, 0];
+            let frame = [&head[..], &block, text].concat();
+            let decoded = decode(&frame.into(), Encoding::Zstd, 1000).await;
+            match decoded {
+                Ok(decoded) => assert!(good && decoded == text.as_slice(), "{log}"),
+                Err(error) => assert!(!good && error.parts().0 == 400, "{log}: {error}"),
+            }
+        }
     }
 }
