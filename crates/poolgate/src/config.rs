@@ -133,7 +133,8 @@ impl Config {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
-        let wrong = layers::merge_environment(&mut table, variables);
+        let mut wrong = layers::merge_environment(&mut table, variables);
+        wrong.extend(layers::take_malformed(&mut table));
         let mut raw = RawConfig::deserialize(table).with_context(place)?;
         let origin = Origin { file: path.clone(), stamp, overrides: overrides.clone() };
         raw.listen = overrides.listen.or(raw.listen);

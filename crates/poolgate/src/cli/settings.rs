@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use poolgate_core::account::{Kind, Speaks};
 use serde_json::json;
 
 use super::{Global, show};
-use crate::config::Config;
+use crate::config::{AccountSpec, Config};
+use crate::serve::tls::Tls;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -20,6 +22,9 @@ pub fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode> {
     let config = global.load(None)?;
     match command {
         Command::Check => {
+            if let Some(files) = config.listener.tls.clone() {
+                Tls::new(files)?;
+            }
             let (accounts, pools) = (config.accounts.len(), config.pools.len());
             show(global.json, &json!({"ok": true, "accounts": accounts, "pools": pools}), || {
                 format!("the configuration is right: {accounts} account(s), {pools} pool(s)")
@@ -33,6 +38,14 @@ pub fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Of those that may speak one or another.
+fn speaks(account: &AccountSpec) -> Option<Vec<&'static str>> {
+    let Speaks { responses, chat, messages } = account.speaks;
+    let all = [("responses", responses), ("chat", chat), ("messages", messages)];
+    let spoken = all.into_iter().filter(|(_, speaks)| *speaks).map(|(word, _)| word);
+    (account.kind == Kind::Compatible).then(|| spoken.collect())
+}
+
 fn describe(config: &Config) -> serde_json::Value {
     let accounts: Vec<_> = config
         .accounts
@@ -42,13 +55,17 @@ fn describe(config: &Config) -> serde_json::Value {
                 "upstream": format!("{}{}", a.upstream.place, a.upstream.prefix),
                 "priority": a.priority, "cap_5h_percent": a.caps.five_hour.percent(),
                 "cap_weekly_percent": a.caps.weekly.percent(), "models": a.models,
+                "plan_weight": a.plan_weight, "speaks": speaks(a),
                 "max_concurrency": a.max_concurrency})
         })
         .collect();
     let pools: Vec<_> = config
         .pools
         .iter()
-        .map(|p| json!({"name": p.name, "members": p.members, "strategy": p.strategy.name()}))
+        .map(|p| {
+            json!({"name": p.name, "members": p.members, "strategy": p.strategy.name(),
+                "rebalance_threshold": p.rebalance_threshold})
+        })
         .collect();
     let (limits, listener) = (&config.limits, &config.listener);
     let mut shown = json!({
@@ -111,6 +128,10 @@ mod tests {
         let settings: toml::Table = all.parse().unwrap();
         let config = Config::resolve(toml::from_str::<RawConfig>(&all).unwrap()).unwrap();
         let shown = describe(&config);
+        let compatible =
+            shown["accounts"].as_array().unwrap().iter().find(|a| a["speaks"].is_array());
+        assert!(compatible.is_some_and(|account| account.get("plan_weight").is_some()));
+        assert!(shown["pools"][0].get("rebalance_threshold").is_some());
         let mut missing = Vec::new();
         for (name, value) in &settings {
             // Accounts and pools are tested by what they come to.

@@ -1,5 +1,9 @@
 //! What is written, before it means anything: the file's text, and what the environment lays over it.
 
+use serde::Deserialize;
+
+use super::RawConfig;
+
 /// The parser's own words quote the line, and a line may hold a proxy's password.
 pub(super) fn parse(text: &str) -> anyhow::Result<toml::Table> {
     text.parse().map_err(|error: toml::de::Error| {
@@ -11,6 +15,9 @@ pub(super) fn parse(text: &str) -> anyhow::Result<toml::Table> {
 
 /// Lists of the file, which a variable cannot reach into.
 const LISTS: [&str; 2] = ["account", "pool"];
+
+/// Each of whose settings may be left out.
+const SECTIONS: [&str; 2] = ["limits", "listener"];
 
 /// Puts `POOLGATE__A__B=value` at `a.b`. Values are read as TOML, else taken as text. The single
 /// underscore names (`POOLGATE_DATA`) are not settings. Returns the mistakes.
@@ -50,6 +57,35 @@ fn section(mut at: &mut toml::Table, keys: Vec<String>) -> Result<&mut toml::Tab
 fn read(value: String) -> toml::Value {
     let parsed = format!("v = {value}").parse::<toml::Table>().ok();
     parsed.and_then(|mut table| table.remove("v")).unwrap_or(toml::Value::String(value))
+}
+
+/// Takes out what no setting reads like, each with its mistake, so that none hides another.
+pub(super) fn take_malformed(table: &mut toml::Table) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut fits = |place: String, name: &str, value: toml::Value| {
+        let alone = toml::Table::from_iter([(name.to_owned(), value)]);
+        let mistake = RawConfig::deserialize(alone).err();
+        wrong.extend(mistake.iter().map(|error| format!("{place}: {}", error.message())));
+        mistake.is_none()
+    };
+    table.retain(|name, value| match value {
+        toml::Value::Array(list) if LISTS.contains(&name) => {
+            list.retain(|item| {
+                let place = format!("{name} {}", item.get("name").unwrap_or(&"".into()));
+                fits(place, name, vec![item.clone()].into())
+            });
+            true
+        }
+        toml::Value::Table(section) if SECTIONS.contains(&name) => {
+            section.retain(|key, value| {
+                let alone = toml::Table::from_iter([(key.to_owned(), value.clone())]);
+                fits(format!("{name}.{key}"), name, alone.into())
+            });
+            true
+        }
+        value => fits(name.to_owned(), name, value.clone()),
+    });
+    wrong
 }
 
 #[cfg(test)]
@@ -100,5 +136,38 @@ mod tests {
             ]
         );
         assert_eq!(table["listen"].as_str(), Some("127.0.0.1:2"));
+    }
+    #[test]
+    fn what_no_setting_reads_like_is_told_all_at_once() {
+        let text = r#"
+            lisen = "127.0.0.1:1"
+            workers = "many"
+            listen = "127.0.0.1:2"
+            [limits]
+            proxy_htp = 1
+            proxy_http = -1
+            body_timeout_s = 7
+            [tls]
+            cert_file = "c"
+            [[account]]
+            name = "a"
+            kind = "codex"
+            auth_file = "a.json"
+            [[account]]
+            name = "b"
+            knd = "codex"
+            "#;
+        let mut table: toml::Table = text.parse().unwrap();
+        let wrong = take_malformed(&mut table);
+        let places =
+            ["lisen", "workers", "limits.proxy_htp", "limits.proxy_http", "tls", "account \"b\""];
+        assert_eq!(wrong.len(), places.len(), "{wrong:#?}");
+        for place in places {
+            let begin = format!("{place}: ");
+            assert!(wrong.iter().any(|mistake| mistake.starts_with(&begin)), "{place}: {wrong:#?}");
+        }
+        let rest = RawConfig::deserialize(table).unwrap();
+        assert_eq!(rest.listen.as_deref(), Some("127.0.0.1:2"));
+        assert_eq!((rest.limits.body_timeout_s, rest.account.len()), (Some(7), 1));
     }
 }

@@ -73,6 +73,13 @@ async fn mistakes_are_said_where_they_are() {
     let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.contains(name) && doctor.contains("3 mistake(s):\n  "), "{doctor}");
     assert!(!doctor.contains("\\n"), "{doctor}");
+    let check = ["config", "check", "--config", name];
+    std::fs::write(&file, "lisen = \"x\"\n[limits]\nproxy_htp = 1\nbody_max_bytes = 0\n").unwrap();
+    for part in ["lisen: ", "limits.proxy_htp: ", "limits.body_max_bytes: "] {
+        fails(data, &check, part).await;
+    }
+    std::fs::write(&file, "[tls]\ncert_file = \"no.pem\"\nkey_file = \"no.pem\"\n").unwrap();
+    fails(data, &check, "tls.cert_file no.pem").await;
     std::fs::remove_file(&file).unwrap();
     let add = ["account", "add", "x", "--kind", "codx", "--key-stdin"];
     fails(data, &add, "kind \"codx\" is none of").await;
