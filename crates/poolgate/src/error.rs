@@ -379,6 +379,19 @@ mod tests {
         }
     }
 
+    /// Read from the source: no list of the variants has to be kept beside it.
+    #[test]
+    fn every_code_stands_in_the_readme() {
+        let source = include_str!("error.rs");
+        let parts = source.split_once("pub fn parts").unwrap().1;
+        let parts = parts.split_once("fn retry_after").unwrap().0;
+        let codes: Vec<&str> = parts.split('"').skip(1).step_by(2).collect();
+        let readme = include_str!("../../../README.md");
+        let missing = |code: &&&str| !readme.contains(&format!("`{code}`"));
+        assert_eq!(codes.iter().filter(missing).collect::<Vec<_>>(), Vec::<&&str>::new());
+        assert!(codes.contains(&"bad_question") && codes.len() > 30, "{codes:?}");
+    }
+
     /// RFC 9110, 15.5.22.
     #[test]
     fn who_asks_for_a_socket_in_vain_is_told_what_is_spoken() {
