@@ -37,8 +37,6 @@ const KEEP_ALIVE_RETRIES: u32 = 3;
 /// What was sent must have been acknowledged by then.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_mins(1);
-/// All of it together (proxy, TLS), in units of the time-out for TCP.
-const WHOLE_FACTOR: u32 = 2;
 
 type Tcp = TokioIo<TcpStream>;
 pub type Stream = MaybeHttpsStream<Tcp>;
@@ -97,7 +95,7 @@ impl Dialer {
             inside.call(uri).await.map_err(|error| Unreachable::of(&*error))
         };
         let began = Instant::now();
-        let answer = timeout(self.connect_timeout * WHOLE_FACTOR, dialled).await;
+        let answer = timeout(self.connect_timeout, dialled).await;
         self.connects.observe(began.elapsed());
         answer.unwrap_or_else(|_| Err(late()))
     }
