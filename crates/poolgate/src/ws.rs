@@ -1,4 +1,5 @@
-//! Web sockets, whichever library speaks them: messages of text in and out, pings answered, close codes.
+//! Web sockets, whichever library speaks them: messages of text in and out, pings answered and sent, close
+//! codes.
 //! Compression is declined.
 
 use std::collections::VecDeque;
@@ -11,7 +12,7 @@ use futures_util::{SinkExt, Stream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -27,11 +28,39 @@ const BUFFER: usize = 4 << 10;
 /// Behind a close.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// The other end is asked so often whether it is there, while something is expected of it.
+const PING_EVERY: Duration = Duration::from_secs(30);
+/// Of these in a row, during which nothing at all came: a minute after a ping.
+const SILENT_MAX: u32 = 2;
+
 /// One end of a socket.
 #[derive(Debug)]
 pub struct Socket {
     stream: WebSocketStream<TokioIo<Upgraded>>,
     is_closing: bool,
+    pulse: Option<Pulse>,
+}
+
+/// Whether the other end is there (reliability §9). What is idle needs none.
+#[derive(Debug)]
+struct Pulse {
+    every: Duration,
+    alarm: Pin<Box<Sleep>>,
+    /// Since the alarm went off last.
+    heard: bool,
+    silent: u32,
+}
+
+impl Pulse {
+    fn new(every: Duration) -> Self {
+        Self { every, alarm: Box::pin(sleep(every)), heard: true, silent: 0 }
+    }
+
+    /// False: it was asked, and it is not there.
+    fn beats(&mut self) -> bool {
+        self.silent = if std::mem::take(&mut self.heard) { 0 } else { self.silent + 1 };
+        self.silent < SILENT_MAX
+    }
 }
 
 /// What the other end says. Its pings are answered while somebody listens, and not told.
@@ -63,7 +92,7 @@ impl Socket {
             .max_frame_size(Some(most));
         let stream = TokioIo::new(upgraded);
         let stream = WebSocketStream::from_raw_socket(stream, role, Some(config)).await;
-        Self { stream, is_closing: false }
+        Self { stream, is_closing: false, pulse: None }
     }
 
     /// The other end has said that it closes.
@@ -71,10 +100,41 @@ impl Socket {
         self.is_closing
     }
 
+    /// A turn is under way: an end that is gone without a word is to be noticed.
+    pub fn watch(&mut self) {
+        self.pulse = Some(Pulse::new(PING_EVERY));
+    }
+
+    pub fn unwatch(&mut self) {
+        self.pulse = None;
+    }
+
+    /// Resolves when the other end is as good as gone.
+    fn poll_pulse(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pulse) = &mut self.pulse else { return Poll::Pending };
+        while pulse.alarm.as_mut().poll(cx).is_ready() {
+            if !pulse.beats() {
+                return Poll::Ready(());
+            }
+            pulse.alarm.as_mut().reset(Instant::now() + pulse.every);
+            // Who takes nothing answers nothing.
+            if let Poll::Ready(Ok(())) = self.stream.poll_ready_unpin(cx) {
+                let _ = self.stream.start_send_unpin(Message::Ping(Bytes::new()));
+                let _ = self.stream.poll_flush_unpin(cx);
+            }
+        }
+        Poll::Pending
+    }
+
     /// `None`: the socket is closed or broken.
     pub fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<Option<Said>> {
         loop {
-            let message = std::task::ready!(Pin::new(&mut self.stream).poll_next(cx));
+            let Poll::Ready(message) = Pin::new(&mut self.stream).poll_next(cx) else {
+                return self.poll_pulse(cx).map(|()| None);
+            };
+            if let Some(pulse) = &mut self.pulse {
+                pulse.heard = true;
+            }
             return Poll::Ready(match message {
                 Some(Ok(Message::Text(text))) => Some(Said::Text(text.into())),
                 Some(Ok(Message::Binary(_))) => Some(Said::Binary),
@@ -138,5 +198,82 @@ impl Socket {
         let mut rest = vec![0; BUFFER];
         let drop_rest = async { while io.read(&mut rest).await.is_ok_and(|read| read > 0) {} };
         let _ = timeout(LINGER, drop_rest).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{Request, Response, StatusCode, header};
+    use http_body_util::Empty;
+    use hyper::body::Incoming;
+    use hyper::upgrade::OnUpgrade;
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// Both ends of one.
+    async fn pair() -> (Socket, Socket) {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let upgrade: Mutex<Option<OnUpgrade>> = Mutex::default();
+        let service = hyper::service::service_fn(|request: Request<Incoming>| {
+            *upgrade.lock() = Some(hyper::upgrade::on(request));
+            let response = Response::builder()
+                .status(StatusCode::SWITCHING_PROTOCOLS)
+                .header(header::CONNECTION, "upgrade")
+                .header(header::UPGRADE, "websocket");
+            std::future::ready(Ok::<_, Infallible>(response.body(Empty::<Bytes>::new()).unwrap()))
+        });
+        let serving = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(near), service)
+            .with_upgrades();
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(far));
+        let (mut sender, connection) = handshake.await.unwrap();
+        let request = Request::get("/")
+            .header(header::HOST, "h")
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, "websocket")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        let asking = sender.send_request(request);
+        let (response, connected, served) =
+            tokio::join!(asking, connection.with_upgrades(), serving);
+        connected.and(served).unwrap();
+        let theirs = hyper::upgrade::on(response.unwrap()).await.unwrap();
+        let upgrade = upgrade.lock().take().unwrap();
+        let ours = upgrade.await.unwrap();
+        (Socket::server(ours, usize::MAX).await, Socket::client(theirs).await)
+    }
+
+    /// A ping at 30 s, another at 60 s, gone at 90 s.
+    #[tokio::test]
+    async fn reliability_9_an_end_is_gone_a_minute_after_a_ping() {
+        let gone_at = |heard: &[bool]| {
+            let mut pulse = Pulse::new(PING_EVERY);
+            let gone = heard.iter().position(|heard| {
+                let beats = pulse.beats();
+                pulse.heard = *heard;
+                !beats
+            });
+            gone.map(|beat| (u32::try_from(beat).unwrap() + 1) * PING_EVERY)
+        };
+        assert_eq!(gone_at(&[false, false, false]), Some(Duration::from_secs(90)));
+        assert_eq!(gone_at(&[true, false, true, false, true]), None, "something now and then");
+        assert_eq!(gone_at(&[true, true, false, false, false]), Some(Duration::from_secs(150)));
+    }
+
+    #[tokio::test]
+    async fn an_end_that_answers_pings_is_there_and_one_that_does_not_is_gone() {
+        let (mut ours, mut theirs) = pair().await;
+        let every = Duration::from_millis(20);
+        let long = every * 10;
+        ours.pulse = Some(Pulse::new(every));
+        let both = async { tokio::join!(ours.said(), theirs.said()) };
+        assert!(timeout(long, both).await.is_err(), "they listen");
+        ours.unwatch();
+        assert!(timeout(long, ours.said()).await.is_err(), "nothing is expected of it");
+        ours.pulse = Some(Pulse::new(every));
+        assert!(ours.said().await.is_none(), "nobody answers");
     }
 }

@@ -165,6 +165,7 @@ impl Turn {
             Some(leg) if leg.socket.is_closing() => NotBegun::Closed,
             _ => NotBegun::Failed(SendError::Broke("the socket closed".into())),
         };
+        leg.socket.watch();
         // A large one is not taken at once.
         let said = timeout(wait, leg.socket.say(frame)).await;
         if !said.map_err(|_| NotBegun::Failed(SendError::Timeout))? {
@@ -251,6 +252,7 @@ impl Turn {
                 let is_certain = !self.is_interjected() || event_kind(&text) != b"error";
                 if let Some(mut leg) = self.leg.take().filter(|_| is_certain) {
                     leg.before = self.response.take().or(leg.before);
+                    leg.socket.unwatch();
                     self.slot.put(leg);
                 }
             }

@@ -147,7 +147,9 @@ impl Session {
                     Said::Text(text) => {
                         // Boxed: most sockets are idle, and a turn is large.
                         self.slot.listen();
+                        client.watch();
                         Box::pin(self.turn(client, text)).await?;
+                        client.unwatch();
                         self.slot.stop_listening();
                         heard = Instant::now();
                     }
