@@ -30,6 +30,7 @@ use poolgate_core::health::{Health, Stop};
 use poolgate_core::network::Network;
 use poolgate_core::poll::Polls;
 use poolgate_core::quota::Quota;
+use poolgate_core::refresh::Standing;
 use poolgate_core::strategy::Strategy;
 use poolgate_core::units::Timestamp;
 use tokio::sync::Notify;
@@ -109,6 +110,8 @@ struct Live {
     plan_weight: Option<f64>,
     /// Whose the credential was when that was last looked at.
     owner: Owner,
+    /// What it was good for then, and which tokens that was about; `None`: not looked at yet.
+    stands: Option<(Standing, [u8; 32])>,
     /// As the provider told it, which is newer than what the credential says.
     learnt_plan: Option<String>,
     /// When its upstream last answered anything.
@@ -321,6 +324,7 @@ impl Live {
         let fresh = Self {
             heard_at: windows.map(|window| window.observed_at).max(),
             owner: account.credential.owner(),
+            stands: None,
             account: Arc::new(account),
             facts,
             counters: Counters::default(),
@@ -365,6 +369,7 @@ impl Live {
             let by_plan = plan_weight(facts.kind, facts.plan.as_deref());
             facts.weight = self.plan_weight.unwrap_or(by_plan);
         }
+        self.stands = known.stands;
         facts.quota = known.facts.quota;
         facts.in_flight = known.facts.in_flight;
         facts.probing_until = known.facts.probing_until;

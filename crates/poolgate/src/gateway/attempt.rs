@@ -74,7 +74,10 @@ pub async fn refresh(
     account: &Account,
     refused: &Bearer,
 ) -> Result<Bearer, CredentialError> {
-    account.credential.replace(refused, &app.refresh_context(account)).await
+    let renewed = account.credential.replace(refused, &app.refresh_context(account)).await;
+    // Before anything is learnt of the new tokens, which they would end as what the old ones caused.
+    app.pool.follow_credential(account.id, app.clock.now());
+    renewed
 }
 
 /// A token to try with.

@@ -1,11 +1,8 @@
 //! Credentials beside any request: files that changed, tokens to be saved, accounts that nobody uses.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use poolgate_core::account::AccountId;
-use poolgate_core::refresh::Standing;
 
 use super::{CHANGES_EVERY, pause, save_stops};
 use crate::app::App;
@@ -13,39 +10,25 @@ use crate::app::App;
 /// How often accounts are looked through for a token that is about to expire.
 const GUARD_EVERY: Duration = Duration::from_secs(30);
 
-/// What the pool was last told of each credential.
-#[derive(Debug, Default)]
-struct Told(HashMap<AccountId, (Standing, [u8; 32])>);
-
-impl Told {
-    /// Rereads files that changed, and tells the pool what has become of its credentials.
-    async fn follow(&mut self, app: &App) {
-        for account in app.pool.accounts() {
-            let credential = &account.credential;
-            if credential.changed_on_disk() && credential.reload().await {
-                let problem = credential.problem();
-                tracing::info!(account = account.name, problem, "the credential changed");
-                app.pool.credential_exchanged(account.id);
-            }
-            let now = app.clock.now();
-            let stands = credential.standing(now);
-            let before = self.0.insert(account.id, stands);
-            if before != Some(stands) {
-                // A pause or a stop of before is ended by other tokens, not by a restart.
-                let is_new = before
-                    .map_or_else(|| credential.is_renewed(), |(_, content)| content != stands.1);
-                app.pool.credential_stands(account.id, stands.0, is_new, now);
-                save_stops(app).await;
-            }
-        }
+/// Files that changed on disk, and what has become of the credentials.
+pub async fn follow(app: &App) {
+    while pause(app, CHANGES_EVERY).await {
+        look(app).await;
     }
 }
 
-/// Files that changed on disk, and what has become of the credentials.
-pub async fn follow(app: &App) {
-    let mut told = Told::default();
-    while pause(app, CHANGES_EVERY).await {
-        told.follow(app).await;
+/// Rereads files that changed, and has the pool look at each of its credentials.
+async fn look(app: &App) {
+    for account in app.pool.accounts() {
+        let credential = &account.credential;
+        if credential.changed_on_disk() && credential.reload().await {
+            let problem = credential.problem();
+            tracing::info!(account = account.name, problem, "the credential changed");
+            app.pool.credential_exchanged(account.id);
+        }
+        if app.pool.follow_credential(account.id, app.clock.now()) {
+            save_stops(app).await;
+        }
     }
 }
 

@@ -31,6 +31,37 @@ impl Live {
         result
     }
 
+    /// Returns whether anything has become of the credential. Other tokens end what those before caused,
+    /// once: what happens after they were seen here is about themselves.
+    fn follow_credential(&mut self, now: Timestamp) -> bool {
+        let credential = Arc::clone(&self.account.credential);
+        let stands = credential.standing(now);
+        let before = self.stands.replace(stands);
+        if before == Some(stands) {
+            return false;
+        }
+        // A pause or a stop of before is ended by other tokens, not by a restart.
+        let is_new =
+            before.map_or_else(|| credential.is_renewed(), |(_, content)| content != stands.1);
+        let stop = self.facts.health.stop;
+        self.follow_owner();
+        self.learn(now, |live| {
+            let (facts, standing) = (&mut live.facts, stands.0);
+            facts.has_credential = standing != Standing::Unavailable;
+            match standing {
+                Standing::Stopped(stop) => {
+                    facts.health.stop.get_or_insert(stop);
+                }
+                Standing::Usable if is_new => {
+                    facts.health.logged_in(credential.refused_before());
+                }
+                Standing::Usable | Standing::Unavailable => {}
+            }
+        });
+        self.unsaved_stop |= self.facts.health.stop != stop;
+        true
+    }
+
     /// What was learnt about whoever the credential was before is not about who it may be now.
     fn follow_owner(&mut self) {
         let owner = self.account.credential.owner();
@@ -180,35 +211,14 @@ impl Pool {
         self.polls.notify_one();
     }
 
-    /// What the credential is good for now. `is_new`: its tokens are other ones than before, which
-    /// ends what the old ones caused.
-    pub fn credential_stands(
-        &self,
-        id: AccountId,
-        standing: Standing,
-        is_new: bool,
-        now: Timestamp,
-    ) {
-        self.with(id, |live| {
-            let stop = live.facts.health.stop;
-            live.follow_owner();
-            live.learn(now, |live| {
-                live.facts.has_credential = standing != Standing::Unavailable;
-                match standing {
-                    Standing::Stopped(stop) => {
-                        live.facts.health.stop.get_or_insert(stop);
-                    }
-                    Standing::Usable if is_new => {
-                        let refused = live.account.credential.refused_before();
-                        live.facts.health.logged_in(refused);
-                    }
-                    Standing::Usable | Standing::Unavailable => {}
-                }
-            });
-            live.unsaved_stop |= live.facts.health.stop != stop;
-        });
-        self.line.freed();
-        self.polls.notify_one();
+    /// Looks at what the account's credential is good for now. Returns whether that has changed.
+    pub fn follow_credential(&self, id: AccountId, now: Timestamp) -> bool {
+        let has_changed = self.with(id, |live| live.follow_credential(now)).unwrap_or(false);
+        if has_changed {
+            self.line.freed();
+            self.polls.notify_one();
+        }
+        has_changed
     }
 
     /// Remembers which account holds the state behind a response.

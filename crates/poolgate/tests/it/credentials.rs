@@ -1,6 +1,7 @@
 //! Tokens are renewed when they must be, once, and never lost.
 
 use futures_util::future::join_all;
+use poolgate::clock::Clock;
 use poolgate_sim::Fault;
 use serde_json::Value;
 
@@ -92,6 +93,46 @@ async fn an_account_whose_sign_in_is_gone_needs_a_login_and_the_others_serve() {
     let now = poolgate::clock::Clock::now(&*h.clock);
     assert_eq!(h.app.pool.view(now).accounts[0].state, "needs_login");
     h.finish().await;
+}
+
+/// spec §6: a second 401 is about the new tokens, and what follows from it outlives the next look at them.
+#[tokio::test]
+async fn a_renewal_does_not_end_what_its_own_tokens_are_refused_for() {
+    let gone = r#"{"error":{"code":"token_revoked","message":"no"}}"#;
+    for (fault, want) in
+        [(Fault::unauthorized(), "cooling"), (Fault::status(401, gone), "needs_login")]
+    {
+        let (h, (a, b)) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            (s.codex("a"), s.codex("b"))
+        })
+        .await;
+        // Whoever has noticed new tokens of `b` has looked at those of `a`.
+        let looked = async || {
+            let content = || h.app.pool.accounts()[1].credential.content();
+            let before = content();
+            b.renew();
+            std::fs::write(h.dir.path().join("b.json"), b.auth_json()).unwrap();
+            let noticed = async {
+                while content() == before {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, noticed).await.expect("the file was noticed");
+        };
+        looked().await;
+        a.fault(fault).forever();
+        assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+        let state = || h.app.pool.view(h.clock.now()).accounts[0].state.clone();
+        assert_eq!((state(), token_calls(&h)), (want.into(), 1));
+        looked().await;
+        looked().await;
+        h.sim.clear_journal();
+        assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+        assert_eq!((state(), h.asked()), (want.into(), vec!["b".to_owned()]));
+        assert_eq!(token_calls(&h), 0, "{want}");
+        h.finish().await;
+    }
 }
 
 #[tokio::test]
