@@ -93,6 +93,10 @@ pub async fn try_account(
         match next {
             Next::Relay => return relayed(bad, lease),
             Next::Refresh => {
+                if let Some(over) = &call.over {
+                    // It was opened with the token that is refused.
+                    over.slot.take();
+                }
                 if let Ok(refused) = &bearer {
                     bearer = Box::pin(attempt::refresh(app, &account, refused)).await;
                 }

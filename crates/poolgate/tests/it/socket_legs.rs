@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use poolgate::clock::Clock;
 use poolgate_sim::{Fault, Phase};
 use serde_json::{Value, json};
 
@@ -112,6 +113,34 @@ async fn a_turn_that_goes_on_and_loses_its_leg_is_asked_for_in_full() {
         drop(client);
         h.finish().await;
     }
+}
+
+/// spec §6, §7: a leg speaks with the token that has opened it, whatever has been renewed since.
+#[tokio::test]
+async fn a_turn_that_renews_the_token_leaves_the_leg_of_the_old_one() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let refused = || {
+        a.fault(Fault::error_frame(Phase::Body, 401, "token_expired")).turns().times(1);
+    };
+    let renewals = || h.sim.journal().iter().filter(|e| e.path.ends_with("/token")).count();
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    refused();
+    let first = client.turn(&create("hi")).await;
+    assert_eq!((said(&first).as_str(), sockets(&h), renewals()), ("completed", 2, 1));
+    let journal = h.sim.journal();
+    let opened = journal.iter().rfind(|e| e.is_socket()).unwrap();
+    let bearer = format!("Bearer {}", a.credential());
+    assert_eq!(opened.header("authorization"), Some(bearer.as_str()));
+
+    refused();
+    let lost = client.turn(&chained("more", &id(&first))).await;
+    assert_eq!((said(&lost).as_str(), renewals()), ("previous_response_not_found", 2));
+    assert_eq!(h.app.pool.view(h.clock.now()).accounts[0].state, "ready");
+    assert_eq!(said(&client.turn(&create("all of it")).await), "completed");
+    assert_eq!(sockets(&h), 3);
+    drop(client);
+    h.finish().await;
 }
 
 /// spec §9: a place is given back before another is taken.
