@@ -110,7 +110,8 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
 /// at fault: what it did to them is taken back, and the words are relayed.
 ///
 /// Structured evidence of spent quota is exempt, and so is anything that speaks of a usage limit, or of
-/// when to come back: accounts that have run dry say the same, each about itself.
+/// when to come back: accounts that have run dry say the same, each about itself. A page or an empty body
+/// says nothing of the request: an edge that is down answers so for all accounts behind it.
 #[derive(Default)]
 struct SameText(Vec<([u8; 32], AccountId, Charge)>);
 
@@ -122,7 +123,7 @@ impl SameText {
             bad.outcome,
             Outcome::Strike | Outcome::RateLimited { .. } | Outcome::UpstreamError
         );
-        let Some(reply) = bad.reply.as_ref().filter(|reply| owned && !reply.body.is_empty()) else {
+        let Some(reply) = bad.reply.as_ref().filter(|reply| owned && reply.is_own) else {
             return false;
         };
         let words = words(&reply.body);

@@ -52,6 +52,8 @@ pub struct Answer {
 pub struct Reply {
     pub head: Parts,
     pub body: Bytes,
+    /// The upstream's own words, and not ours in place of a page or of nothing.
+    pub is_own: bool,
 }
 
 #[derive(Debug)]
@@ -162,7 +164,8 @@ pub fn refusal_of_event(
     head.status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let body = scrub(&fields.body(ask.surface.family(), head.status), account);
-    let reply = Some(Reply { head, body });
+    let is_own = !fields.message.is_empty() || !fields.code.is_empty();
+    let reply = Some(Reply { head, body, is_own });
     Bad { outcome, status: Some(status), reply, error, spent: None }
 }
 
@@ -194,14 +197,16 @@ async fn judge_failure(
     };
     let mut body = scrub(&body, account);
     log(account, status, &body);
-    if !body.trim_ascii_start().starts_with(b"{") {
+    let told = body.trim_ascii();
+    let is_own = told.starts_with(b"{") && told != b"{}";
+    if !told.starts_with(b"{") {
         // A page, or nothing: no client parses it, and nobody should be shown it as ours.
         let message = format!("the upstream answered {status}, and not in JSON");
         let fields = ErrorFields { message, ..ErrorFields::default() };
         body = fields.body(ask.surface.family(), head.status);
     }
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let reply = Some(Reply { head, body });
+    let reply = Some(Reply { head, body, is_own });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }
 }
 

@@ -200,7 +200,7 @@ async fn assembled(
     };
     let Some(fields) = tap.error.take() else {
         let body = body.ok_or_else(|| broke(Outcome::Broke))?;
-        return Ok(Answered::Assembled(Reply { head, body }, tap.usage));
+        return Ok(Answered::Assembled(Reply { head, body, is_own: true }, tap.usage));
     };
     let outcome = judge_late(app, account, ask, &fields);
     let refusal = refusal_of_event(account, ask, head, &fields, outcome);

@@ -142,14 +142,38 @@ async fn a_page_instead_of_an_error_is_not_shown() {
         assert!(got.json()["error"]["message"].as_str().unwrap().contains("404"), "{kind}");
     }
     h.finish().await;
-    // Three of the same are relayed, and are no fault of the request's shape.
-    let (h, accounts) = Harness::start(|s: &mut Setup| ["a", "b", "c"].map(|n| s.openai(n))).await;
-    for account in &accounts {
-        account.fault(answer(500, "text/html", page)).forever();
+}
+
+/// spec §6: three equal texts are the upstreams' own; an outage is answered by an edge, for all accounts alike.
+#[tokio::test]
+async fn three_pages_are_an_outage_and_no_fault_of_the_request() {
+    for body in ["<html>ray", "no backend", ""] {
+        let (h, accounts) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            let accounts = ["a", "b", "c"].map(|n| s.codex(n));
+            s.openai("key");
+            s.settings("key").priority = Some(1);
+            accounts
+        })
+        .await;
+        for account in &accounts {
+            let page =
+                if body.is_empty() { String::new() } else { format!("{body} {}", account.name()) };
+            account.fault(answer(502, "text/html", &page)).forever();
+        }
+        let mut served = None;
+        for post in 1..=3 {
+            let got = h.post("/v1/responses", &responses("hi", true)).await;
+            if got.status == 200 {
+                served = Some(post);
+                break;
+            }
+            assert_eq!((got.status.as_u16(), got.code()), (502, "upstream_error"), "{body}");
+        }
+        assert!(served.is_some(), "{body:?}: three errors in a row rest an account");
+        assert_eq!(h.asked().last().map(String::as_str), Some("key"), "{body}");
+        h.finish().await;
     }
-    let got = h.post("/v1/responses", &responses("hi", true)).await;
-    assert_eq!((got.status.as_u16(), &got.json()["error"]["type"]), (500, &json!("server_error")));
-    h.finish().await;
 }
 
 /// spec §6: one classification, whatever the status says.
