@@ -9,6 +9,7 @@ use crate::account::{AccountId, Caps, Kind, Speaks, Surface, model_matches};
 use crate::gate::Gate;
 use crate::health::{Block, Cause, Health, ModelCause, Stop};
 use crate::quota::{Quota, STALE_AFTER, Window};
+use crate::resets::is_left_since;
 use crate::units::{Fraction, Timestamp};
 
 /// A probe that is not back by then is given up, and another may try.
@@ -240,6 +241,9 @@ fn backoff(account: &Account, now: Timestamp) -> Option<Reason> {
 
 fn of_model(account: &Account, ask: Ask<'_>, now: Timestamp) -> Option<Reason> {
     let block = account.health.model_block(ask.model, now)?;
+    if block.cause == ModelCause::Quota && is_left_since(account, ask, block.since, now) {
+        return None;
+    }
     Some(Reason::Model { cause: block.cause, until: block.until })
 }
 

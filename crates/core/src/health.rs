@@ -135,7 +135,7 @@ pub enum ModelCause {
 pub struct ModelBlock {
     /// Of what ends last.
     pub cause: ModelCause,
-    since: Timestamp,
+    pub since: Timestamp,
     pub until: Timestamp,
     /// How often in a row it was overloaded; lengthens the cooldown.
     times: u32,
@@ -342,7 +342,10 @@ impl Health {
 
     /// The model's own limit is spent here until then.
     pub fn block_model(&mut self, model: &str, until: Timestamp, now: Timestamp) {
-        self.model(model, ModelCause::Quota, now).extend(ModelCause::Quota, until, now);
+        let block = self.model(model, ModelCause::Quota, now);
+        block.extend(ModelCause::Quota, until, now);
+        // Said again: what was seen of its windows in between stands against it no more.
+        block.since = now;
     }
 
     /// Capacity is short for this model here: 5 s · 2^n, at most 60 s. Of requests sent before the

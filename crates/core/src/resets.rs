@@ -52,6 +52,21 @@ pub fn resets(account: &Account, ask: Ask<'_>, active: Option<&str>, now: Timest
     }
 }
 
+/// Something newer than `since` is known of the limits that govern the model, and none of it says that
+/// they are spent: good evidence ends a limit early, whatever was said of it before. A limit that its
+/// refusal named, and that no table and no name tells of, cannot be looked up here.
+pub fn is_left_since(account: &Account, ask: Ask<'_>, since: Timestamp, now: Timestamp) -> bool {
+    let gate = ask.gate.filter(|gate| gate.governs(account.plan.as_deref()));
+    let governs = |w: &&Window| match (&w.limit, gate) {
+        (Limit::Ordinary, _) => false,
+        (Limit::Named(name), Some(gate)) => gate.is_named(name),
+        (Limit::Named(name), None) => is_about(account.kind, name, ask.model),
+    };
+    let newer = |w: &&Window| since < w.observed_at;
+    let mut seen = account.quota.windows().iter().filter(governs).filter(newer).peekable();
+    seen.peek().is_some() && seen.all(|w| w.used_at(now) < Fraction::ONE)
+}
+
 /// Claude's weekly limits of a model family carry the family's name, all but one.
 fn is_about(kind: Kind, limit: &str, model: &str) -> bool {
     kind == Kind::Claude
@@ -65,6 +80,7 @@ fn is_about(kind: Kind, limit: &str, model: &str) -> bool {
 mod tests {
     use super::*;
     use crate::account::Surface;
+    use crate::availability::availability;
     use crate::availability::tests::{NOW, account, later};
     use crate::gate::{Gate, spark};
     use crate::quota::{FIVE_HOURS, Reading, Source, WEEK};
@@ -142,6 +158,47 @@ mod tests {
         account.plan = Some("plus".into());
         let exempt = resets(&account, gated, None, NOW);
         assert_eq!(exempt.spent_until, Some(later(3 * DAY)), "codex-lb Q10");
+    }
+
+    /// spec §4: good evidence that is newer ends a limit early.
+    #[test]
+    #[rustfmt::skip]
+    fn a_models_spent_limit_ends_with_what_is_seen_after_it() {
+        use Source::{Answer, Poll};
+        let gate = spark();
+        let opus = Ask { surface: Surface::Messages, ..ask("claude-opus-5", None) };
+        let gated = ask("gpt-5.3-codex-spark", Some(&gate));
+        // (name, what is asked of whom, what is seen: limit, percent, when, where), whether it stands
+        let cases = [
+            ("nothing",                   opus,  None, true),
+            ("a poll, asked before",      opus,  Some(("seven_day_opus", 5.0, 9, Poll)), true),
+            ("a poll, asked after",       opus,  Some(("seven_day_opus", 5.0, 11, Poll)), false),
+            ("one that says spent",       opus,  Some(("seven_day_opus", 100.0, 11, Poll)), true),
+            ("one about other models",    opus,  Some(("seven_day_sonnet", 5.0, 11, Poll)), true),
+            ("headers that lower nothing", opus, Some(("7d_oi", 5.0, 11, Answer)), true),
+            ("a gated limit's row",       gated, Some(("codex_bengalfox", 5.0, 11, Poll)), false),
+            ("by another of its names",   gated, Some(("codex_spark", 5.0, 11, Answer)), false),
+            ("an ordinary row",           gated, Some(("", 5.0, 11, Poll)), true),
+        ];
+        for (name, ask, seen, stands) in cases {
+            let mut account = account(1);
+            account.kind = if ask.gate.is_none() { Kind::Claude } else { Kind::Codex };
+            account.quota.merge(&[window("7d_oi", WEEK, 100.0, DAY)], Answer, later(1));
+            account.health.block_model(ask.model, later(DAY), later(10));
+            if let Some((limit, percent, at, source)) = seen {
+                account.quota.merge(&[window(limit, WEEK, percent, DAY)], source, later(at));
+            }
+            let at = later(3 * HOUR);
+            assert_eq!(availability(&account, ask, at).is_err(), stands, "{name}");
+            account.health.block_model(ask.model, later(HOUR), later(20));
+            assert!(availability(&account, ask, at).is_err(), "{name}: said again");
+        }
+        let mut account = account(1);
+        account.kind = Kind::Claude;
+        account.quota.merge(&[window("7d_oi", WEEK, 100.0, DAY)], Answer, later(1));
+        account.health.block_model(opus.model, later(DAY), later(10));
+        account.quota.merge(&[window("7d_oi", WEEK, 1.0, 2 * DAY)], Answer, later(11));
+        assert!(availability(&account, opus, later(12)).is_ok(), "its reset has moved");
     }
 
     #[test]

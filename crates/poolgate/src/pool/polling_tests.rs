@@ -52,6 +52,26 @@ fn a_poll_below_the_cap_ends_a_limit() {
     assert_eq!(states(&pool, later), ["ready"], "spec §4: nobody waits for Thursday");
 }
 
+/// spec §4.
+#[test]
+fn a_poll_ends_a_models_spent_limit() {
+    let mut one = loaded(1, 0);
+    one.facts.kind = Kind::Claude;
+    let pool = pool(vec![one]);
+    let ask = Ask { surface: Surface::Messages, model: "claude-opus-5", gate: None };
+    let wish = Wish { ask, ..wish(None, 1) };
+    let minute = |count| after(Duration::from_mins(count));
+    let spent = Outcome::ModelLimited { until: after(WEEK) };
+    pool.settle(AccountId(1), spent, Attempt { ask, ..AT });
+    let refusal = pool.lease(&wish, minute(1)).unwrap_err().refusal;
+    assert!(matches!(refusal, Refusal::Later(later) if later.quota), "{refusal:?}");
+    let family = Limit::Named("seven_day_opus".into());
+    let readings = vec![Reading { limit: family, ..weekly(5.0).remove(0) }];
+    let usage = Usage { readings, ..Usage::default() };
+    pool.polled(AccountId(1), &usage, minute(2), minute(2));
+    assert!(pool.lease(&wish, minute(2)).is_ok());
+}
+
 /// spec §3.2.
 #[test]
 fn a_poll_that_was_overtaken_by_an_answer_lowers_nothing() {
