@@ -333,14 +333,24 @@ impl Outcome {
         matches!(self, Self::RequestFault | Self::PolicyBlock | Self::ForeignState)
     }
 
+    /// Whether an account takes anything from it. Counting tokens works when nothing else does and fails
+    /// by limits of its own: it proves no account well, and so may not rest one either; but what it
+    /// says of the sign-in or of the model holds for all.
+    pub const fn counts_on(self, surface: Surface) -> bool {
+        !matches!(surface, Surface::CountTokens)
+            || matches!(
+                self,
+                Self::Stopped(_) | Self::TokenRefused { .. } | Self::TokenAway | Self::ModelMissing
+            )
+    }
+
     /// What the account that answered takes from it.
     pub fn apply(self, account: &mut Account, at: Attempt<'_>) {
         let now = at.now;
         let gated = at.ask.gate.is_some_and(|gate| gate.governs(account.plan.as_deref()));
         let (in_flight, health, model) = (account.in_flight, &mut account.health, at.ask.model);
         match self {
-            // Counting tokens works when nothing else does, and has a rate of its own.
-            Self::Served | Self::RateLimited { .. } if at.ask.surface == Surface::CountTokens => {}
+            _ if !self.counts_on(at.ask.surface) => {}
             Self::Served => {
                 health.concurrency.served(at.sent_at, now);
                 if gated {

@@ -211,12 +211,30 @@ fn effects() {
 
 #[test]
 fn counting_tokens_proves_nothing() {
-    let limited = Outcome::RateLimited { until: later(60) };
-    for (surface, blocked) in [(Surface::CountTokens, false), (Surface::Messages, true)] {
-        let mut account = account(1);
-        let ask = Ask { surface, model: "m", gate: None };
-        limited.apply(&mut account, Attempt { ask, sent_at: NOW, now: NOW, refreshed: false });
-        assert_eq!(account.health.blocked(NOW).is_some(), blocked, "{surface:?}");
+    use Outcome::*;
+    // (outcome, whether an account takes it from counting tokens)
+    let cases = [
+        (RateLimited { until: later(60) }, false),
+        (QuotaSpent { until: Some(later(60)) }, false),
+        (ModelLimited { until: later(60) }, false),
+        (Strike, false),
+        (Overloaded, false),
+        (UpstreamError, false),
+        (Lost, false),
+        (Broke, false),
+        (Stopped(Stop::Deactivated), true),
+        (TokenRefused { permanent: false }, true),
+        (TokenRefused { permanent: true }, true),
+        (TokenAway, true),
+        (ModelMissing, true),
+    ];
+    for (outcome, counts) in cases {
+        for (surface, want) in [(Surface::CountTokens, counts), (Surface::Messages, true)] {
+            let mut left = account(1);
+            let ask = Ask { surface, model: "m", gate: None };
+            outcome.apply(&mut left, Attempt { ask, sent_at: NOW, now: NOW, refreshed: true });
+            assert_eq!(left.health != account(1).health, want, "{outcome:?}, {surface:?}");
+        }
     }
     let mut account = account(1);
     account.health.strike(NOW, NOW);

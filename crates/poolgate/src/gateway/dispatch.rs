@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::RETRY_AFTER;
-use poolgate_core::account::AccountId;
+use poolgate_core::account::{AccountId, Surface};
 use poolgate_core::health::Charge;
 use poolgate_core::outcome::{Outcome, Progress};
 use poolgate_core::units::Timestamp;
@@ -88,7 +88,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                     status = bad.status,
                     "left an account"
                 );
-                if same.third(id, &bad, &progress) {
+                if same.third(id, &bad, call.surface, &progress) {
                     return same.relay(app, lease, bad, began);
                 }
                 if enough {
@@ -113,12 +113,12 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
 /// when to come back: accounts that have run dry say the same, each about itself. A page or an empty body
 /// says nothing of the request: an edge that is down answers so for all accounts behind it.
 #[derive(Default)]
-struct SameText(Vec<([u8; 32], AccountId, Charge)>);
+struct SameText(Vec<([u8; 32], AccountId, Option<Charge>)>);
 
 const SAME_TEXT_ACCOUNTS: usize = 3;
 
 impl SameText {
-    fn third(&mut self, id: AccountId, bad: &Bad, progress: &Progress) -> bool {
+    fn third(&mut self, id: AccountId, bad: &Bad, surface: Surface, progress: &Progress) -> bool {
         let owned = matches!(
             bad.outcome,
             Outcome::Strike | Outcome::RateLimited { .. } | Outcome::UpstreamError
@@ -132,7 +132,8 @@ impl SameText {
         }
         let digest = sha256(words.as_bytes());
         self.0.retain(|(known, ..)| *known == digest);
-        self.0.push((digest, id, progress.charge(bad.outcome)));
+        let counts = bad.outcome.counts_on(surface);
+        self.0.push((digest, id, counts.then(|| progress.charge(bad.outcome))));
         self.0.len() >= SAME_TEXT_ACCOUNTS
     }
 
@@ -143,7 +144,7 @@ impl SameText {
         bad: Bad,
         began: Timestamp,
     ) -> Result<Dispatched, Error> {
-        let charges = self.0.into_iter().map(|(_, id, charge)| (id, charge));
+        let charges = self.0.into_iter().filter_map(|(_, id, charge)| Some((id, charge?)));
         app.pool.take_back(&charges.collect::<Vec<_>>(), began);
         Ok(Dispatched::Whole(lease, bad.reply.ok_or(bad.error)?, None))
     }

@@ -225,6 +225,24 @@ async fn spec_6_counting_tokens_clears_no_strike() {
     h.finish().await;
 }
 
+/// The other way round: what cannot be healed by counting is not caused by it.
+#[tokio::test]
+async fn spec_6_counting_tokens_strikes_nobody() {
+    let (h, c) = Harness::start(|s: &mut Setup| s.claude("c")).await;
+    let body = crate::requests::messages("hi", false);
+    for fault in [Fault::forbidden_error(), Fault::server_error(500)] {
+        c.fault(fault).on("/v1/messages/count_tokens").forever();
+        for _ in 0..3 {
+            let got = h.post("/v1/messages/count_tokens", &body).await;
+            assert!(got.status.is_server_error(), "{}", got.text());
+        }
+        c.clear_faults();
+        assert_eq!(view(&h, "c").state, "ready");
+        assert_eq!(h.post("/v1/messages", &body).await.status, 200);
+    }
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn a_403_about_usage_is_a_limit_only_if_a_window_bears_it_out() {
     let body =
