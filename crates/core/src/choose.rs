@@ -48,7 +48,10 @@ pub enum Refusal {
     /// Only an operator can help.
     Operator,
     /// Some could serve, but this request has failed on each of them.
-    AllTried,
+    AllTried {
+        /// When the first of the others is able again: worth waiting for.
+        untried_until: Option<Timestamp>,
+    },
     /// The account that owns the request's state cannot serve now; `None`: nor by waiting.
     Owner(Option<Later>),
 }
@@ -90,8 +93,10 @@ impl Patience {
                 return Some(now.plus(slot).min(left)).filter(|until| now < *until);
             }
             // A moment past the reason's end, when it surely no longer holds.
-            Refusal::Later(later) | Refusal::Owner(Some(later)) => {
-                later.untried_until.map(|at| at.max(now).plus(Duration::from_millis(1)))
+            Refusal::Later(Later { untried_until, .. })
+            | Refusal::Owner(Some(Later { untried_until, .. }))
+            | Refusal::AllTried { untried_until } => {
+                untried_until.map(|at| at.max(now).plus(Duration::from_millis(1)))
             }
             _ => None,
         };
@@ -111,7 +116,7 @@ impl Refusal {
             Self::Later(Later { quota: true, .. }) => "all quota is spent",
             Self::Later(_) => "none can right now",
             Self::Operator => "only an operator can help",
-            Self::AllTried => "it failed on each",
+            Self::AllTried { .. } => "it failed on each",
             Self::Owner(_) => "the owner of its state cannot",
         }
     }
@@ -255,7 +260,7 @@ fn choose_owner(
     };
     match fits[at] {
         Ok(_) | Err(Reason::Busy | Reason::Probing { .. }) if choice.tried.contains(&owner) => {
-            Err(Refusal::AllTried)
+            Err(Refusal::AllTried { untried_until: None })
         }
         Ok(fit) => Ok(Chosen { id: owner, because: Because::Owner, probes: fit == Fit::Probe }),
         Err(Reason::Busy | Reason::Probing { .. }) => Err(Refusal::Busy),
@@ -321,7 +326,9 @@ fn refusal(accounts: &[&Account], fits: &[Result<Fit, Reason>], choice: &Choice<
     match later {
         _ if fit == 0 => Refusal::Unfit,
         _ if busy => Refusal::Busy,
-        _ if tried => Refusal::AllTried,
+        _ if tried => {
+            Refusal::AllTried { untried_until: later.and_then(|later| later.untried_until) }
+        }
         Some(later) => Refusal::Later(later),
         None if missing > 0 => Refusal::ModelMissing,
         None if not_allowed == fit => Refusal::ModelNotAllowed,

@@ -83,8 +83,27 @@ fn refuses() {
     for (name, accounts, want) in cases {
         assert_eq!(pick(&accounts, &choice(Strategy::Headroom)), Err(want), "{name}");
     }
-    let tried = Choice { tried: &[AccountId(1)], ..choice(Strategy::Headroom) };
-    assert_eq!(pick(&[account(1), cooling], &tried), Err(Refusal::AllTried));
+}
+
+/// spec §6: the earliest availability within 60 s is waited for, also where an able account was in vain.
+#[test]
+fn who_has_failed_on_one_waits_for_another_that_is_back_soon() {
+    let cooling =
+        |id, seconds: u64| with(account(id), |a| a.health.block(Cause::Rate, later(seconds), NOW));
+    let paused = with(account(2), |a| a.paused = true);
+    let cases: [(&str, Account, &[AccountId], Option<u64>, bool); 4] = [
+        ("another is back soon", cooling(2, 9), &[AccountId(1)], Some(9), true),
+        ("another is back too late", cooling(2, 90), &[AccountId(1)], Some(90), false),
+        ("it failed there too", cooling(2, 9), &[AccountId(1), AccountId(2)], None, false),
+        ("another needs an operator", paused, &[AccountId(1)], None, false),
+    ];
+    for (name, other, tried, seconds, waits) in cases {
+        let tried = Choice { tried, ..choice(Strategy::Headroom) };
+        let refusal = pick(&[account(1), other], &tried).unwrap_err();
+        assert_eq!(refusal, Refusal::AllTried { untried_until: seconds.map(later) }, "{name}");
+        let until = Patience::default().until(refusal, Duration::ZERO, NOW);
+        assert_eq!(until.is_some(), waits, "{name}");
+    }
 }
 
 /// spec §6: it is waited for like anyone, and not by who has failed there.
@@ -174,15 +193,16 @@ fn waits_for_nobody_it_has_failed_on() {
     let one = [AccountId(1)];
     let anyone = |tried| Choice { tried, ..choice(Strategy::Headroom) };
     let owned = |tried| Choice { owner: Some(AccountId(1)), ..anyone(tried) };
+    let in_vain = Refusal::AllTried { untried_until: None };
     let cases = [
         ("busy", full(1), anyone(&[]), Refusal::Busy),
-        ("busy, and failed there", full(1), anyone(&one), Refusal::AllTried),
+        ("busy, and failed there", full(1), anyone(&one), in_vain),
         ("probing", probing(1), anyone(&[]), Refusal::Busy),
-        ("probing, and failed there", probing(1), anyone(&one), Refusal::AllTried),
+        ("probing, and failed there", probing(1), anyone(&one), in_vain),
         ("a busy owner", full(1), owned(&[]), Refusal::Busy),
-        ("a busy owner, and failed there", full(1), owned(&one), Refusal::AllTried),
+        ("a busy owner, and failed there", full(1), owned(&one), in_vain),
         ("a probing owner", probing(1), owned(&[]), Refusal::Busy),
-        ("a probing owner, and failed there", probing(1), owned(&one), Refusal::AllTried),
+        ("a probing owner, and failed there", probing(1), owned(&one), in_vain),
     ];
     for (name, account, choice, want) in cases {
         assert_eq!(pick(&[account], &choice), Err(want), "{name}");

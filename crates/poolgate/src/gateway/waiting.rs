@@ -122,7 +122,7 @@ pub fn explain(app: &App, call: &Call, refusal: Refusal, last: Option<Error>) ->
             Error::Unavailable { retry_after: until.map_or(COOLDOWN_WAIT, |at| now.until(at)) }
         }
         Refusal::Operator => Error::NoAccounts,
-        Refusal::AllTried => last.unwrap_or(Error::NoAccounts),
+        Refusal::AllTried { .. } => last.unwrap_or(Error::NoAccounts),
         Refusal::Owner(_) if call.over.is_some() => Error::ChainLost,
         Refusal::Owner(later) => {
             let until = later.and_then(|later| later.until);

@@ -91,6 +91,27 @@ async fn an_upstream_that_refuses_connections_is_left() {
     h.finish().await;
 }
 
+/// spec §6: nothing is wrong with the one, and the other is back in a moment.
+#[tokio::test]
+async fn a_request_that_failed_on_one_account_waits_for_another_that_is_back_soon() {
+    let (h, (a, b)) = two(|s| (s.codex("a"), s.codex("b"))).await;
+    // The page of an edge: it says nothing about the account.
+    let headers = vec![("content-type".to_owned(), "text/html".to_owned())];
+    a.fault(Fault::Status { status: 403, headers, body: "<html>".into() }).forever();
+    b.fault(Fault::rate_limited(Duration::from_secs(2))).times(1);
+    let body = responses("hi", true);
+    let got = h.post(CODEX, &body).await;
+    assert_eq!((got.status.as_u16(), got.code()), (502, "upstream_error"), "both were in vain");
+    let got = h.post(CODEX, &body).await;
+    assert_eq!(got.status, 200, "{}", got.text());
+    assert_eq!(h.asked(), ["a", "b", "a", "b"]);
+    b.fault(Fault::rate_limited(Duration::from_mins(5))).times(1);
+    h.post(CODEX, &body).await;
+    let got = h.post(CODEX, &body).await;
+    assert_eq!((got.status.as_u16(), got.code()), (502, "upstream_error"), "nobody waits for long");
+    h.finish().await;
+}
+
 /// As near as loopback comes to codex-lb D16.
 #[tokio::test]
 async fn an_upstream_that_never_answers_is_left() {
