@@ -241,6 +241,14 @@ fn too_many(e: &Evidence<'_>) -> Outcome {
     Outcome::RateLimited { until }
 }
 
+/// `OpenAI`'s codes of what is wrong with a response's input (`ResponseErrorCode` of its API reference,
+/// 2026-11): mostly images, by any of a dozen names.
+fn is_about_input(code: &str) -> bool {
+    let families = ["invalid_", "image_", "unsupported_"];
+    families.iter().any(|family| code.starts_with(family))
+        || ["empty_image_file", "failed_to_download_image"].contains(&code)
+}
+
 /// The status that fits an error event inside a 200 stream, from its structured fields.
 pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
     let says = |words: &[&str]| words.contains(&code) || words.contains(&kind);
@@ -251,7 +259,7 @@ pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
             Family::OpenAi => 503,
             Family::Anthropic => 529,
         }
-    } else if says(&["authentication_error", "invalid_api_key"]) || says(&REAUTH) {
+    } else if says(&["authentication_error", "invalid_api_key", "invalid_token"]) || says(&REAUTH) {
         401
     } else if says(&["permission_error", "forbidden_error"]) {
         403
@@ -260,8 +268,11 @@ pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
     } else if says(&["invalid_request_error", "context_length_exceeded", "invalid_prompt"])
         || says(&POLICY)
         || says(&FOREIGN)
+        || is_about_input(code)
     {
         400
+    } else if says(&["request_too_large"]) {
+        413
     } else {
         502
     }

@@ -108,6 +108,33 @@ fn classifies() {
     }
 }
 
+/// An account is not charged with what every other would say, too.
+#[test]
+#[rustfmt::skip]
+fn an_event_has_the_status_that_fits_it() {
+    let cases: [(u16, &[&str]); 8] = [
+        (502, &["server_error", "api_error", "vector_store_timeout", "never_heard_of", ""]),
+        (429, &["rate_limit_exceeded", "rate_limit_error", "usage_limit_reached"]),
+        (401, &["invalid_api_key", "invalid_token", "authentication_error", "token_revoked"]),
+        (403, &["permission_error"]),
+        (404, &["model_not_found"]),
+        (413, &["request_too_large"]),
+        (400, &["invalid_prompt", "invalid_request_error", "invalid_image", "invalid_image_format", "invalid_base64_image",
+            "invalid_image_url", "invalid_image_mode", "image_too_large", "image_too_small", "image_parse_error",
+            "image_content_policy_violation", "image_file_too_large", "image_file_not_found", "unsupported_image_media_type",
+            "empty_image_file", "failed_to_download_image"]),
+        (503, &["server_is_overloaded"]),
+    ];
+    for (want, words) in cases {
+        for word in words {
+            assert_eq!(status_of_event(Family::OpenAi, word, ""), want, "{word}");
+        }
+    }
+    assert_eq!(status_of_event(Family::Anthropic, "", "request_too_large"), 413);
+    assert_eq!(status_of_event(Family::Anthropic, "", "overloaded_error"), 529);
+    assert_eq!(status_of_event(Family::OpenAi, "", "image_generation_server_error"), 502, "codes only");
+}
+
 #[test]
 #[rustfmt::skip]
 fn names_are_stable() {

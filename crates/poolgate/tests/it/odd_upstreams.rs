@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use async_compression::tokio::write::GzipEncoder;
+use poolgate::clock::Clock;
 use poolgate_sim::Fault;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -199,6 +200,22 @@ async fn a_failure_that_says_200_is_one() {
     assert_eq!(got.json()["error"]["code"], "context_length_exceeded", "{}", got.text());
     assert_eq!(h.asked(), ["a"]);
     h.finish().await;
+}
+
+/// spec §6: what is wrong with the request is wrong everywhere, and is told in the upstream's words.
+#[tokio::test]
+async fn an_image_that_cannot_be_read_is_the_requests_fault_inside_a_stream_too() {
+    for stream in [true, false] {
+        let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+        a.fault(Fault::failed_with("invalid_image_url", "cannot be downloaded")).times(1);
+        let got = h.post(CODEX, &responses("hi", stream)).await;
+        assert!(got.text().contains("invalid_image_url"), "{}", got.text());
+        assert_eq!(got.status, if stream { 200 } else { 400 });
+        assert_eq!(h.asked(), ["a"], "once");
+        assert_eq!(h.post(CODEX, &responses("hi", stream)).await.status, 200);
+        assert_eq!(h.app.pool.view(h.clock.now()).accounts[0].state, "ready");
+        h.finish().await;
+    }
 }
 
 /// spec §6: limited, not broken, in the words of those who give their codes as numbers.
