@@ -18,6 +18,8 @@ use crate::units::Timestamp;
 
 /// Strikes are counted for so long from the first one.
 const STRIKES_WITHIN: Duration = Duration::from_hours(3);
+/// Models of which an account keeps something. Their names are the clients' own.
+const MODELS_KEPT: usize = 256;
 /// How long a model that an upstream does not know is not asked for there.
 const MODEL_MISSING_FOR: Duration = Duration::from_mins(30);
 const STRIKE_COOLDOWN: Duration = Duration::from_mins(10);
@@ -337,7 +339,7 @@ impl Health {
         self.models.retain(|_, block| now < block.until);
         let until = now.plus(MODEL_MISSING_FOR);
         let block = ModelBlock { until, ..ModelBlock::new(ModelCause::Missing, now) };
-        self.models.insert(model.to_owned(), block);
+        *self.model(model, ModelCause::Missing, now) = block;
     }
 
     /// The model's own limit is spent here until then.
@@ -360,6 +362,11 @@ impl Health {
     }
 
     fn model(&mut self, model: &str, cause: ModelCause, now: Timestamp) -> &mut ModelBlock {
+        if self.models.len() >= MODELS_KEPT && !self.models.contains_key(model) {
+            let soonest = self.models.iter().min_by_key(|(_, block)| block.until);
+            let name = soonest.map(|(name, _)| name.clone()).unwrap_or_default();
+            self.models.remove(&name);
+        }
         self.models.entry(model.to_owned()).or_insert_with(|| ModelBlock::new(cause, now))
     }
 

@@ -275,6 +275,20 @@ fn overload_cools_one_model_a_little_longer_each_time() {
     assert_eq!(until, Some(later(60)), "sent before it was extended");
 }
 
+/// A client may name as many as it likes.
+#[test]
+fn of_many_models_those_that_end_last_are_kept() {
+    let mut health = Health::default();
+    health.block_model("spent", later(9000), NOW);
+    health.overloaded("full", NOW, NOW);
+    for n in 0..1000 {
+        health.model_missing(&format!("m-{n}"), NOW);
+    }
+    assert_eq!(health.models.len(), MODELS_KEPT);
+    let stands = |model| health.model_block(model, later(1)).is_some();
+    assert_eq!((stands("spent"), stands("full"), stands("m-999")), (true, false, true));
+}
+
 #[test]
 fn a_clock_that_is_set_back_lengthens_no_pause_of_ours() {
     let hours = Duration::from_hours(3);

@@ -64,6 +64,8 @@ pub enum Error {
     Field(#[from] WrongType),
     #[error("the field `model` is missing or empty")]
     NoModel,
+    #[error("the field `model` is longer than {0} bytes")]
+    ModelTooLong(usize),
     #[error("this key may not use the model {0:?}")]
     ModelForbidden(String),
     #[error("no account can serve the model {0:?}")]
@@ -157,7 +159,7 @@ impl Error {
             Self::Body(Invalid::Empty) => (S::BAD_REQUEST, "empty_body"),
             Self::Body(Invalid::TooDeep) => (S::BAD_REQUEST, "json_too_deep"),
             Self::Body(_) => (S::BAD_REQUEST, "invalid_json"),
-            Self::Field(_) => (S::BAD_REQUEST, "invalid_field"),
+            Self::Field(_) | Self::ModelTooLong(_) => (S::BAD_REQUEST, "invalid_field"),
             Self::NoModel => (S::BAD_REQUEST, "missing_model"),
             Self::ModelForbidden(_) => (S::FORBIDDEN, "model_not_allowed"),
             Self::ModelUnknown(_) => (S::NOT_FOUND, "model_not_found"),

@@ -253,6 +253,9 @@ async fn drain(
     }
 }
 
+/// In bytes; the longest that are known take sixty. Names are kept, of models that are missing.
+const MODEL_MAX: usize = 256;
+
 /// Reads the fields that decide where the request goes.
 pub fn peek(
     surface: Surface,
@@ -262,6 +265,9 @@ pub fn peek(
 ) -> Result<Head, Error> {
     let model =
         document.string("model")?.filter(|model| !model.trim().is_empty()).ok_or(Error::NoModel)?;
+    if model.len() > MODEL_MAX {
+        return Err(Error::ModelTooLong(MODEL_MAX));
+    }
     let stream = match surface {
         Surface::Responses | Surface::Chat | Surface::Messages => {
             document.boolean("stream")?.unwrap_or(false)
@@ -439,10 +445,13 @@ mod tests {
         let head = peek(Surface::Responses, &none, &body, 1).unwrap();
         assert_eq!((head.model.as_str(), head.stream, head.stores), ("m", true, false));
         assert_eq!(head.owner, Some(scoped(1, "r")));
+        let named = |bytes| format!(r#"{{"model":"{}"}}"#, "m".repeat(bytes));
+        assert!(peek(Surface::Messages, &none, &document(&named(256)), 1).is_ok());
         for (body, code) in [
             ("{}", "missing_model"),
             (r#"{"model":" "}"#, "missing_model"),
             (r#"{"model":7}"#, "invalid_field"),
+            (named(257).as_str(), "invalid_field"),
             (r#"{"model":"m","stream":"yes"}"#, "invalid_field"),
         ] {
             let error = peek(Surface::Messages, &none, &document(body), 1).unwrap_err();
