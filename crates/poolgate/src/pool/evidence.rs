@@ -142,13 +142,17 @@ impl Pool {
         let Some(live) = state.live(id) else {
             return;
         };
+        let was_probed = live.facts.probing_until.is_some();
         let seen = live.merge(readings, source, at, now);
-        if seen.is_empty() {
-            return;
-        }
-        let account = Arc::clone(&live.account);
+        let account = (!seen.is_empty()).then(|| Arc::clone(&live.account));
         drop(state);
-        log(&account.name, source, &seen);
+        if was_probed {
+            // Its lease may last for long yet.
+            self.line.freed();
+        }
+        if let Some(account) = account {
+            log(&account.name, source, &seen);
+        }
     }
 
     /// What the usage endpoint said when asked at `asked_at`: it does not know what came after that.

@@ -35,6 +35,25 @@ fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {
     assert_eq!(third.account.id, AccountId(2), "sub2api P19: its headers landed, and say the same");
 }
 
+/// spec §3.5: until its headers land, and not until its stream ends.
+#[tokio::test]
+async fn the_head_of_a_probe_calls_who_waits_for_it() {
+    let pool = pool(vec![loaded(1, 0)]);
+    pool.observe(AccountId(1), &weekly(99.5), Source::Answer, NOW);
+    let stale = after(Duration::from_hours(2));
+    let probe = pool.lease(&wish(None, 1), stale).unwrap();
+    let waiter = pool.line().join(1, 1).unwrap();
+    let far = tokio::time::Instant::now() + WEEK;
+    assert!(waiter.called(far).now_or_never().is_some(), "who joins looks once");
+    assert_eq!(pool.lease(&wish(None, 2), stale).unwrap_err().refusal, Refusal::Busy);
+    waiter.in_vain();
+    assert!(waiter.called(far).now_or_never().is_none());
+    pool.observe(AccountId(1), &weekly(3.0), Source::Answer, stale);
+    assert!(waiter.called(far).now_or_never().is_some());
+    drop(pool.lease(&wish(None, 2), stale).unwrap());
+    drop(probe);
+}
+
 /// codex-lb E17.
 #[test]
 fn a_poll_below_the_cap_ends_a_limit() {
