@@ -70,12 +70,12 @@ pub fn prepare(account: &Account, payload: &Payload, wanted: Wanted) -> Prepared
         (Kind::Codex, Surface::Responses) => {
             streams = true;
             patch_for_codex(&mut patch, document);
-            if moved {
-                patch_turn_state(&mut patch, document);
-            }
         }
         (Kind::Claude | Kind::Anthropic, _) => patch_user_id(&mut patch, document, account),
         _ => {}
+    }
+    if moved && surface == Surface::Responses {
+        patch_turn_state(&mut patch, document);
     }
     let takes_encoding = matches!(account.kind, Kind::Codex);
     if patch.is_empty() && (payload.encoding.is_none() || takes_encoding) {
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn changes_only_what_a_rule_must() {
-        use Kind::{Claude, Codex, OpenAi};
+        use Kind::{Claude, Codex, Compatible, OpenAi};
         use Surface::{Messages, Responses};
         let cases = [
             ("an API key changes nothing", OpenAi, Responses, r#"{ "model":"m", "user":"u","temperature":0.50 }"#, r#"{ "model":"m", "user":"u","temperature":0.50 }"#),
@@ -205,6 +205,8 @@ mod tests {
             ("another's turn state is cut out", Codex, Responses,
              r#"{"stream":true,"store":false,"client_metadata":{"turn_id":"t","x-codex-turn-state":"s","a":"b"},"input":[]}"#,
              r#"{"stream":true,"store":false,"client_metadata":{"turn_id":"t","a":"b"},"input":[]}"#),
+            ("whoever it goes to",         Compatible, Responses, r#"{"client_metadata":{"x-codex-turn-state":"s"},"model":"m"}"#, r#"{"client_metadata":{},"model":"m"}"#),
+            ("and with an API key",        OpenAi, Responses, r#"{"client_metadata":{"a":"b","x-codex-turn-state":"s"}}"#, r#"{"client_metadata":{"a":"b"}}"#),
             ("another's account is blanked", Claude, Messages, r#"{"metadata": {"user_id":"{\"account_uuid\":\"u-1\",\"session_id\":\"s\"}"},"model":"m"}"#,
              r#"{"metadata": {"user_id":"{\"account_uuid\":\"\",\"session_id\":\"s\"}"},"model":"m"}"#),
             ("in the older form too",      Claude, Messages, r#"{"metadata":{"user_id":"user_a_account_b_session_c"}}"#, r#"{"metadata":{"user_id":"user_a_account__session_c"}}"#),
