@@ -314,6 +314,8 @@ fn answer(
             let refused = answer.refused.map(|(_, status)| status);
             record.headed(refused.unwrap_or(answer.head.status.as_u16()));
             let is_ours = answer.head.extensions.get::<judge::Ours>().is_some();
+            let tells_limits =
+                over.is_some() || tells_limits(lease.account.kind, surface, &answer.head.headers);
             let mut response = Response::new(());
             *response.status_mut() = answer.head.status;
             remember_turn(&app, &caller, &lease, &answer.head.headers);
@@ -327,13 +329,10 @@ fn answer(
                 gate,
                 deadline,
                 is_ours,
-                // On a socket another gateway's are told, too.
-                codex_events: (lease.account.kind == Kind::Codex || over.is_some()).then_some(
-                    match contract {
-                        Contract::Strict => CodexEvents::LeftOut,
-                        Contract::Codex => CodexEvents::LimitsExchanged,
-                    },
-                ),
+                codex_events: tells_limits.then_some(match contract {
+                    Contract::Strict => CodexEvents::LeftOut,
+                    Contract::Codex => CodexEvents::LimitsExchanged,
+                }),
             };
             return Served::Relay(response, Box::new((app, lease, admitted, answer.opening, of)));
         }
@@ -362,6 +361,16 @@ fn answer(
     }
     limits::tell(&app, &caller.key, surface, response.headers_mut());
     Served::Whole(response)
+}
+
+/// Whether an account's limits may be among the events of an answer over HTTP: of a Codex one, and of
+/// another gateway's that is like it.
+fn tells_limits(kind: Kind, surface: Surface, headers: &HeaderMap) -> bool {
+    match kind {
+        Kind::Codex => true,
+        Kind::Compatible => surface == Surface::Responses && judge::is_plain_stream(headers),
+        _ => false,
+    }
 }
 
 /// A 401 or 403 of an upstream makes clients throw away their own sign-in or retry in vain; what

@@ -125,7 +125,7 @@ async fn judge_success(
         let error = Error::Upstream(text.into());
         Judged::Bad(Bad { outcome, status, reply: None, error, spent: None })
     };
-    let is_encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity");
+    let is_encoded = is_encoded(&head.headers);
     let tap =
         if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
     match open(body, tap, create, !is_stream && !is_encoded).await {
@@ -332,6 +332,15 @@ pub fn judge_error(error: &AttemptError) -> Bad {
         AttemptError::Build(_) | AttemptError::ChainLost => Outcome::RequestFault,
     };
     Bad { outcome, status: None, reply: None, error: Error::from(error), spent: None }
+}
+
+/// In events that can be read.
+pub fn is_plain_stream(headers: &HeaderMap) -> bool {
+    has_type(headers, "text/event-stream") && !is_encoded(headers)
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity")
 }
 
 fn has_type(headers: &HeaderMap, wanted: &str) -> bool {

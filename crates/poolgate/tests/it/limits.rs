@@ -156,6 +156,40 @@ async fn multiplexer_18_4_43_an_accounts_event_becomes_the_pools_at_its_place() 
     h.finish().await;
 }
 
+/// The same where the account is another gateway's backend, which is not of the kind that has limits.
+#[tokio::test]
+async fn another_gateways_limits_reach_no_client() {
+    let (h, (a, b)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        let b = s.openai("b");
+        let settings = s.settings("b");
+        (settings.kind, settings.priority) = ("compatible".into(), Some(0));
+        (s.codex("a"), b)
+    })
+    .await;
+    spend(&a, 20.0, 30.0);
+    b.fault(Fault::server_error(500)).times(2);
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    assert_eq!(h.asked(), ["b", "b", "a"], "the windows of a are known");
+    let told = "event: codex.rate_limits\ndata: {\"type\":\"codex.rate_limits\",\"rate_limits\":\
+                {\"primary\":{\"used_percent\":81.5,\"window_minutes\":300}}}\n\n";
+    let plain = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\n\
+                 event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"id\":\"r\",\"output\":[]}}\n\n";
+    let headers = vec![("content-type".to_owned(), "text/event-stream".to_owned())];
+    let body = format!("{told}{plain}");
+    b.fault(Fault::Status { status: 200, headers, body }).forever();
+    assert_eq!(h.post("/v1/responses", &responses("hi", true)).await.text(), plain);
+    let got = h.post(CODEX, &responses("hi", true)).await.text();
+    let event = got.strip_suffix(plain).unwrap().strip_prefix("event: codex.rate_limits\ndata: ");
+    let event: Value = serde_json::from_str(event.unwrap()).unwrap();
+    assert_eq!(
+        event["rate_limits"]["primary"]["used_percent"],
+        json!(20.2),
+        "the pool's, of what its cap allows"
+    );
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn who_asks_is_told_the_pools_limits() {
     let (h, _) = pool().await;
