@@ -299,7 +299,8 @@ impl Error {
     }
 }
 
-/// The pool's limits, and whatever they are, that nothing is left: it may be a model's own limit.
+/// That nothing is left, and the pool's limits if they show it. What is spent may be a model's own limit,
+/// or one window here and another there: then the means would say that there is room.
 fn exhausted_headers(
     dialect: Dialect,
     resets_at: Option<Timestamp>,
@@ -307,31 +308,42 @@ fn exhausted_headers(
     limits: Option<&Limits>,
     headers: &mut HeaderMap,
 ) {
-    let text = HeaderValue::from_static;
     let reset = resets_at.map(|at| HeaderValue::from(at.unix_seconds()));
     match (dialect, limits) {
-        (Dialect::OpenAi, Some(limits)) => add_codex_headers(headers, limits),
-        (Dialect::OpenAi, None) => {
-            headers.insert("x-codex-primary-used-percent", text("100"));
-            headers.insert("x-codex-primary-window-minutes", text("300"));
-            reset.map(|reset| headers.insert("x-codex-primary-reset-at", reset));
+        (Dialect::OpenAi, Some(limits)) if limits.is_spent() => add_codex_headers(headers, limits),
+        (Dialect::Anthropic, Some(limits)) if limits.is_spent() => {
+            add_claude_headers(headers, limits, now);
         }
-        (Dialect::Anthropic, limits) => {
-            if let Some(limits) = limits {
-                add_claude_headers(headers, limits, now);
-            } else {
-                let claim = "anthropic-ratelimit-unified-representative-claim";
-                headers.insert(claim, text("five_hour"));
-                headers.insert("anthropic-ratelimit-unified-5h-status", text("rejected"));
-                headers.insert("anthropic-ratelimit-unified-5h-utilization", text("1"));
-                let name = "anthropic-ratelimit-unified-5h-reset";
-                reset.clone().map(|reset| headers.insert(name, reset));
-            }
-            headers.insert("anthropic-ratelimit-unified-status", text("rejected"));
-            reset.map(|reset| headers.insert("anthropic-ratelimit-unified-reset", reset));
-        }
-        (Dialect::Plain, _) => {}
+        (Dialect::Plain, _) | (_, Some(_)) => {}
+        (_, None) => made_up_window(dialect, reset.as_ref(), headers),
     }
+    if dialect == Dialect::Anthropic {
+        let rejected = HeaderValue::from_static("rejected");
+        headers.insert("anthropic-ratelimit-unified-status", rejected);
+        reset.map(|reset| headers.insert("anthropic-ratelimit-unified-reset", reset));
+    }
+}
+
+/// Of windows that nobody has told: clients show none that has no name.
+fn made_up_window(dialect: Dialect, reset: Option<&HeaderValue>, headers: &mut HeaderMap) {
+    let (told, name): (&[(&str, &str)], _) = match dialect {
+        Dialect::OpenAi => (
+            &[("x-codex-primary-used-percent", "100"), ("x-codex-primary-window-minutes", "300")],
+            "x-codex-primary-reset-at",
+        ),
+        _ => (
+            &[
+                ("anthropic-ratelimit-unified-representative-claim", "five_hour"),
+                ("anthropic-ratelimit-unified-5h-status", "rejected"),
+                ("anthropic-ratelimit-unified-5h-utilization", "1"),
+            ],
+            "anthropic-ratelimit-unified-5h-reset",
+        ),
+    };
+    for (name, value) in told {
+        headers.insert(*name, HeaderValue::from_static(value));
+    }
+    reset.map(|reset| headers.insert(name, reset.clone()));
 }
 
 pub fn anthropic_type(status: StatusCode) -> &'static str {
@@ -422,6 +434,41 @@ mod tests {
         assert_eq!(headers["anthropic-ratelimit-unified-status"], "rejected");
         let (_, headers, _) = render(&exhausted(30), Dialect::Anthropic);
         assert!(!headers.contains_key("x-should-retry"), "a short wait may be slept through");
+    }
+
+    /// spec §6: a refusal says nothing that a client would take for room.
+    #[test]
+    fn windows_are_told_only_where_they_show_what_is_spent() {
+        use poolgate_core::limits::Share;
+        use poolgate_core::units::Fraction;
+        let exhausted = |percent| {
+            let used = Fraction::from_percent(percent).unwrap();
+            let resets_at = Some(NOW.plus(Duration::from_hours(1)));
+            let share = Share { used, length: Duration::from_hours(5), resets_at };
+            let limits = Limits { five_hour: Some(share), weekly: None, weight: 1.0, plan: None };
+            let resets_at = Some(NOW.plus(Duration::from_hours(9)));
+            Error::Exhausted { resets_at, now: NOW, limits: Some(Box::new(limits)) }
+        };
+        let told = |error: &Error, dialect, name: &str| {
+            let (_, headers, _) = render(error, dialect);
+            headers.get(name).map(|value| value.to_str().unwrap().to_owned())
+        };
+        for (percent, codex, claude) in
+            [(100.0, Some("100.00"), Some("five_hour")), (12.0, None, None)]
+        {
+            let error = exhausted(percent);
+            let used = told(&error, Dialect::OpenAi, "x-codex-primary-used-percent");
+            assert_eq!(used.as_deref(), codex);
+            let unified = |name: &str| {
+                let name = format!("anthropic-ratelimit-unified-{name}");
+                told(&error, Dialect::Anthropic, &name)
+            };
+            assert_eq!(unified("representative-claim").as_deref(), claude);
+            assert_eq!(unified("5h-status").is_some(), claude.is_some());
+            assert_eq!(unified("status").as_deref(), Some("rejected"));
+            let reset = NOW.plus(Duration::from_hours(9)).unix_seconds().to_string();
+            assert_eq!(unified("reset"), Some(reset));
+        }
     }
 
     #[test]
