@@ -115,13 +115,13 @@ async fn judge_success(
     app: &App,
     account: &Account,
     ask: Ask<'_>,
-    (head, body, create): (Parts, Received, Permit),
+    (mut head, body, create): (Parts, Received, Permit),
     now: Timestamp,
 ) -> Judged {
     let surface = ask.surface;
     let is_stream = has_type(&head.headers, "text/event-stream");
+    let status = Some(head.status.as_u16());
     let bad = |outcome, text: &str| {
-        let status = Some(head.status.as_u16());
         let error = Error::Upstream(text.into());
         Judged::Bad(Bad { outcome, status, reply: None, error, spent: None })
     };
@@ -130,6 +130,11 @@ async fn judge_success(
         if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
     match open(body, tap, create, !is_stream && !is_encoded).await {
         Opened::Good(mut opening) => {
+            if opening.tap.is_event_stream() && !is_stream {
+                // A stream under another name, which its client would not read as one.
+                let kind = HeaderValue::from_static("text/event-stream");
+                head.headers.insert(header::CONTENT_TYPE, kind);
+            }
             observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
             Judged::Good(Answer { head, opening, refused: None })
         }

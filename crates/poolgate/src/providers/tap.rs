@@ -144,6 +144,7 @@ impl Tap {
                 (self.semantic, self.moved) = (true, true);
                 return;
             }
+            Format::Json(kept) if kept.size == 0 && begins_events(bytes) => Scanner::default(),
             Format::Json(kept) => {
                 self.moved = true;
                 return kept.push(bytes);
@@ -317,6 +318,11 @@ impl Tap {
         self.usage.update(usage);
         self.response_id = self.response_id.take().or(id);
     }
+}
+
+/// Events that came under another name: no JSON begins so.
+fn begins_events(bytes: &[u8]) -> bool {
+    [&b"data:"[..], b"event:", b":"].iter().any(|line| bytes.starts_with(line))
 }
 
 /// Behind a name.

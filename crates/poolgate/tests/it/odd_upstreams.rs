@@ -265,6 +265,24 @@ async fn a_last_word_counts_without_what_should_follow() {
     h.finish().await;
 }
 
+/// Asked for again it would cost again.
+#[tokio::test]
+async fn a_stream_under_another_name_is_one() {
+    let text = r#"{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}"#;
+    for (kind, begin) in [("application/json", ""), ("text/plain", ": hi\n\n"), ("", "event: x\n")]
+    {
+        let (h, a) = two().await;
+        let body = format!("{begin}data: {text}\n\ndata: [DONE]\n\n");
+        a.fault(answer(200, kind, &body)).times(1);
+        let got = h.post("/v1/chat/completions", &chat("hi", true)).await;
+        assert_eq!((got.text(), got.cut), (body, false), "{kind}");
+        assert_eq!(got.headers["content-type"], "text/event-stream");
+        assert_eq!(h.asked(), ["a"], "{kind}");
+        assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)], "{kind}");
+        h.finish().await;
+    }
+}
+
 /// reliability §9: what has to be whole before it can go on is held up to a bound, and what breaks behind
 /// output is told.
 #[tokio::test]
