@@ -121,7 +121,10 @@ pub fn route(
         Endpoint::Proxy { .. } if method == Method::POST => Ok(endpoint),
         Endpoint::Proxy { .. } => Err(Error::WrongMethod("POST")),
         _ if method == Method::GET => Ok(endpoint),
-        Endpoint::Healthy | Endpoint::Ready if method == Method::HEAD => Ok(endpoint),
+        // It has no head but that of a stream without an end.
+        Endpoint::Limits(Question::WatchPool) => Err(Error::WrongMethod("GET")),
+        // The server leaves the body out.
+        _ if method == Method::HEAD => Ok(endpoint),
         _ => Err(Error::WrongMethod("GET")),
     }
 }
@@ -215,7 +218,10 @@ mod tests {
             ("GET",  "/api/codex/usage/", "", &[],                       Ok(Endpoint::Limits(Question::CodexUsage))),
             ("GET",  "/v1/pool/status", "watch=false", &[],              Ok(Endpoint::Limits(Question::Pool))),
             ("GET",  "/v1/pool/status", "watch=true", &[],               Ok(Endpoint::Limits(Question::WatchPool))),
+            ("HEAD", "/v1/pool/status", "watch=true", &[],               Err("method_not_allowed")),
             ("GET",  "/v1/usage", "", &[],                               Ok(Endpoint::Limits(Question::Own))),
+            ("HEAD", "/v1/models", "", &[],                              Ok(Endpoint::Models(ModelList::OpenAi))),
+            ("HEAD", "/v1/responses", "", &[],                           Err("method_not_allowed")),
             ("POST", "/v1/usage", "", &[],                               Err("method_not_allowed")),
             ("GET",  "/healthz", "", &[],                                Ok(Endpoint::Healthy)),
             ("GET",  "/metrics", "", &[],                                Ok(Endpoint::Metrics)),
