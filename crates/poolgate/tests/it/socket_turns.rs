@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use http::Method;
+use http_body_util::BodyExt;
 use poolgate::clock::Clock;
+use poolgate::store::KeyLimits;
 use poolgate_sim::{Account, Fault, Phase};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::canary;
 use crate::harness::{Harness, Setup};
+use crate::requests::{CODEX, responses};
 use crate::socket_client::{
-    BETA, Client, chained, connect, create, id, kinds, pair, said, turns, until,
+    BETA, Client, chained, connect, connect_to, create, id, kinds, pair, said, turns, until,
 };
 
 /// Names of the accounts asked for an answer over HTTP, in order.
@@ -68,19 +72,32 @@ async fn an_upstream_without_sockets_is_asked_over_http() {
     h.finish().await;
 }
 
-/// wire 2.4: what the handshake says of a turn is about the first one.
+/// wire 2.4: what the handshake says of a turn is about the first one that is served.
 #[tokio::test]
 async fn the_handshakes_turn_is_not_told_of_the_next() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
     without_sockets(&a);
-    let of_a_turn = ["x-codex-turn-metadata", "x-codex-window-id"];
-    let headers = [BETA, (of_a_turn[0], "{\"turn_id\":\"1\"}"), (of_a_turn[1], "w:1")];
-    let mut client = connect(&h, &headers).await.unwrap();
+    let limits = KeyLimits { concurrency: Some(1), requests_per_minute: None };
+    let key = h.limited_key("narrow", limits).await;
+    let of_a_turn = ["x-codex-turn-state", "x-codex-turn-metadata", "x-codex-window-id"];
+    let told = of_a_turn.map(|name| (name, "{\"turn_id\":\"1\"}"));
+    let mut client = connect_to(&h.url, &key, &[&[BETA], &told[..]].concat()).await.unwrap();
+
+    let endless = responses("hi [[events=5000]] [[gap_ms=20]]", true).to_string();
+    let url = format!("{}{CODEX}", h.url);
+    let by_key = [("x-api-key", key.as_str())];
+    let mut running = h.request(Method::POST, &url, &by_key, endless.into()).await;
+    assert!(running.body_mut().frame().await.unwrap().unwrap().is_data());
+    assert_eq!(said(&client.turn(&create("early")).await), "key_concurrency_exceeded");
+    drop(running);
+    let narrow = h.app.keys.find(&key, h.clock.now()).unwrap();
+    until("its place is given back", || narrow.running() == 0).await;
+
     for text in ["hi", "more"] {
         assert_eq!(said(&client.turn(&create(text)).await), "completed");
     }
     let journal = h.sim.journal();
-    let posts: Vec<_> = journal.iter().filter(|entry| entry.method == "POST").collect();
+    let posts: Vec<_> = journal.iter().filter(|entry| entry.method == "POST").skip(1).collect();
     for name in of_a_turn {
         let told: Vec<_> = posts.iter().map(|entry| entry.header(name).is_some()).collect();
         assert_eq!(told, [true, false], "{name}");
