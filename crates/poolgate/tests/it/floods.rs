@@ -3,15 +3,16 @@
 
 use poolgate::config::RawListener;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::harness::{Harness, PATIENCE, Setup};
-use crate::wire::Raw;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Most that the system's buffers of a connection hold, for whoever stops reading in time.
 const BUFFERS: usize = 8 << 20;
+/// Of the client's end, which some systems let grow to more than that.
+const OWN_BUFFER: u32 = 64 << 10;
 const FRAMES: u32 = 2_000_000;
 
 const HEADERS: u8 = 1;
@@ -36,7 +37,11 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 async fn open(h: &Harness) -> TcpStream {
-    let mut stream = Raw::connect(h).await.0;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(OWN_BUFFER).unwrap();
+    socket.set_send_buffer_size(OWN_BUFFER).unwrap();
+    let address = h.url.trim_start_matches("http://").parse().unwrap();
+    let mut stream = timeout(PATIENCE, socket.connect(address)).await.unwrap().unwrap();
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
     stream
 }
