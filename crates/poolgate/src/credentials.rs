@@ -39,6 +39,7 @@ pub use whose::Owner;
 use whose::Whose;
 
 use crate::admission::Overload;
+use crate::secret::sha256;
 use crate::store::RefreshMark;
 
 /// What goes into a request's headers, made once; sensitive, so that nothing prints them.
@@ -98,7 +99,7 @@ struct Loaded {
     due_at: Option<Timestamp>,
     /// When these tokens came from the issuer; `None`: not to this process.
     granted_at: Option<Timestamp>,
-    /// Which tokens these are; of API keys all zero.
+    /// Which tokens these are, or which key.
     content: [u8; 32],
     /// `None`: an API key.
     sign_in: Option<SignIn>,
@@ -467,7 +468,8 @@ impl Credential {
             return Err("the API key is empty or has characters no key has".into());
         }
         let bearer = Bearer::new(key, None)?;
-        Ok(Loaded { bearer, due_at: None, granted_at: None, content: [0; 32], sign_in: None })
+        let content = sha256(key.as_bytes());
+        Ok(Loaded { bearer, due_at: None, granted_at: None, content, sign_in: None })
     }
 
     fn load(&self, sign_in: SignIn) -> Result<Loaded, String> {

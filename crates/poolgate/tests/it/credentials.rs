@@ -172,6 +172,27 @@ async fn a_file_that_breaks_and_comes_back_takes_its_account_along() {
     h.finish().await;
 }
 
+/// A key that its upstream refused rests for 10 min; one that is put in its place is another.
+#[tokio::test]
+async fn a_new_key_in_the_file_serves_at_once() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    let path = h.dir.path().join("a.key");
+    std::fs::write(&path, "sk-mistyped").unwrap();
+    let post = async || h.post("/v1/responses", &responses("hi", true)).await.status.as_u16();
+    let until = async |wanted: u16| {
+        let reached = async {
+            while post().await != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.expect("the file was noticed");
+    };
+    until(503).await;
+    std::fs::write(&path, a.api_key()).unwrap();
+    until(200).await;
+    h.finish().await;
+}
+
 /// A removal and an addition within one look of the running gateway.
 #[tokio::test]
 async fn an_account_that_was_removed_and_added_again_serves_with_what_it_was_given_last() {
