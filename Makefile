@@ -5,7 +5,7 @@ export POOLGATE_CACHE ?= $(HOME)/.cache/poolgate
 export PATH := $(POOLGATE_CACHE)/bin:$(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clients soak fuzz bench dev setup advisories
+.PHONY: help demo test check clients soak fuzz release bench dev setup advisories
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; \
@@ -36,8 +36,12 @@ fuzz: ## libFuzzer on each target, 10 min each; ARGS="60 events" for a minute of
 	@scripts/setup.sh build
 	@scripts/fuzz.sh $(ARGS)
 
+release: ## the program as it is meant to be run; says where it is
+	@scripts/setup.sh build release
+	@scripts/release.sh
+
 bench: ## CPU per request beside nginx and a direct connection
-	@scripts/setup.sh build bench
+	@scripts/setup.sh build bench release
 	@scripts/bench.sh $(ARGS)
 
 dev: ## the gateway with poolgate.toml, logging in detail; CONFIG=file for another

@@ -2,11 +2,12 @@
 # What a request costs in poolgate, beside nginx and a direct connection:
 #
 #   bench.sh [--json FILE] [--rounds N] [--only SHAPE] [--scale X] [--keep]
+#   bench.sh --train PROGRAM
 #
-# The simulator is the upstream. poolgate runs as users run it: four accounts, a client key, records
-# to disk, its default log. nginx does what of it nginx can do: it passes requests on with another
-# credential, unbuffered, over kept-open connections. Both have two threads (two workers
-# each) and both are asked for the same by the same client, in turns:
+# The simulator is the upstream. poolgate runs as users run it: as release.sh builds it, with four
+# accounts, a client key, records to disk, its default log. nginx does what of it nginx can do: it
+# passes requests on with another credential, unbuffered, over kept-open connections. Both have two
+# threads (two workers each) and both are asked for the same by the same client, in turns:
 # direct, nginx, poolgate, direct, nginx, ... CPU time is user and system time of all threads of the
 # proxy, with 0.4 s after each round for what it does later. The figures are medians of the rounds.
 #
@@ -19,7 +20,8 @@
 # Before that, what a choice costs: instructions by callgrind, among 10, 20 and 40 accounts, with
 # every account able and no session at home, which is the dearest case.
 #
-# --keep leaves the temporary folder and says where it is. Exit status 1: above the limit.
+# --keep leaves the temporary folder and says where it is. --train has the program do all of the work
+# once, without nginx and without judging it. Exit status 1: above the limit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -35,11 +37,17 @@ readonly nginx="$cache/bin/nginx"
 
 fail() { printf 'bench: %s\n' "$*" >&2; exit 2; }
 
-keep=""
+keep="" train=""
 options=()
 while [[ $# -gt 0 ]]; do
     case "$1" in
         --keep) keep=yes; shift ;;
+        --train)
+            [[ $# -gt 1 ]] || fail "$1 needs a program"
+            train="$2"
+            options+=(--rounds 1 --scale 0.3 --unjudged)
+            shift 2
+            ;;
         --json | --rounds | --only | --scale)
             [[ $# -gt 1 ]] || fail "$1 needs a value"
             options+=("$1" "$2")
@@ -50,13 +58,21 @@ while [[ $# -gt 0 ]]; do
 done
 
 [[ "$(uname -s)" == Linux ]] || fail "reads CPU times from /proc, so it needs Linux"
-[[ -x "$nginx" ]] || fail "no nginx: run make bench, or scripts/setup.sh bench"
+[[ -n "$train" || -x "$nginx" ]] || fail "no nginx: run make bench, or scripts/setup.sh bench"
 have_cargo() { command -v cargo >/dev/null; }
 have_cargo || PATH="$HOME/.cargo/bin:$PATH"
 have_cargo || fail "Rust is missing: install rustup, open a new shell, and run this again"
-cargo build --locked --profile "$profile" -p poolgate -p poolgate-sim --bins --example compare
-cargo build --locked --profile "$profile" -p poolgate-core --example choose
+cargo build --locked --profile "$profile" -p poolgate-sim --bins --example compare
 readonly built="${CARGO_TARGET_DIR:-target}/$profile"
+if [[ -n "$train" ]]; then
+    program="$train"
+elif [[ "$profile" == release ]]; then
+    program=$(scripts/release.sh)
+else
+    cargo build --locked --profile "$profile" -p poolgate --bin poolgate
+    program="$built/poolgate"
+fi
+readonly program
 
 # --- a choice
 
@@ -68,7 +84,10 @@ choose() { # accounts, times, [explained]
 each() { # accounts, [explained]; instructions of one choice
     echo $((($(choose "$1" 3000 "${@:2}") - $(choose "$1" 1000 "${@:2}")) / 2000))
 }
-if command -v valgrind >/dev/null; then
+choices() {
+    local accounts plain
+    command -v valgrind >/dev/null || fail "no valgrind: run make bench, or scripts/setup.sh bench"
+    cargo build --locked --profile "$profile" -p poolgate-core --example choose
     printf 'a choice by headroom: %s\n' "instructions, and with its explanation"
     for accounts in 10 20 40; do
         plain=$(each "$accounts")
@@ -76,9 +95,8 @@ if command -v valgrind >/dev/null; then
         [[ "$accounts" != 10 || "$plain" -le "$choice_limit" ]] || over="a choice among 10 accounts"
     done
     echo
-else
-    fail "no valgrind: run make bench, or scripts/setup.sh bench"
-fi
+}
+[[ -n "$train" ]] || choices
 
 # --- what is started is stopped
 
@@ -136,15 +154,23 @@ readonly upstream_key
     done
 } >"$work/poolgate.toml"
 poolgate() {
-    env -u POOLGATE_MASTER_KEY -u RUST_LOG "$built/poolgate" --config "$work/poolgate.toml" "$@"
+    env -u POOLGATE_MASTER_KEY -u RUST_LOG "$program" --config "$work/poolgate.toml" "$@"
 }
 client_key=$(poolgate key create bench | head -n 1)
 POOLGATE__WORKERS=$threads POOLGATE_CONFIG="$work/poolgate.toml" env -u POOLGATE_MASTER_KEY \
-    -u RUST_LOG "$built/poolgate" serve 2>"$work/poolgate.log" &
+    -u RUST_LOG "$program" serve 2>"$work/poolgate.log" &
 pids+=($!)
 readonly poolgate_pid=$!
 wait_for poolgate grep -q 'serving.*address=' "$work/poolgate.log"
 gateway=$(sed -n 's/.*serving.*address=\([0-9.:]*\).*/\1/p' "$work/poolgate.log" | head -n 1)
+direct="direct,$sim,$upstream_key"
+readonly direct
+subject="poolgate,$gateway,$client_key,$poolgate_pid"
+readonly subject
+if [[ -n "$train" ]]; then
+    "$built/examples/compare" "${options[@]}" --target "$direct" --target "$subject"
+    exit
+fi
 
 # --- nginx
 
@@ -201,12 +227,12 @@ workers=$(pgrep -d + -P "$nginx_pid")
 version() { sed 's/.*[ /]//' <<<"$1"; }
 model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 about=(
-    --about "poolgate $(version "$("$built/poolgate" --version)") ($profile build),\
+    --about "poolgate $(version "$("$program" --version)") ($profile build),\
  nginx $(version "$("$nginx" -v 2>&1)"), $threads threads each"
     --about "$(nproc) × ${model:-unknown CPU}, Linux $(uname -r), $(date -u +%Y-%m-%d)"
 )
 "$built/examples/compare" --limit "$limit" "${about[@]}" ${options[@]+"${options[@]}"} \
-    --target "direct,$sim,$upstream_key" \
+    --target "$direct" \
     --target "nginx,127.0.0.1:$port,$upstream_key,$workers" \
-    --target "poolgate,$gateway,$client_key,$poolgate_pid" || over="${over:-see the last lines}"
+    --target "$subject" || over="${over:-see the last lines}"
 [[ -z "$over" ]] || { echo "bench: above the limit: $over" >&2; exit 1; }

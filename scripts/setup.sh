@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Installs what the tests need and the machine lacks:  setup.sh build|tools|clients|bench ...
+# Installs what the tests need and the machine lacks:
+#   setup.sh build|tools|clients|bench|release ...
 #
 #   build    a C compiler: some crates compile C
 #   tools    cargo-nextest and cargo-deny
 #   clients  Codex and Claude Code from npm, the OpenAI and Anthropic SDKs from PyPI
 #   bench    valgrind; nginx, unpacked only: installing it would start a web server on this machine
+#   release  rustup's component llvm-tools; done without, if it cannot be had
 #
 # All but Debian packages goes to $POOLGATE_CACHE (~/.cache/poolgate), outside the checkout, at the
 # versions pinned in clients/. A part is done when its stamp holds the hash of what decides it, so a
@@ -42,6 +44,7 @@ is_done() {
         tools) set -- "$cache"/bin/cargo-{nextest,deny} ;;
         clients) set -- "$cache"/bin/{codex,claude} "$cache/venv/bin/python" ;;
         bench) have valgrind && set -- "$cache/bin/nginx" ;;
+        release) has_profdata && set -- ;;
     esac || return 1
     for program in "$@"; do [[ -x "$program" ]] || return 1; done
 }
@@ -144,6 +147,14 @@ bench() {
     "$cache/bin/nginx" -v 2>/dev/null || debian libssl3 libpcre2-8-0 zlib1g libcrypt1
 }
 
+has_profdata() { compgen -G "$(rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata" >/dev/null; }
+
+release() {
+    say "llvm-profdata (rustup)"
+    timeout 120 rustup component add llvm-tools >/dev/null 2>&1 ||
+        say "it cannot be had: release builds will be plain ones"
+}
+
 # --- main
 
 [[ $# -gt 0 ]] || set -- build tools clients
@@ -154,7 +165,8 @@ have cargo || fail "Rust is missing: install rustup, open a new shell, and run t
 mkdir -p "$cache/bin"
 hash=$(key)
 for part in "$@"; do
-    [[ "$part" =~ ^(build|tools|clients|bench)$ ]] || fail "usage: setup.sh build|tools|clients|bench ..."
+    [[ "$part" =~ ^(build|tools|clients|bench|release)$ ]] ||
+        fail "usage: setup.sh build|tools|clients|bench|release ..."
     ! is_done "$part" || continue
     # Two checkouts may share the cache: the second one waits, and finds the work done.
     exec 9>"$cache/lock"
