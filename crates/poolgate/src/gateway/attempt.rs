@@ -117,7 +117,7 @@ pub async fn send_over_http(
     let timeout =
         if streams { app.limits().stream_head_timeout } else { app.limits().head_timeout };
     let request = build(call, target, prepared)?;
-    let create = stage::create(app, call)?;
+    let create = stage::create(app, call, streams)?;
     let place = &target.account.upstream.place;
     let mut sent = app.egress.send(request, place, timeout).await;
     if let Err(SendError::Stale(why)) = &sent {

@@ -245,7 +245,7 @@ pub async fn send(
         over.slot.put(leg);
         return Ok((response, Permit::default()));
     }
-    let create = match stage::create(app, call) {
+    let create = match stage::create(app, call, true) {
         Ok(create) => create,
         Err(full) => {
             // The next turn goes on with it.

@@ -93,6 +93,34 @@ async fn codex_lb_h10_a_full_stage_refuses_and_h11_is_free_again_at_created() {
     h.finish().await;
 }
 
+/// spec §9: what never says that it has been created cannot hold a place until it does.
+#[tokio::test]
+async fn spec_9_an_answer_in_one_piece_holds_no_place_while_it_is_generated() {
+    let mut setup = Setup::new().await;
+    let a = setup.openai("a");
+    setup.codex("b");
+    setup.settings("a").max_concurrency = Some(1);
+    setup.settings("b").priority = Some(1);
+    setup.raw.limits = RawLimits { drain_timeout_s: Some(5), ..creating(1) };
+    let h = setup.start().await;
+    a.fault(Fault::stall(Phase::Head)).times(1);
+    let whole = responses("slow", false);
+    {
+        let mut slow = std::pin::pin!(h.post("/v1/responses", &whole));
+        let asked = h.sim.wait_for(|all| !all.is_empty(), PATIENCE);
+        tokio::select! {
+            _ = &mut slow => panic!("nobody answers"),
+            asked = asked => assert!(asked),
+        }
+        assert_eq!(h.asked(), ["a"]);
+        assert_eq!(in_use(&h, Bound::ResponseCreate), 0);
+        let got = h.post_with(CODEX, &[("session-id", "other")], &responses("hi", true)).await;
+        assert_eq!(got.status, 200, "{}", got.text());
+        assert_eq!(h.asked(), ["a", "b"]);
+    }
+    h.finish().await;
+}
+
 /// codex-lb H12: however a start ends, a hundred times, its place comes back, once.
 #[tokio::test]
 async fn codex_lb_h12_a_hundred_starts_that_fail_leave_the_stage_as_it_was() {
