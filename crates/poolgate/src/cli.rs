@@ -103,8 +103,17 @@ struct Context {
 }
 
 impl Context {
+    /// With the accounts and pools of the configuration, which has to be right.
     async fn open(global: &Global) -> anyhow::Result<Self> {
-        let config = global.load(None)?;
+        Self::on(global.load(None)?, global).await
+    }
+
+    /// For what the data directory is enough for.
+    async fn open_place(global: &Global) -> anyhow::Result<Self> {
+        Self::on(global.load_place()?, global).await
+    }
+
+    async fn on(config: Config, global: &Global) -> anyhow::Result<Self> {
         if needs_change(&config).await && !ledger::is_left_alone(&config.data_dir) {
             bail!(
                 "a gateway of an earlier version is using {}, and this version would have to change \
@@ -126,6 +135,17 @@ impl Global {
         let overrides = Overrides { listen, data_dir: self.data.clone() };
         Config::load(self.config.as_deref(), overrides)
     }
+
+    /// Mistakes are told, and keep nobody from what needs nothing but the data directory.
+    fn load_place(&self) -> anyhow::Result<Config> {
+        let overrides = Overrides { listen: None, data_dir: self.data.clone() };
+        let (config, wrong) = Config::load_place(self.config.as_deref(), overrides)?;
+        if let Some(wrong) = wrong {
+            eprintln!("poolgate: warning: {wrong:#}");
+            eprintln!("poolgate: going on with the data in {}", config.data_dir.display());
+        }
+        Ok(config)
+    }
 }
 
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -138,8 +158,18 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             demo::run(demo::Options { listen, json: global.json, duration, stop }).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Account(command) => account::run(command, &Context::open(&global).await?).await,
-        Command::Key(command) => key::run(command, &Context::open(&global).await?).await,
+        Command::Account(command) => {
+            let context = if command.needs_accounts() {
+                Context::open(&global).await?
+            } else {
+                Context::open_place(&global).await?
+            };
+            account::run(command, &context).await
+        }
+        Command::Key(command @ key::Command::Create { .. }) => {
+            key::run(command, &Context::open(&global).await?).await
+        }
+        Command::Key(command) => key::run(command, &Context::open_place(&global).await?).await,
         Command::KeyRotate(command) => {
             key_rotate::run(&command, &Context::open(&global).await?).await
         }

@@ -21,7 +21,7 @@ use anyhow::Context;
 use poolgate_core::strategy::Strategy;
 use serde::Deserialize;
 
-pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream};
+pub use account::{AccountSpec, CredentialSource, RawAccount, Upstream, at_home};
 pub use address::{is_forbidden, is_private, is_this_machine};
 pub use limits::{Limits, RawLimits};
 pub use listener::{Listener, RawListener, RawTls, Tls};
@@ -116,31 +116,29 @@ pub struct Overrides {
 impl Config {
     /// Reads `file`, or the first that exists of `./poolgate.toml` and the user's configuration.
     pub fn load(file: Option<&Path>, overrides: Overrides) -> anyhow::Result<Self> {
-        let path = file.map(Path::to_owned).or_else(find_file);
-        let place = || match &path {
-            Some(path) => format!("in {}", path.display()),
-            None => "without a configuration file".to_owned(),
+        Written::read(file, overrides)?.resolve()
+    }
+
+    /// For what needs the data directory and none of the accounts: mistakes are given back beside
+    /// what is certain all the same, so that they keep nobody from revoking a key.
+    pub fn load_place(
+        file: Option<&Path>,
+        overrides: Overrides,
+    ) -> anyhow::Result<(Self, Option<anyhow::Error>)> {
+        let error = match Self::load(file, overrides.clone()) {
+            Ok(config) => return Ok((config, None)),
+            Err(error) => error,
         };
-        let stamp = path.as_deref().and_then(stamp);
-        let mut table = match &path {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("reading {}", path.display()))?;
-                layers::parse(&text).with_context(place)?
-            }
-            None => toml::Table::new(),
-        };
-        let variables = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
+        let written = Written::read(file, overrides.clone()).ok();
+        let written = written.filter(Written::knows_data_dir).or_else(|| {
+            // What lies over the file, whatever stands in it.
+            let over = Written::over(toml::Table::new(), Origin { overrides, ..Origin::default() });
+            over.ok().filter(|over| over.raw.data_dir.is_some())
         });
-        let mut wrong = layers::merge_environment(&mut table, variables);
-        wrong.extend(layers::take_malformed(&mut table));
-        let mut raw = RawConfig::deserialize(table).with_context(place)?;
-        let origin = Origin { file: path.clone(), stamp, overrides: overrides.clone() };
-        raw.listen = overrides.listen.or(raw.listen);
-        raw.data_dir = overrides.data_dir.or(raw.data_dir);
-        let config = Self::resolve_beside(raw, wrong).with_context(place)?;
-        Ok(Self { origin: Some(origin), ..config })
+        match written.and_then(Written::place_only) {
+            Some(config) => Ok((config, Some(error))),
+            None => Err(error),
+        }
     }
 
     /// As the file is now.
@@ -197,6 +195,87 @@ impl Config {
             _ => Err(ConfigError(wrong)),
         }
     }
+}
+
+/// All layers, before they mean anything, with the mistakes found so far.
+struct Written {
+    raw: RawConfig,
+    wrong: Vec<String>,
+    variables: Vec<layers::Variable>,
+    origin: Origin,
+}
+
+impl Written {
+    fn read(file: Option<&Path>, overrides: Overrides) -> anyhow::Result<Self> {
+        let file = file.map(Path::to_owned).or_else(find_file);
+        let stamp = file.as_deref().and_then(stamp);
+        let table = match &file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("reading {}", path.display()))?;
+                layers::parse(&text).with_context(|| format!("in {}", path.display()))?
+            }
+            None => toml::Table::new(),
+        };
+        Self::over(table, Origin { file, stamp, overrides })
+    }
+
+    /// The environment and the command line over the file's `table`.
+    fn over(mut table: toml::Table, origin: Origin) -> anyhow::Result<Self> {
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        let (variables, mut wrong) = layers::merge_environment(&mut table, variables);
+        wrong.extend(layers::take_malformed(&mut table));
+        let mut raw =
+            RawConfig::deserialize(table).with_context(|| place(&origin, !variables.is_empty()))?;
+        let overrides = origin.overrides.clone();
+        raw.listen = overrides.listen.or(raw.listen);
+        raw.data_dir = overrides.data_dir.or(raw.data_dir);
+        Ok(Self { raw, wrong, variables, origin })
+    }
+
+    fn resolve(self) -> anyhow::Result<Config> {
+        let Self { raw, wrong, variables, origin } = self;
+        let has_variables =
+            !variables.is_empty() || wrong.iter().any(|w| w.starts_with("POOLGATE__"));
+        let config = Config::resolve_beside(raw, wrong).map_err(|ConfigError(wrong)| {
+            ConfigError(wrong.into_iter().map(|m| layers::blame(&variables, m)).collect())
+        });
+        let config = config.with_context(|| place(&origin, has_variables))?;
+        Ok(Config { origin: Some(origin), ..config })
+    }
+
+    /// Not if what is wrong may have been meant for it.
+    fn knows_data_dir(&self) -> bool {
+        self.raw.data_dir.is_some() || !self.wrong.iter().any(|mistake| is_about_data_dir(mistake))
+    }
+
+    /// Where it is and how it is reached, without anything that serves.
+    fn place_only(self) -> Option<Config> {
+        let RawConfig { listen, data_dir, master_key_file, tls, .. } = self.raw;
+        let listen = listen.filter(|listen| listen.parse::<SocketAddr>().is_ok());
+        let raw = RawConfig { listen, data_dir, master_key_file, tls, ..RawConfig::default() };
+        Config::resolve(raw).ok()
+    }
+}
+
+/// A key that nobody knows, at the top, may be its name misspelt.
+fn is_about_data_dir(mistake: &str) -> bool {
+    let (place, why) = mistake.split_once(": ").unwrap_or_default();
+    let is_at_top = !place.contains(['.', ' ']);
+    place == "data_dir"
+        || (is_at_top && why.starts_with("unknown field"))
+        || why.starts_with("unknown field `data_dir`")
+}
+
+/// Where mistakes may be.
+fn place(origin: &Origin, has_variables: bool) -> String {
+    let file = match &origin.file {
+        Some(path) => format!("in {}", path.display()),
+        None => "without a configuration file".to_owned(),
+    };
+    if has_variables { format!("{file}, and in the environment") } else { file }
 }
 
 fn resolve_pools(raw: Vec<RawPool>, wrong: &mut Vec<String>) -> Vec<PoolSpec> {

@@ -62,10 +62,11 @@ pub fn render(status: &Status, style: Style) -> String {
         lines.extend(Layout::fitting(status, style.width).lines(status));
     }
     lines.extend(accounts.iter().filter_map(problem));
-    lines.extend(configuration(status));
+    let lines = lines.into_iter().map(|line| line.cut(style.width));
     let mut picture = String::new();
-    for line in lines {
-        line.cut(style.width).write(style.color, &mut picture);
+    // Of the file's mistakes all is shown: what is cut off may be the one to mend.
+    for line in lines.chain(configuration(status)) {
+        line.write(style.color, &mut picture);
         picture.truncate(picture.trim_end_matches(' ').len());
         picture.push('\n');
     }

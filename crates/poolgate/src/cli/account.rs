@@ -54,6 +54,14 @@ pub enum Command {
     Test { name: String },
 }
 
+impl Command {
+    /// Not those that change or show what the store has, which may be needed most while the file
+    /// has a mistake.
+    pub const fn needs_accounts(&self) -> bool {
+        !matches!(self, Self::List | Self::Remove { .. } | Self::Pause { .. } | Self::Resume { .. })
+    }
+}
+
 /// How its upstream is reached.
 #[derive(Clone, Debug, Default, PartialEq, Args)]
 pub struct Way {

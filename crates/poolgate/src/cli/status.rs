@@ -42,7 +42,7 @@ impl Gateway {
 
     /// The JSON at `path` of the operator's side.
     pub async fn ask(&self, global: &Global, path: &str) -> anyhow::Result<Bytes> {
-        let config = global.load(None)?;
+        let config = global.load_place()?;
         let last = std::fs::read_to_string(config.data_dir.join(ADDRESS_FILE)).ok();
         let address = last.unwrap_or_else(|| config.listen.to_string());
         let own = match address.trim() {

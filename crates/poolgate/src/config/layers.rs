@@ -19,27 +19,43 @@ const LISTS: [&str; 2] = ["account", "pool"];
 /// Each of whose settings may be left out.
 const SECTIONS: [&str; 2] = ["limits", "listener"];
 
+/// One that sets something: what, and its own name.
+pub(super) type Variable = (String, String);
+
 /// Puts `POOLGATE__A__B=value` at `a.b`. Values are read as TOML, else taken as text. The single
-/// underscore names (`POOLGATE_DATA`) are not settings. Returns the mistakes.
+/// underscore names (`POOLGATE_DATA`) are not settings. Returns what is set so, and the mistakes.
 pub(super) fn merge_environment(
     table: &mut toml::Table,
     variables: impl Iterator<Item = (String, String)>,
-) -> Vec<String> {
-    let mut wrong = Vec::new();
+) -> (Vec<Variable>, Vec<String>) {
+    let (mut set, mut wrong) = (Vec::new(), Vec::new());
     for (name, value) in variables {
         let Some(path) = name.strip_prefix("POOLGATE__") else {
             continue;
         };
         let mut keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+        let place = keys.join(".");
         let Some(last) = keys.pop() else { continue };
         match section(table, keys) {
             Ok(section) => {
                 section.insert(last, read(value));
+                set.push((place, name));
             }
             Err(key) => wrong.push(format!("{name}: {key:?} is no section")),
         }
     }
-    wrong
+    (set, wrong)
+}
+
+/// A mistake in a variable is looked for there, and not in the file.
+pub(super) fn blame(variables: &[Variable], mistake: String) -> String {
+    let is_about = |place: &str| {
+        mistake.strip_prefix(place).is_some_and(|rest| rest.starts_with([':', ' ', '.']))
+    };
+    match variables.iter().find(|(place, _)| is_about(place)) {
+        Some((_, name)) => format!("{name} in the environment: {mistake}"),
+        None => mistake,
+    }
 }
 
 /// The one that `keys` lead to, or the key that leads nowhere.
@@ -110,7 +126,8 @@ mod tests {
             ("HOME", "/home"),
         ];
         let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
-        assert!(merge_environment(&mut table, variables.into_iter()).is_empty());
+        let (set, wrong) = merge_environment(&mut table, variables.into_iter());
+        assert_eq!((set.len(), wrong.len()), (2, 0));
         assert_eq!(table["listen"].as_str(), Some("127.0.0.1:2"));
         assert_eq!(table["limits"]["proxy_http"].as_integer(), Some(7));
         assert_eq!(table.len(), 2);
@@ -126,7 +143,7 @@ mod tests {
             ("POOLGATE__LISTEN", "127.0.0.1:2"),
         ];
         let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let wrong = merge_environment(&mut table, variables.into_iter());
+        let (_, wrong) = merge_environment(&mut table, variables.into_iter());
         assert_eq!(
             wrong,
             [
@@ -137,6 +154,24 @@ mod tests {
         );
         assert_eq!(table["listen"].as_str(), Some("127.0.0.1:2"));
     }
+
+    #[test]
+    fn what_a_variable_has_wrong_is_said_of_the_variable() {
+        let set = [
+            ("limits.proxy_http".to_owned(), "POOLGATE__LIMITS__PROXY_HTTP".to_owned()),
+            ("listen".to_owned(), "POOLGATE__LISTEN".to_owned()),
+        ];
+        let named = |mistake: &str| blame(&set, mistake.to_owned());
+        for (mistake, name) in [
+            ("limits.proxy_http: no number", "POOLGATE__LIMITS__PROXY_HTTP in the environment: "),
+            ("listen = \"x\": no address", "POOLGATE__LISTEN in the environment: "),
+            ("limits.proxy_http_other: no number", ""),
+            ("listener: no table", ""),
+        ] {
+            assert_eq!(named(mistake), format!("{name}{mistake}"));
+        }
+    }
+
     #[test]
     fn what_no_setting_reads_like_is_told_all_at_once() {
         let text = r#"

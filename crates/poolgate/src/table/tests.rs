@@ -143,3 +143,11 @@ fn problems_stand_below() {
     assert!(plain(&status, 80).ends_with("\n! alice: the file is gone\n"));
     assert!(plain(&super::tests::status(vec![]), 80).contains("no accounts yet"));
 }
+
+#[test]
+fn of_the_files_mistakes_all_is_shown() {
+    let mut status = small();
+    let mistakes = ["a mistake"; 30].join("; ");
+    status.configuration.error = Some(mistakes.clone());
+    assert!(plain(&status, 80).contains(&mistakes));
+}

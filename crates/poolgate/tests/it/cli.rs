@@ -68,7 +68,7 @@ async fn mistakes_are_said_where_they_are() {
     let file = data.join("poolgate.toml");
     let name = file.to_str().unwrap();
     std::fs::write(&file, "listen = \"x\"\n[[pool]]\nname = \"p\"\nstrategy = \"y\"\n").unwrap();
-    fails(data, &["account", "list", "--config", name], name).await;
+    fails(data, &["account", "test", "x", "--config", name], name).await;
     let doctor = run(data, &["doctor", "--config", name], "").await;
     let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.contains(name) && doctor.contains("3 mistake(s):\n  "), "{doctor}");
@@ -87,6 +87,62 @@ async fn mistakes_are_said_where_they_are() {
     let added = run(data, &add, "").await;
     let words = String::from_utf8_lossy(&added.stdout).into_owned();
     assert!(added.status.success() && words.contains("before /nonexistent/auth.json"), "{words}");
+}
+
+/// What needs the data directory alone goes on, and says what is wrong; what needs more does not.
+#[tokio::test]
+async fn a_mistake_in_the_file_keeps_nobody_from_revoking_a_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let (home, data) = (dir.path(), dir.path().join("data"));
+    let file = home.join("poolgate.toml");
+    let command = async |args: &[&str], env: &[(&str, &str)]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_poolgate"))
+            .args(args)
+            .env_remove("POOLGATE_CONFIG")
+            .env_remove("POOLGATE_DATA")
+            .env("HOME", home)
+            .env_remove("XDG_DATA_HOME")
+            .envs(env.iter().copied())
+            .current_dir(home)
+            .output()
+            .await
+            .unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let good = format!("data_dir = {data:?}\n");
+    std::fs::write(&file, &good).unwrap();
+    for name in ["k", "l", "m"] {
+        assert!(command(&["key", "create", name], &[]).await.0);
+    }
+    let wrong = format!("{good}[limits]\nproxy_htp = 1\n[[account]]\nname = \"a\"\nkind = \"x\"\n");
+    std::fs::write(&file, wrong).unwrap();
+    for args in [&["key", "revoke", "k"][..], &["key", "list"], &["account", "list"]] {
+        let (is_done, told) = command(args, &[]).await;
+        assert!(is_done && told.contains("warning: ") && told.contains("proxy_htp"), "{told}");
+    }
+    for args in [&["key", "create", "n"][..], &["account", "test", "a"], &["config", "check"]] {
+        let (is_done, told) = command(args, &[]).await;
+        assert!(!is_done && !told.contains("warning: "), "{args:?}: {told}");
+    }
+    let (_, told) = command(&["status"], &[]).await;
+    assert!(told.contains("warning: ") && told.contains("is this the data directory"), "{told}");
+
+    // Where the data is would be a guess.
+    for unclear in ["data_dri = \"/elsewhere\"\n", "data_dir = 3\n", "data_dir = \n"] {
+        std::fs::write(&file, unclear).unwrap();
+        let (is_done, told) = command(&["key", "revoke", "l"], &[]).await;
+        assert!(!is_done && !told.contains("going on"), "{unclear}: {told}");
+    }
+    let place = ("POOLGATE__DATA_DIR", data.to_str().unwrap());
+    assert!(command(&["key", "revoke", "l"], &[place]).await.0);
+    assert!(command(&["key", "revoke", "m", "--data", place.1], &[]).await.0);
+
+    // A variable's mistake is said of the variable.
+    std::fs::write(&file, &good).unwrap();
+    let variable = ("POOLGATE__LIMITS__PROXY_HTTP", "abc");
+    let (is_done, told) = command(&["config", "check"], &[variable]).await;
+    let words = "POOLGATE__LIMITS__PROXY_HTTP in the environment: limits.proxy_http: ";
+    assert!(!is_done && told.contains(words), "{told}");
 }
 
 #[tokio::test]
