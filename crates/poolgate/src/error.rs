@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
+use poolgate_core::account::{Family, Surface};
 use poolgate_core::limits::Limits;
 use poolgate_core::units::Timestamp;
 use serde_json::{Value, json};
@@ -28,6 +29,15 @@ pub enum Dialect {
     Anthropic,
     /// Our own paths: problem JSON with a `detail`.
     Plain,
+}
+
+impl Dialect {
+    pub fn of(surface: Surface) -> Self {
+        match surface.family() {
+            Family::OpenAi => Self::OpenAi,
+            Family::Anthropic => Self::Anthropic,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -212,13 +222,20 @@ impl Error {
         }
     }
 
+    /// What a client of this dialect is answered with.
+    pub fn status(&self, dialect: Dialect) -> StatusCode {
+        match self {
+            // Anthropic's SDKs know 529 as "overloaded, come back".
+            Self::Unavailable { .. } if dialect == Dialect::Anthropic => {
+                StatusCode::from_u16(529).expect("a valid status")
+            }
+            _ => self.parts().0,
+        }
+    }
+
     /// In the envelope that the caller's SDK parses.
     pub fn render(&self, dialect: Dialect) -> Response<Full<Bytes>> {
-        let (mut status, code) = self.parts();
-        // Anthropic's SDKs know 529 as "overloaded, come back".
-        if dialect == Dialect::Anthropic && matches!(self, Self::Unavailable { .. }) {
-            status = StatusCode::from_u16(529).expect("a valid status");
-        }
+        let (status, code) = (self.status(dialect), self.parts().1);
         let body = self.body(dialect, status, code);
         let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
         *response.status_mut() = status;

@@ -56,6 +56,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
     let mut same = SameText::default();
     let mut last: Option<Error> = None;
     let mut moves = 0;
+    let mut left = None;
     let is_chained = call.over.as_ref().is_some_and(OverSocket::is_chained);
     loop {
         let mut lease = match lease(app, call, &tried).await {
@@ -65,6 +66,10 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 return Err(explain(app, call, refusal, last));
             }
         };
+        // Not before: the last account is left for nobody.
+        if let Some(before) = left.replace(lease.account.id).filter(|id| *id != lease.account.id) {
+            app.pool.note_failover(before);
+        }
         if let Some(decision) = lease.decision.take() {
             record.decided(*decision);
         }
@@ -76,7 +81,6 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 if failed || moves >= MOVES {
                     tried.push(lease.account.id);
                 }
-                app.pool.note_failover(lease.account.id);
             }
             Tried::Failed { mut bad, lease, enough } => {
                 let id = lease.account.id;
@@ -94,7 +98,6 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 if enough {
                     return give_up(app, call, lease, bad, &tried);
                 }
-                app.pool.note_failover(id);
                 last = Some(std::mem::replace(&mut bad.error, Error::Internal));
             }
         }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::read::Head;
 use crate::app::App;
-use crate::error::Error;
+use crate::error::{Dialect, Error};
 use crate::ledger::{AttemptRecord, Begin, End};
 use crate::metrics::Ending;
 use crate::pool::Decision;
@@ -137,9 +137,8 @@ impl Record {
     pub fn fail(&mut self, error: &Error) {
         // Where nothing can be written, refusals would be the first to fill what space there is.
         self.unrecorded |= !self.begun && matches!(error, Error::CannotRecord);
-        let (status, code) = error.parts();
-        self.end.status = status.as_u16();
-        self.end.code = Some(Cow::Borrowed(code));
+        self.end.status = error.status(Dialect::of(self.surface)).as_u16();
+        self.end.code = Some(Cow::Borrowed(error.parts().1));
         // Who comes during a drain is refused before there is a record: this one was running.
         let is_cut = matches!(error, Error::Draining);
         let ending = if is_cut { Ending::Interrupted } else { Ending::Refused };

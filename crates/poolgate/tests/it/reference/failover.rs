@@ -225,6 +225,25 @@ async fn spec_6_counting_tokens_clears_no_strike() {
     h.finish().await;
 }
 
+/// The client's status and the row's, and a failover only where another account follows.
+#[tokio::test]
+async fn spec_10_a_row_says_what_its_client_got() {
+    let (h, (c, d)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.claude("c"), s.claude("d"))
+    })
+    .await;
+    let body = crate::requests::messages("hi", false);
+    for account in [&c, &d] {
+        account.fault(Fault::forbidden_error()).times(1);
+    }
+    let got = h.post("/v1/messages", &body).await;
+    assert_eq!(got.status, 529, "{}", got.text());
+    assert_eq!(h.rows("SELECT status FROM requests").await, [["529"]]);
+    assert_eq!((view(&h, "c").failovers, view(&h, "d").failovers), (1, 0));
+    h.finish().await;
+}
+
 /// The other way round: what cannot be healed by counting is not caused by it.
 #[tokio::test]
 async fn spec_6_counting_tokens_strikes_nobody() {
