@@ -6,6 +6,7 @@
 //! minute carries `x-should-retry: false`, since that SDK would sleep for as long as it is told.
 //! Upstream 401s and 403s have no variant here: they never reach a client as such.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,12 +83,17 @@ pub enum Error {
     ModelUnknown(String),
     #[error("no account can serve this: it takes one of kind {0}")]
     NoFittingAccount(&'static str),
-    #[error("{}", exhausted_text(*.resets_at))]
-    Exhausted { resets_at: Option<Timestamp>, now: Timestamp, limits: Option<Box<Limits>> },
-    #[error("no account can serve this right now, try again in {}", seconds_text(*.retry_after))]
-    Unavailable { retry_after: Duration },
-    #[error("no account is able to serve: an operator must look after them")]
-    NoAccounts,
+    #[error("{}{said}", exhausted_text(*.resets_at))]
+    Exhausted {
+        resets_at: Option<Timestamp>,
+        now: Timestamp,
+        limits: Option<Box<Limits>>,
+        said: Said,
+    },
+    #[error("no account can serve this right now, try again in {}{said}", seconds_text(*.retry_after))]
+    Unavailable { retry_after: Duration, said: Said },
+    #[error("no account is able to serve: an operator must look after them{0}")]
+    NoAccounts(Said),
     #[error(
         "the account that holds the state this request refers to cannot serve it now; send the full history instead"
     )]
@@ -121,6 +127,28 @@ pub enum Error {
     UpstreamBroke,
     #[error("internal error")]
     Internal,
+}
+
+/// What the last upstream that was asked said, scrubbed; empty: none was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said(String);
+
+impl Said {
+    /// Of what is said in a message of ours.
+    const LONGEST: usize = 300;
+
+    pub fn by(last: Option<Error>) -> Self {
+        match last {
+            Some(Error::Upstream(text)) => Self(text.chars().take(Self::LONGEST).collect()),
+            _ => Self::default(),
+        }
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "; the last one asked: {}", self.0) }
+    }
 }
 
 fn exhausted_text(resets_at: Option<Timestamp>) -> String {
@@ -176,7 +204,7 @@ impl Error {
             Self::NoFittingAccount(_) => (S::NOT_FOUND, "no_fitting_account"),
             Self::Exhausted { .. } => (S::TOO_MANY_REQUESTS, "usage_limit_reached"),
             Self::Unavailable { .. } => (S::SERVICE_UNAVAILABLE, "accounts_unavailable"),
-            Self::NoAccounts => (S::SERVICE_UNAVAILABLE, "no_accounts"),
+            Self::NoAccounts(_) => (S::SERVICE_UNAVAILABLE, "no_accounts"),
             Self::OwnerUnavailable { .. } => (S::SERVICE_UNAVAILABLE, "state_owner_unavailable"),
             Self::BadHandshake => (S::BAD_REQUEST, "bad_handshake"),
             Self::ChainLost => (S::BAD_REQUEST, "previous_response_not_found"),
@@ -210,7 +238,7 @@ impl Error {
                 Some(resets_at.map_or(LONG_WAIT * 5, |at| now.until(at)))
             }
             Self::OwnerUnavailable { retry_after } => *retry_after,
-            Self::Unavailable { retry_after }
+            Self::Unavailable { retry_after, .. }
             | Self::KeyLimit(KeyLimit::Rate { retry_after, .. }) => Some(*retry_after),
             Self::KeyLimit(KeyLimit::Concurrency(_))
             | Self::Overloaded(_)
@@ -269,7 +297,7 @@ impl Error {
             Self::WrongMethod(allowed) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
             }
-            Self::NoAccounts | Self::OwnerUnavailable { retry_after: None } => {
+            Self::NoAccounts(_) | Self::OwnerUnavailable { retry_after: None } => {
                 headers.insert("x-should-retry", HeaderValue::from_static("false"));
             }
             _ => {}
@@ -282,7 +310,7 @@ impl Error {
                 headers.insert("x-should-retry", HeaderValue::from_static("false"));
             }
         }
-        if let Self::Exhausted { resets_at, now, limits } = self {
+        if let Self::Exhausted { resets_at, now, limits, .. } = self {
             exhausted_headers(dialect, *resets_at, *now, limits.as_deref(), headers);
         }
     }
@@ -300,7 +328,7 @@ impl Error {
                 if matches!(self, Self::ChainLost) {
                     error["param"] = "previous_response_id".into();
                 }
-                if let Self::Exhausted { resets_at, now, limits } = self {
+                if let Self::Exhausted { resets_at, now, limits, .. } = self {
                     if let Some(plan) = limits.as_ref().and_then(|limits| limits.plan.as_ref()) {
                         error["plan_type"] = plan.as_str().into();
                     }
@@ -407,6 +435,7 @@ mod tests {
             resets_at: Some(NOW.plus(Duration::from_secs(seconds))),
             now: NOW,
             limits: None,
+            said: Said::default(),
         }
     }
 
@@ -464,7 +493,12 @@ mod tests {
             let share = Share { used, length: Duration::from_hours(5), resets_at };
             let limits = Limits { five_hour: Some(share), weekly: None, weight: 1.0, plan: None };
             let resets_at = Some(NOW.plus(Duration::from_hours(9)));
-            Error::Exhausted { resets_at, now: NOW, limits: Some(Box::new(limits)) }
+            Error::Exhausted {
+                resets_at,
+                now: NOW,
+                limits: Some(Box::new(limits)),
+                said: Said::default(),
+            }
         };
         let told = |error: &Error, dialect, name: &str| {
             let (_, headers, _) = render(error, dialect);
@@ -514,7 +548,12 @@ mod tests {
                 if dialect == Dialect::Plain { "proxy_overloaded" } else { "rate_limit_error" };
             assert_eq!(body.pointer(kind), Some(&json!(want)), "{dialect:?}");
         }
-        let wait = Error::Unavailable { retry_after: Duration::from_millis(1500) };
+        let wait = Error::Unavailable {
+            retry_after: Duration::from_millis(1500),
+            said: Said::by(Some(Error::Upstream("y".repeat(999)))),
+        };
+        let told = wait.to_string();
+        assert!(told.contains("try again in 1 s; the last one asked: yyy") && told.len() < 400);
         let (status, headers, _) = render(&wait, Dialect::Anthropic);
         assert_eq!((status, &headers["retry-after"]), (529, &HeaderValue::from_static("2")));
         assert_eq!(render(&wait, Dialect::OpenAi).0, 503);

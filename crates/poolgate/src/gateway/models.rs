@@ -23,7 +23,7 @@ use super::route::ModelList;
 use super::{authorize, whole};
 use crate::app::App;
 use crate::credentials::RefreshContext;
-use crate::error::Error;
+use crate::error::{Error, Said};
 use crate::json::quote;
 use crate::pool::Account;
 use crate::secret::{Secret, sha256};
@@ -82,7 +82,7 @@ pub async fn list(
     let accounts: Vec<Arc<Account>> =
         accounts.into_iter().filter(|(_, works)| *works).map(|(account, _)| account).collect();
     if accounts.is_empty() {
-        return Err(Error::NoAccounts);
+        return Err(Error::NoAccounts(Said::default()));
     }
     let list_of = |account| app.catalogue.models_of(account, app.refresh_context(account));
     let lists = join_all(accounts.iter().map(list_of)).await;

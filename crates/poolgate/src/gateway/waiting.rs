@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Call;
 use super::socket::OverSocket;
 use crate::app::App;
-use crate::error::Error;
+use crate::error::{Error, Said};
 use crate::pool::line::Full;
 use crate::pool::{Lease, Refused, Wish, subscription};
 
@@ -107,22 +107,27 @@ pub fn left(app: &Arc<App>, call: &Call, tried: &[AccountId], last: Error) -> Er
 /// What to tell the client when nobody can serve.
 pub fn explain(app: &App, call: &Call, refusal: Refusal, last: Option<Error>) -> Error {
     let now = app.clock.now();
+    let last = match (refusal, last) {
+        (Refusal::AllTried { .. }, Some(last)) => return last,
+        (_, last) => last,
+    };
+    let said = Said::by(last);
     match refusal {
         Refusal::Unfit => Error::NoFittingAccount(call.surface.kinds_needed()),
         Refusal::ModelNotAllowed | Refusal::ModelMissing => {
             Error::ModelUnknown(call.head.model.clone())
         }
-        Refusal::Busy => Error::Unavailable { retry_after: Duration::from_secs(5) },
+        Refusal::Busy => Error::Unavailable { retry_after: Duration::from_secs(5), said },
         Refusal::Later(Later { until, quota: true, .. }) => {
             let kind = subscription(call.surface);
             let limits = app.pool.limits(&call.caller.key.pools, kind, now).map(Box::new);
-            Error::Exhausted { resets_at: until, now, limits }
+            Error::Exhausted { resets_at: until, now, limits, said }
         }
         Refusal::Later(Later { until, .. }) => {
-            Error::Unavailable { retry_after: until.map_or(COOLDOWN_WAIT, |at| now.until(at)) }
+            let retry_after = until.map_or(COOLDOWN_WAIT, |at| now.until(at));
+            Error::Unavailable { retry_after, said }
         }
-        Refusal::Operator => Error::NoAccounts,
-        Refusal::AllTried { .. } => last.unwrap_or(Error::NoAccounts),
+        Refusal::Operator | Refusal::AllTried { .. } => Error::NoAccounts(said),
         Refusal::Owner(_) if call.over.is_some() => Error::ChainLost,
         Refusal::Owner(later) => {
             let until = later.and_then(|later| later.until);

@@ -239,6 +239,7 @@ async fn spec_10_a_row_says_what_its_client_got() {
     }
     let got = h.post("/v1/messages", &body).await;
     assert_eq!(got.status, 529, "{}", got.text());
+    assert!(got.text().contains("; the last one asked: "), "{}", got.text());
     assert_eq!(h.rows("SELECT status FROM requests").await, [["529"]]);
     assert_eq!((view(&h, "c").failovers, view(&h, "d").failovers), (1, 0));
     h.finish().await;
