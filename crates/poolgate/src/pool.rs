@@ -46,7 +46,7 @@ pub use lease::{Lease, Refused, Wish};
 pub use limits::subscription;
 pub use load::{load, plan_weight, resolve};
 pub use polling::Polling;
-pub use view::{AccountView, PoolView, WindowView};
+pub use view::{AccountView, DEACTIVATED, DISABLED, PoolView, WindowView};
 pub use why::{Why, WhyAccount};
 
 /// Sessions remembered; forgetting one costs a cache miss.
@@ -130,6 +130,8 @@ struct Live {
     unsaved_stop: bool,
     /// It was saved after a reload began, which may have read the store before that.
     saved_stop: bool,
+    /// The stop that the log tells of.
+    logged_stop: Option<Stop>,
 }
 
 /// Since the process started; for people to look at.
@@ -296,6 +298,14 @@ impl Pool {
         let mut state = self.state.lock();
         let saved = |live: &mut Live| {
             let facts = &live.facts;
+            if let Some(stop) = facts.health.stop
+                && live.unsaved_stop
+                && live.logged_stop != Some(stop)
+            {
+                let (account, stop) = (&live.account.name, stop.name());
+                tracing::warn!(account, stop, "an account takes no more work until a person acts");
+            }
+            live.logged_stop = facts.health.stop;
             live.saved_stop |= live.unsaved_stop;
             std::mem::take(&mut live.unsaved_stop).then_some((facts.id, facts.health.stop))
         };
@@ -338,6 +348,7 @@ impl Live {
             unsaved: false,
             unsaved_stop: false,
             saved_stop: false,
+            logged_stop: None,
         };
         match known {
             Some(known) => fresh.after(known),
@@ -356,6 +367,7 @@ impl Live {
             }
             self.unsaved_stop = known.unsaved_stop;
         }
+        self.logged_stop = known.logged_stop;
         let (old, new) = (&known.account.credential, &self.account.credential);
         let same = Arc::ptr_eq(old, new);
         let likeness = if same { self.owner.since(known.owner) } else { old.compare(new) };

@@ -9,7 +9,7 @@ use poolgate_core::units::Timestamp;
 use super::{Check, Grade, Running, files};
 use crate::config::{AccountSpec, Config, CredentialSource};
 use crate::credentials::{SignIn, place};
-use crate::pool::resolve;
+use crate::pool::{DEACTIVATED, DISABLED, resolve};
 use crate::sealing::DataKey;
 use crate::store::{AccountRow, Store};
 use crate::table::span;
@@ -101,25 +101,28 @@ async fn one(
 
 /// What keeps it from working until a person acts.
 fn state(about: &str, row: &AccountRow) -> Option<Check> {
+    let name = &row.settings.name;
     if row.paused {
-        let advice = "poolgate account resume NAME, when it should work again";
-        return Some(Check::new(Grade::Ok, about, "it is paused", advice));
+        let advice = format!("poolgate account resume {name}, when it should work again");
+        return Some(Check::new(Grade::Ok, about, "it is paused", &advice));
     }
     let (found, advice) = match row.stop? {
         Stop::Disabled => (
-            "it is disabled: its upstream refused it again and again",
-            "see why at the provider; then poolgate account resume NAME",
+            format!("it is disabled: {DISABLED}"),
+            format!("see why at the provider; then poolgate account resume {name}"),
         ),
         Stop::NeedsLogin => (
-            "its sign-in was refused for good",
-            Kind::from_name(&row.settings.kind).map_or("sign in again", sign_in_again),
+            "its sign-in was refused for good".to_owned(),
+            Kind::from_name(&row.settings.kind).map_or("sign in again", sign_in_again).to_owned(),
         ),
         Stop::Deactivated => (
-            "the provider says that it is deactivated",
-            "settle it with the provider; then poolgate account resume NAME, or remove it",
+            format!("it is deactivated: {DEACTIVATED}"),
+            format!(
+                "settle it with the provider; then poolgate account resume {name}, or remove it"
+            ),
         ),
     };
-    Some(Check::problem(about, found, advice))
+    Some(Check::problem(about, found, &advice))
 }
 
 async fn read(

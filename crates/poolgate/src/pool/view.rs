@@ -2,7 +2,7 @@
 
 use poolgate_core::account::Kind;
 use poolgate_core::availability::{Account as Facts, Reason, slots, state};
-use poolgate_core::health::Cause;
+use poolgate_core::health::{Cause, Stop};
 use poolgate_core::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,28 @@ fn cooling(facts: &Facts, refusal: Option<Reason>) -> Option<String> {
     }
 }
 
+/// What stopped it, and what ends that. The refusal itself is in the log.
+fn stopped(facts: &Facts, name: &str) -> Option<String> {
+    match facts.health.stop? {
+        Stop::Disabled => {
+            Some(format!("{DISABLED}: poolgate account resume {name} once that is mended"))
+        }
+        Stop::Deactivated => {
+            Some(format!("{DEACTIVATED}: poolgate account resume {name} once that is settled"))
+        }
+        Stop::NeedsLogin if facts.kind.is_subscription() => Some(format!(
+            "its sign-in was refused for good: poolgate account login {} --name {name}",
+            facts.kind.name()
+        )),
+        Stop::NeedsLogin => Some("its key was refused for good".into()),
+    }
+}
+
+/// Why an account was stopped, as far as the kind of its stop tells.
+pub const DISABLED: &str =
+    "its upstream said that it is disabled or out of credit, or refused it three times";
+pub const DEACTIVATED: &str = "its provider said that it is deactivated, or unpaid";
+
 fn is_learnt(facts: &Facts) -> bool {
     let learnt = facts.health.concurrency.limit();
     learnt.is_some() && learnt == slots(facts)
@@ -97,6 +119,7 @@ impl Pool {
                 weight: facts.weight,
                 state: refusal.map_or("ready", Reason::name).into(),
                 problem: (live.account.credential.problem())
+                    .or_else(|| stopped(facts, &live.account.name))
                     .or_else(|| cooling(facts, refusal))
                     .or_else(|| crowded(facts)),
                 until: refusal.and_then(Reason::until).map(|at| at.0),
