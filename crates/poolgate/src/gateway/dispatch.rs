@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use http::header::RETRY_AFTER;
 use poolgate_core::account::{AccountId, Surface};
+use poolgate_core::choose::Refusal;
 use poolgate_core::health::Charge;
 use poolgate_core::outcome::{Outcome, Progress};
 use poolgate_core::units::Timestamp;
@@ -57,13 +58,19 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
     let mut last: Option<Error> = None;
     let mut moves = 0;
     let mut left = None;
+    let mut refused = None;
     let is_chained = call.over.as_ref().is_some_and(OverSocket::is_chained);
     loop {
         let mut lease = match lease(app, call, &tried).await {
             Ok(lease) => lease,
             Err(Refused { refusal, decision }) => {
                 record.decided(*decision);
-                return Err(explain(app, call, refusal, last));
+                return match (refusal, refused) {
+                    (Refusal::AllTried { .. }, Some((lease, reply))) => {
+                        Ok(Dispatched::Whole(lease, reply, None))
+                    }
+                    _ => Err(explain(app, call, refusal, last)),
+                };
             }
         };
         // Not before: the last account is left for nobody.
@@ -98,6 +105,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 if enough {
                     return give_up(app, call, lease, bad, &tried);
                 }
+                refused = refusal_of_a_count(call, lease, &mut bad);
                 last = Some(std::mem::replace(&mut bad.error, Error::Internal));
             }
         }
@@ -107,6 +115,16 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
         }
         progress.moved();
     }
+}
+
+/// What a client that counts tokens is told if nobody else counts them: an account that may not count
+/// now is not limited by that, so that nothing else would say when to come back. A count holds no
+/// place of its account.
+fn refusal_of_a_count(call: &Call, lease: Lease, bad: &mut Bad) -> Option<(Lease, Reply)> {
+    let is_told = call.surface == Surface::CountTokens
+        && matches!(bad.outcome, Outcome::RateLimited { .. } | Outcome::Overloaded);
+    let reply = bad.reply.take_if(|reply| is_told && reply.is_own)?;
+    Some((lease, reply))
 }
 
 /// Accounts that refused this request with the very same words. Three of them, and the request is

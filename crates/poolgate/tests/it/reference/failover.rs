@@ -204,7 +204,9 @@ async fn sub2api_f1_f2_f14_strikes_are_counted_and_a_success_clears_them() {
     assert_eq!(who(&h).await, "a");
     assert_eq!(strike().await, cooling(1), "sub2api F14: cleared by a success");
     assert_eq!(strike().await, cooling(2));
-    assert_eq!(strike().await.0, "disabled", "sub2api F2: the third");
+    let (state, problem) = strike().await;
+    assert_eq!(state, "disabled", "sub2api F2: the third");
+    assert!(problem.contains("poolgate account resume a"), "{problem}");
     assert_eq!(who(&h).await, "b", "and no clock brings it back");
     h.finish().await;
 }
@@ -223,6 +225,29 @@ async fn spec_6_counting_tokens_clears_no_strike() {
     h.post("/v1/messages", &body).await;
     assert_eq!(view(&h, "c").problem.as_deref(), Some("Anthropic 403 temporary cooldown (2/3)"));
     h.finish().await;
+}
+
+/// Nobody is limited by it: only the upstream's own words say when to come back.
+#[tokio::test]
+async fn spec_6_a_count_that_all_refuse_is_told_when_to_come_back() {
+    let body = crate::requests::messages("hi", false);
+    for names in [&["c"][..], &["c", "d"]] {
+        let (h, all) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            names.iter().map(|name| s.claude(name)).collect::<Vec<_>>()
+        })
+        .await;
+        for account in &all {
+            let fault = Fault::rate_limited(Duration::from_secs(30));
+            account.fault(fault).on("/v1/messages/count_tokens").forever();
+        }
+        let got = h.post("/v1/messages/count_tokens", &body).await;
+        assert_eq!(got.status, 429, "{names:?}: {}", got.text());
+        assert_eq!(got.headers["retry-after"], "30");
+        assert_eq!(h.asked(), names);
+        assert_eq!(h.post("/v1/messages", &body).await.status, 200, "not limited");
+        h.finish().await;
+    }
 }
 
 /// The client's status and the row's, and a failover only where another account follows.
