@@ -1,7 +1,7 @@
 //! `poolgate account`: the credentials that serve.
 
 use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::login::{self, Login};
 use super::{Context, show};
 use crate::app::App;
 use crate::clock::SystemClock;
-use crate::config::{AccountSpec, CredentialSource, ProxyUrl, RawAccount};
+use crate::config::{AccountSpec, CredentialSource, ProxyUrl, RawAccount, at_home};
 use crate::credentials::{SignIn, place};
 use crate::gateway::fetch_models;
 use crate::pool::Account;
@@ -173,9 +173,9 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
 
 async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
     let raw = RawAccount {
-        auth_file: add.auth_file.as_ref().map(std::path::absolute).transpose()?,
+        auth_file: add.auth_file.as_deref().map(in_full).transpose()?,
         key_env: add.key_env.clone(),
-        key_file: add.key_file.as_ref().map(std::path::absolute).transpose()?,
+        key_file: add.key_file.as_deref().map(in_full).transpose()?,
         ..add.settings.clone().raw(&add.name, add.kind.clone())?
     };
     let is_stored = add.import.is_some() || add.key_stdin;
@@ -204,6 +204,11 @@ async fn add(context: &Context, add: Add) -> anyhow::Result<()> {
         None => format!("added {name}; see whether it works: poolgate account test {name}"),
     });
     Ok(())
+}
+
+/// As the configuration file has it: no shell expands the `~` of `--auth-file=~/x`.
+fn in_full(path: &Path) -> std::io::Result<PathBuf> {
+    std::path::absolute(at_home(path))
 }
 
 /// By two names one sign-in would be counted twice, and each renewal would end the other one's.
@@ -279,7 +284,8 @@ fn read_secret(add: &Add) -> anyhow::Result<Option<Vec<u8>>> {
     if let Some(path) = &add.import {
         let wanted = Kind::from_name(&add.kind).is_some_and(Kind::is_subscription);
         ensure!(wanted, "--import is for sign-ins; give an API key with --key-stdin");
-        let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let path = at_home(path);
+        let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         return Ok(Some(bytes));
     }
     if !add.key_stdin {
