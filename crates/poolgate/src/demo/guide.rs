@@ -71,6 +71,7 @@ name = "poolgate"
 base_url = "{url}/backend-api/codex"
 env_key = "POOLGATE_KEY"
 wire_api = "responses"
+supports_websockets = true
 # then, in your shell:
 # export POOLGATE_KEY={key}"#
     )
