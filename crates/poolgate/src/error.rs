@@ -47,13 +47,17 @@ pub enum Error {
         "missing, unknown or revoked client key: send a poolgate key as a bearer token or as x-api-key"
     )]
     Unauthorized,
+    #[error(
+        "this path is the operator's: send the token in admin.token, in the data directory, as a bearer token"
+    )]
+    NotOperator,
     #[error("authorization and x-api-key carry different keys: send one")]
     ConflictingKeys,
     #[error("poolgate serves no such path")]
     UnknownPath,
     #[error("this path takes {0} only")]
     WrongMethod(&'static str),
-    #[error("websocket is not served here: use https")]
+    #[error("websocket is not served here")]
     NoWebSocket,
     #[error("the request body must be application/json")]
     WrongContentType,
@@ -182,6 +186,7 @@ impl Error {
         use StatusCode as S;
         match self {
             Self::Unauthorized => (S::UNAUTHORIZED, "invalid_api_key"),
+            Self::NotOperator => (S::UNAUTHORIZED, "invalid_admin_token"),
             Self::ConflictingKeys => (S::BAD_REQUEST, "conflicting_credentials"),
             Self::UnknownPath => (S::NOT_FOUND, "unknown_path"),
             Self::WrongMethod(_) | Self::Http(Fault::Method) => {

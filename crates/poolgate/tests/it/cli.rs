@@ -87,6 +87,10 @@ async fn mistakes_are_said_where_they_are() {
     let added = run(data, &add, "").await;
     let words = String::from_utf8_lossy(&added.stdout).into_owned();
     assert!(added.status.success() && words.contains("before /nonexistent/auth.json"), "{words}");
+    let add = ["account", "add", "y", "--kind", "codex", "--auth-file=~/auth.json"];
+    let added = run(data, &add, "").await;
+    let words = String::from_utf8_lossy(&added.stdout).into_owned();
+    assert!(words.contains(&format!("before {}/auth.json", data.display())), "no shell: {words}");
 }
 
 /// What needs the data directory alone goes on, and says what is wrong; what needs more does not.
@@ -347,6 +351,7 @@ async fn status_shows_a_running_gateway() {
     fails(&data, &["status", "--url", "http://127.0.0.1:1"], "is it running?").await;
     let refused = h.get("/api/admin/status", &[]).await;
     assert_eq!(refused.status, 401, "a client key is no operator's token");
+    assert!(refused.text().contains("admin.token"), "{}", refused.text());
     h.finish().await;
 }
 
