@@ -64,6 +64,8 @@ struct Held {
     said: Option<VecDeque<Bytes>>,
     /// It speaks HTTP only.
     without: Option<AccountId>,
+    /// They opened none, when another one did.
+    failed: Vec<AccountId>,
 }
 
 impl Slot {
@@ -88,6 +90,17 @@ impl Slot {
     /// This account has no sockets: what this client asks of it goes over HTTP.
     pub fn bridge(&self, account: AccountId) {
         self.0.lock().without = Some(account);
+    }
+
+    /// This account was left when a socket was opened: the first turn does not ask it again, and
+    /// throw away the one that was opened.
+    pub fn note_failed(&self, account: AccountId) {
+        self.0.lock().failed.push(account);
+    }
+
+    /// Once.
+    pub fn take_failed(&self) -> Vec<AccountId> {
+        std::mem::take(&mut self.0.lock().failed)
     }
 
     pub fn is_bridged(&self, account: AccountId) -> bool {

@@ -52,7 +52,8 @@ pub async fn dispatch(
 
 async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Dispatched, Error> {
     let began = app.clock.now();
-    let mut tried: Vec<AccountId> = Vec::new();
+    let mut tried = call.over.as_ref().map_or_else(Vec::new, OverSocket::failed_before);
+    let mut is_spared = !tried.is_empty();
     let mut progress = Progress::default();
     let mut same = SameText::default();
     let mut last: Option<Error> = None;
@@ -63,6 +64,11 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
     loop {
         let mut lease = match lease(app, call, &tried).await {
             Ok(lease) => lease,
+            // Better one that failed on the handshake than nobody: this turn has asked none yet.
+            Err(_) if std::mem::take(&mut is_spared) => {
+                tried.clear();
+                continue;
+            }
             Err(Refused { refusal, decision }) => {
                 record.decided(*decision);
                 return match (refusal, refused) {
@@ -73,6 +79,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 };
             }
         };
+        is_spared = false;
         // Not before: the last account is left for nobody.
         if let Some(before) = left.replace(lease.account.id).filter(|id| *id != lease.account.id) {
             app.pool.note_failover(before);
@@ -92,6 +99,9 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
             Tried::Failed { mut bad, lease, enough } => {
                 let id = lease.account.id;
                 tried.push(id);
+                if let Some(over) = &call.over {
+                    over.note_failed(id);
+                }
                 tracing::info!(
                     request.id = record.id(),
                     account = lease.account.name,

@@ -77,6 +77,20 @@ impl OverSocket {
         self.slot.account().filter(|_| self.is_chained())
     }
 
+    /// Accounts that the handshake was left with, for the first turn.
+    pub fn failed_before(&self) -> Vec<AccountId> {
+        match self.wants {
+            Wants::Socket => Vec::new(),
+            Wants::Turn { .. } => self.slot.take_failed(),
+        }
+    }
+
+    pub fn note_failed(&self, account: AccountId) {
+        if self.wants == Wants::Socket {
+            self.slot.note_failed(account);
+        }
+    }
+
     /// The turn goes on from the one before, on the socket that served that.
     pub fn is_chained(&self) -> bool {
         self.wants == Wants::Turn { chained: true }

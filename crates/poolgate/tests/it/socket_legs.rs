@@ -14,6 +14,23 @@ use crate::socket_client::{
 
 const WEEK: Duration = Duration::from_hours(168);
 
+/// The strategy would choose again whom the handshake has just been left with.
+#[tokio::test]
+async fn spec_7_the_first_turn_stays_with_the_leg_that_was_opened_for_it() {
+    let mut setup = Setup::new().await;
+    setup.in_order();
+    let a = setup.codex("a");
+    setup.codex("b");
+    let h = setup.start().await;
+    a.fault(Fault::server_error(503)).on_handshakes().forever();
+    let mut client = Client::open(&h).await;
+    let before = sockets(&h);
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    assert_eq!((sockets(&h), turns(&h)), (before, vec!["b".to_owned()]));
+    drop(client);
+    h.finish().await;
+}
+
 /// spec §4: what keeps an account from ordinary work keeps it from no gated model.
 #[tokio::test]
 async fn a_gated_models_leg_stays_where_the_ordinary_quota_is_capped() {
