@@ -52,11 +52,23 @@ impl Record {
         }
     }
 
-    /// For what is no request: a handshake, a warm-up.
+    /// For what is no request: a warm-up.
     pub fn unrecorded(app: Arc<App>) -> Self {
         let mut record = Self::new(app, String::new(), 0, Surface::Responses);
         (record.begun, record.unrecorded) = (true, true);
         record
+    }
+
+    /// Of a socket: it has a row only if it is refused.
+    pub fn handshake(app: Arc<App>, id: String, key: i64) -> Self {
+        let mut record = Self::new(app, id, key, Surface::Responses);
+        (record.begun, record.unrecorded) = (true, true);
+        record
+    }
+
+    pub fn refused(&mut self, end: impl FnOnce(&mut Self)) {
+        self.unrecorded = false;
+        end(self);
     }
 
     pub fn id(&self) -> &str {

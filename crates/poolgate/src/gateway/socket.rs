@@ -27,15 +27,18 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, V
 use http_body_util::Full;
 use hyper::upgrade::OnUpgrade;
 use poolgate_core::account::{AccountId, Surface};
+use poolgate_core::usage::TokenUsage;
 use tokio::time::Instant;
 
+use super::admit::{self, Way};
 use super::attempt::{AttemptError, Target, authorize};
+use super::authenticate::Caller;
 use super::dispatch::{Dispatched, dispatch};
 use super::headers::name;
 use super::prepare::Wanted;
 use super::read::{Head, Payload, Purpose, session_of, turn_of};
 use super::relay::Outgoing;
-use super::route::Contract;
+use super::route::{Contract, Endpoint};
 use super::settle::Record;
 use super::{
     Call, authenticate, client_status, headers, judge, limits, prepare, remember_turn, stage,
@@ -44,8 +47,9 @@ use crate::admission::{Bound, Permit};
 use crate::app::App;
 use crate::config::Upstream;
 use crate::egress::{Leg, NotBegun, Received, SendError, Slot, Turn, Upgrade};
-use crate::error::Error;
+use crate::error::{Dialect, Error};
 use crate::json::{Document, Text, TextBody};
+use crate::metrics::Ending;
 use crate::pool::Account;
 use crate::ws::derive_accept_key;
 use session::Session;
@@ -107,7 +111,8 @@ pub enum Wants {
     },
 }
 
-/// Up to the upgrade of the client's connection.
+/// Up to the upgrade of the client's connection. One that is refused has an id and a row, as requests
+/// have; one that is opened leaves both to its turns.
 pub async fn open(
     app: Arc<App>,
     head: &mut Parts,
@@ -121,6 +126,32 @@ pub async fn open(
     if !app.spool.has_room() {
         return Err(Error::CannotRecord);
     }
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    let mut record = Record::handshake(Arc::clone(&app), id.clone(), caller.key.id);
+    let mut response = match handshake_of(&app, head, contract, caller, &mut record).await {
+        Ok(response) => response,
+        Err(Error::Draining) => return Err(Error::Draining),
+        Err(error) => {
+            record.refused(|record| record.fail(&error));
+            let endpoint = Some(Endpoint::Socket(contract));
+            admit::log(&app, Way { request_id: &id, endpoint }, &error);
+            error.render(Dialect::OpenAi).map(Outgoing::Whole)
+        }
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let value = HeaderValue::from_str(&id).expect("hexadecimal");
+        response.headers_mut().insert(&name::REQUEST_ID, value);
+    }
+    Ok(response)
+}
+
+async fn handshake_of(
+    app: &Arc<App>,
+    head: &mut Parts,
+    contract: Contract,
+    caller: Caller,
+    record: &mut Record,
+) -> Result<Response<Outgoing>, Error> {
     let permit = app.admission.enter(Bound::ProxyWebsocket)?;
     let upgrade =
         head.extensions.remove::<OnUpgrade>().filter(|_| head.version == Version::HTTP_11);
@@ -147,16 +178,22 @@ pub async fn open(
         deadline: Instant::now() + app.limits().request_timeout.min(OPENING),
         over: Some(OverSocket { slot: slot.clone(), wants: Wants::Socket }),
     };
-    let mut record = Record::unrecorded(Arc::clone(&app));
-    let (lease, answer) = match dispatch(&app, &call, &mut record).await? {
+    let (lease, answer) = match dispatch(app, &call, record).await? {
         Dispatched::Stream(lease, answer) => (lease, answer),
-        Dispatched::Whole(_, reply, _) => return Ok(refused(reply.head, reply.body)),
+        Dispatched::Whole(_, reply, _) => {
+            let response = refused(reply.head, reply.body);
+            record.refused(|record| {
+                record.headed(response.status().as_u16());
+                record.finish(Ending::Complete, TokenUsage::default());
+            });
+            return Ok(response);
+        }
     };
     if app.draining.is_cancelled() {
         // It may have taken a while.
         return Err(Error::Draining);
     }
-    remember_turn(&app, &call.caller, &lease, &answer.head.headers);
+    remember_turn(app, &call.caller, &lease, &answer.head.headers);
     let moves = lease.moves();
     drop(lease);
     let mut response = Response::new(Outgoing::Whole(Full::default()));
@@ -164,7 +201,7 @@ pub async fn open(
     *response.headers_mut() = headers::to_client(answer.head.headers);
     let told = response.headers_mut();
     told.remove(CONTENT_TYPE);
-    limits::tell(&app, &call.caller.key, Surface::Responses, told);
+    limits::tell(app, &call.caller.key, Surface::Responses, told);
     told.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     told.insert(UPGRADE, HeaderValue::from_static("websocket"));
     told.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&accept).expect("base64"));
@@ -174,7 +211,7 @@ pub async fn open(
         .iter()
         .any(|value| value.to_str().is_ok_and(|value| value.contains("responses_websockets")));
     let contract = if asks_for_codex { Contract::Codex } else { contract };
-    let session = Session::new(Arc::clone(&app), call, slot, contract, (permit, moves));
+    let session = Session::new(Arc::clone(app), call, slot, contract, (permit, moves));
     app.sockets.spawn(session.run(upgrade));
     Ok(response)
 }

@@ -31,6 +31,18 @@ async fn spec_7_the_first_turn_stays_with_the_leg_that_was_opened_for_it() {
     h.finish().await;
 }
 
+#[tokio::test]
+async fn spec_10_a_refused_handshake_has_a_row_and_an_opened_one_has_none() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    drop(Client::open(&h).await);
+    assert!(h.rows("SELECT * FROM requests").await.is_empty());
+    a.fault(Fault::server_error(503)).on_handshakes().forever();
+    assert!(connect(&h, &[BETA]).await.is_err());
+    let rows = h.rows("SELECT status, outcome, code FROM requests").await;
+    assert_eq!(rows, [["502", "refused", "upstream_error"]]);
+    h.finish().await;
+}
+
 /// spec §4: what keeps an account from ordinary work keeps it from no gated model.
 #[tokio::test]
 async fn a_gated_models_leg_stays_where_the_ordinary_quota_is_capped() {
