@@ -242,12 +242,24 @@ fn too_many(e: &Evidence<'_>) -> Outcome {
 }
 
 /// `OpenAI`'s codes of what is wrong with a response's input (`ResponseErrorCode` of its API reference,
-/// 2026-11): mostly images, by any of a dozen names.
-fn is_about_input(code: &str) -> bool {
-    let families = ["invalid_", "image_", "unsupported_"];
-    families.iter().any(|family| code.starts_with(family))
-        || ["empty_image_file", "failed_to_download_image"].contains(&code)
-}
+/// 2026-11). One by one: others that begin like them are about the account (`invalid_organization`,
+/// `unsupported_country_region_territory`).
+const INPUT: [&str; 14] = [
+    "invalid_image",
+    "invalid_image_format",
+    "invalid_base64_image",
+    "invalid_image_url",
+    "invalid_image_mode",
+    "image_too_large",
+    "image_too_small",
+    "image_parse_error",
+    "image_content_policy_violation",
+    "image_file_too_large",
+    "image_file_not_found",
+    "unsupported_image_media_type",
+    "empty_image_file",
+    "failed_to_download_image",
+];
 
 /// The status that fits an error event inside a 200 stream, from its structured fields.
 pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
@@ -265,10 +277,10 @@ pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
         403
     } else if says(&["model_not_found", "not_found_error"]) {
         404
-    } else if says(&["invalid_request_error", "context_length_exceeded", "invalid_prompt"])
+    } else if says(&["invalid_request_error", "context_length_exceeded"])
         || says(&POLICY)
         || says(&FOREIGN)
-        || is_about_input(code)
+        || INPUT.contains(&code)
     {
         400
     } else if says(&["request_too_large"]) {

@@ -113,7 +113,8 @@ fn classifies() {
 #[rustfmt::skip]
 fn an_event_has_the_status_that_fits_it() {
     let cases: [(u16, &[&str]); 8] = [
-        (502, &["server_error", "api_error", "vector_store_timeout", "never_heard_of", ""]),
+        (502, &["server_error", "api_error", "vector_store_timeout", "never_heard_of", "",
+            "unsupported_country_region_territory", "invalid_organization", "invalid_project", "image_generation_failed"]),
         (429, &["rate_limit_exceeded", "rate_limit_error", "usage_limit_reached"]),
         (401, &["invalid_api_key", "invalid_token", "authentication_error", "token_revoked"]),
         (403, &["permission_error"]),
