@@ -241,10 +241,13 @@ fn backoff(account: &Account, now: Timestamp) -> Option<Reason> {
 
 fn of_model(account: &Account, ask: Ask<'_>, now: Timestamp) -> Option<Reason> {
     let block = account.health.model_block(ask.model, now)?;
-    if block.cause == ModelCause::Quota && is_left_since(account, ask, block.since, now) {
-        return None;
-    }
-    Some(Reason::Model { cause: block.cause, until: block.until })
+    let is_left = || is_left_since(account, ask, block.since, now);
+    let (cause, until) = if block.cause == ModelCause::Quota && is_left() {
+        (ModelCause::Overload, block.overloaded_until)
+    } else {
+        (block.cause, block.until)
+    };
+    (now < until).then_some(Reason::Model { cause, until })
 }
 
 /// Only a fresh row of the gated limit that is spent excludes; a missing one does not.

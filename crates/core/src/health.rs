@@ -139,6 +139,8 @@ pub struct ModelBlock {
     pub cause: ModelCause,
     pub since: Timestamp,
     pub until: Timestamp,
+    /// The end of its overload, maybe beneath what ends later.
+    pub overloaded_until: Timestamp,
     /// How often in a row it was overloaded; lengthens the cooldown.
     times: u32,
     /// When the last of them was counted.
@@ -307,6 +309,7 @@ impl Health {
         for block in self.models.values_mut() {
             block.since = block.since.minus(by);
             block.counted_at = block.counted_at.minus(by);
+            block.overloaded_until = block.overloaded_until.minus(by);
             if block.cause != ModelCause::Quota {
                 block.until = block.until.minus(by);
             }
@@ -336,7 +339,6 @@ impl Health {
 
     /// The upstream says that this account has no such model.
     pub fn model_missing(&mut self, model: &str, now: Timestamp) {
-        self.models.retain(|_, block| now < block.until);
         let until = now.plus(MODEL_MISSING_FOR);
         let block = ModelBlock { until, ..ModelBlock::new(ModelCause::Missing, now) };
         *self.model(model, ModelCause::Missing, now) = block;
@@ -358,16 +360,26 @@ impl Health {
             (block.times, block.counted_at) = (block.times + 1, now);
         }
         let seconds = 5_u64.saturating_mul(1 << (block.times - 1).min(6)).min(60);
-        block.extend(ModelCause::Overload, now.plus(Duration::from_secs(seconds)), now);
+        block.overloaded_until = now.plus(Duration::from_secs(seconds));
+        block.extend(ModelCause::Overload, block.overloaded_until, now);
     }
 
     fn model(&mut self, model: &str, cause: ModelCause, now: Timestamp) -> &mut ModelBlock {
         if self.models.len() >= MODELS_KEPT && !self.models.contains_key(model) {
-            let soonest = self.models.iter().min_by_key(|(_, block)| block.until);
-            let name = soonest.map(|(name, _)| name.clone()).unwrap_or_default();
-            self.models.remove(&name);
+            self.make_room(now);
         }
         self.models.entry(model.to_owned()).or_insert_with(|| ModelBlock::new(cause, now))
+    }
+
+    /// Of those that stand, names that nobody knows go first: a client can make up any number of them.
+    fn make_room(&mut self, now: Timestamp) {
+        self.models.retain(|_, block| now < block.until);
+        if self.models.len() >= MODELS_KEPT {
+            let worth = |block: &ModelBlock| (block.cause != ModelCause::Missing, block.until);
+            let least = self.models.iter().min_by_key(|(_, block)| worth(block));
+            let name = least.map(|(name, _)| name.clone()).unwrap_or_default();
+            self.models.remove(&name);
+        }
     }
 
     /// The model answered well here, to a request sent at `sent_at`.
@@ -384,7 +396,7 @@ impl Health {
 
 impl ModelBlock {
     fn new(cause: ModelCause, now: Timestamp) -> Self {
-        Self { cause, since: now, until: now, times: 0, counted_at: now }
+        Self { cause, since: now, until: now, overloaded_until: now, times: 0, counted_at: now }
     }
 
     fn extend(&mut self, cause: ModelCause, until: Timestamp, now: Timestamp) {

@@ -277,7 +277,7 @@ fn overload_cools_one_model_a_little_longer_each_time() {
 
 /// A client may name as many as it likes.
 #[test]
-fn of_many_models_those_that_end_last_are_kept() {
+fn names_that_nobody_knows_crowd_out_no_other() {
     let mut health = Health::default();
     health.block_model("spent", later(9000), NOW);
     health.overloaded("full", NOW, NOW);
@@ -285,8 +285,26 @@ fn of_many_models_those_that_end_last_are_kept() {
         health.model_missing(&format!("m-{n}"), NOW);
     }
     assert_eq!(health.models.len(), MODELS_KEPT);
-    let stands = |model| health.model_block(model, later(1)).is_some();
-    assert_eq!((stands("spent"), stands("full"), stands("m-999")), (true, false, true));
+    let stands = |health: &Health, model| health.model_block(model, later(1)).is_some();
+    assert!(["spent", "full", "m-999"].iter().all(|model| stands(&health, model)));
+    for n in 0..1000 {
+        health.block_model(&format!("q-{n}"), later(60), NOW);
+    }
+    assert_eq!(health.models.len(), MODELS_KEPT);
+    assert!(stands(&health, "spent") && stands(&health, "q-999"), "then what ends last is kept");
+    health.model_missing("new", later(61));
+    assert_eq!(health.models.len(), 2, "what is over goes before all");
+}
+
+/// What is spent may turn out not to be; what is full is so still.
+#[test]
+fn an_overload_has_its_own_end_beneath_a_spent_limit() {
+    let mut health = Health::default();
+    health.block_model("m", later(9000), NOW);
+    health.overloaded("m", later(1), later(2));
+    let block = health.model_block("m", later(2)).unwrap();
+    assert_eq!((block.cause, block.until), (ModelCause::Quota, later(9000)));
+    assert_eq!(block.overloaded_until, later(7));
 }
 
 #[test]

@@ -80,9 +80,10 @@ fn is_about(kind: Kind, limit: &str, model: &str) -> bool {
 mod tests {
     use super::*;
     use crate::account::Surface;
-    use crate::availability::availability;
+    use crate::availability::{Reason, availability};
     use crate::availability::tests::{NOW, account, later};
     use crate::gate::{Gate, spark};
+    use crate::health::ModelCause;
     use crate::quota::{FIVE_HOURS, Reading, Source, WEEK};
 
     const HOUR: u64 = 3600;
@@ -199,6 +200,11 @@ mod tests {
         account.health.block_model(opus.model, later(DAY), later(10));
         account.quota.merge(&[window("7d_oi", WEEK, 1.0, 2 * DAY)], Answer, later(11));
         assert!(availability(&account, opus, later(12)).is_ok(), "its reset has moved");
+        account.health.overloaded(opus.model, later(12), later(13));
+        let cause = ModelCause::Overload;
+        let reason = Reason::Model { cause, until: later(18) };
+        assert_eq!(availability(&account, opus, later(14)), Err(reason), "full meanwhile");
+        assert!(availability(&account, opus, later(18)).is_ok());
     }
 
     #[test]
