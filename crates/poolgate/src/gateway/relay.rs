@@ -293,8 +293,10 @@ impl Relay {
     /// torn event.
     fn last_words(&mut self) -> Option<Bytes> {
         let ((code, message), ending) = if let Some(ended) = self.ended_by_us() {
-            // An account that had begun to answer was well.
-            self.settle(Outcome::Served);
+            // An account that had begun to answer was well; of another one nothing is known.
+            if self.opening.tap.semantic {
+                self.settle(Outcome::Served);
+            }
             self.record.coded(ended.words().0);
             (ended.words(), Ending::Interrupted)
         } else {

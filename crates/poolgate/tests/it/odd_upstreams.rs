@@ -322,3 +322,25 @@ async fn a_stream_that_only_lives_ends_with_its_request() {
     assert!(h.rows("SELECT outcome FROM attempts").await.is_empty(), "the account was well");
     h.finish().await;
 }
+
+/// spec §4: only an answer proves an account well.
+#[tokio::test]
+async fn a_stream_that_says_nothing_until_the_deadline_has_served_nobody() {
+    let settings = |setup: &mut Setup| setup.raw.limits.request_timeout_s = Some(1);
+    let h = with_settings(settings, |mut stream, _| async move {
+        heard(&mut stream).await.unwrap();
+        let head = "HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\n\r\n";
+        // So much is not withheld, whatever it is.
+        let text = ": still here\n\n".repeat(6000);
+        stream.write_all([head, &text].concat().as_bytes()).await.unwrap();
+        while stream.write_all(b": still here\n\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let got = h.post("/v1/responses", &responses("hi", true)).await;
+    assert!(got.cut && got.text().contains("\"upstream_timeout\""), "{}", got.body.len());
+    assert_eq!(h.outcomes().await, [("interrupted".to_owned(), 1)]);
+    assert_eq!(h.app.pool.view(h.clock.now()).accounts[0].served, 0);
+    h.finish().await;
+}
