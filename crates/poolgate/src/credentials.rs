@@ -395,7 +395,7 @@ impl Credential {
         Ok(good.then(|| loaded.bearer.clone()))
     }
 
-    /// Replaces a token that the upstream refused. An API key cannot be replaced.
+    /// Replaces a token that the upstream refused. An API key is replaced by people only.
     pub async fn replace(
         self: &Arc<Self>,
         refused: &Bearer,
@@ -403,7 +403,7 @@ impl Credential {
     ) -> Result<Bearer, CredentialError> {
         let loaded = self.current()?;
         if loaded.sign_in.is_none() {
-            return Err(CredentialError::Missing("the API key was refused".into()));
+            return loaded.other_than(refused);
         }
         if loaded.bearer.token == refused.token {
             *self.refused.lock() = Some(loaded.content);
@@ -482,6 +482,15 @@ impl Credential {
 }
 
 impl Loaded {
+    /// A refusal may come late: what is about the key of before is not held against the one that was put
+    /// in its place meanwhile.
+    fn other_than(&self, refused: &Bearer) -> Result<Bearer, CredentialError> {
+        if self.bearer.token == refused.token {
+            return Err(CredentialError::Missing("the API key was refused".into()));
+        }
+        Ok(self.bearer.clone())
+    }
+
     fn is_due(&self, now: Timestamp) -> bool {
         self.due_at.is_some_and(|at| at <= now) && !self.is_new(now)
     }
@@ -508,6 +517,14 @@ fn jwt_time(token: &str, claim: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_late_refusal_of_the_old_key_is_not_held_against_the_new_one() {
+        let credential = Credential::new(Kind::OpenAi, Source::KeyEnv("NONE".into()), None);
+        let [old, new] = ["sk-old", "sk-new"].map(|key| credential.parse(key.as_bytes()).unwrap());
+        assert_eq!(new.other_than(&old.bearer).unwrap(), new.bearer);
+        assert!(new.other_than(&new.bearer).is_err());
+    }
 
     /// spec §6: what is relayed is scrubbed.
     #[tokio::test]
