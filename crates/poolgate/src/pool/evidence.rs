@@ -36,9 +36,13 @@ impl Live {
     fn follow_credential(&mut self, now: Timestamp) -> bool {
         let credential = Arc::clone(&self.account.credential);
         let stands = credential.standing(now);
+        let has_one = stands.0 != Standing::Unavailable;
+        // A reload may have seen it as it was before.
+        let had_one =
+            self.learn(now, |live| std::mem::replace(&mut live.facts.has_credential, has_one));
         let before = self.stands.replace(stands);
         if before == Some(stands) {
-            return false;
+            return had_one != has_one;
         }
         // A pause or a stop of before is ended by other tokens, not by a restart.
         let is_new =
@@ -46,14 +50,13 @@ impl Live {
         let stop = self.facts.health.stop;
         self.follow_owner();
         self.learn(now, |live| {
-            let (facts, standing) = (&mut live.facts, stands.0);
-            facts.has_credential = standing != Standing::Unavailable;
-            match standing {
+            let health = &mut live.facts.health;
+            match stands.0 {
                 Standing::Stopped(stop) => {
-                    facts.health.stop.get_or_insert(stop);
+                    health.stop.get_or_insert(stop);
                 }
                 Standing::Usable if is_new => {
-                    facts.health.logged_in(credential.refused_before());
+                    health.logged_in(credential.refused_before());
                 }
                 Standing::Usable | Standing::Unavailable => {}
             }
@@ -180,7 +183,9 @@ impl Pool {
         live.learn(attempt.now, |live| outcome.apply(&mut live.facts, attempt));
         live.unsaved_stop |= live.facts.health.stop != stop;
         live.counters.served += u64::from(outcome == Outcome::Served);
-        if let Outcome::ConnectFailed { durable } = outcome {
+        if let Outcome::ConnectFailed { durable } = outcome
+            && outcome.counts_on(attempt.ask.surface)
+        {
             let address = live.account.upstream.first_hop();
             state.network.failed(Suspect { id, address, durable });
         }

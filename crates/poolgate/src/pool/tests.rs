@@ -121,6 +121,35 @@ fn a_burst_of_refusals_lowers_what_runs_at_the_same_time() {
     assert_eq!(pool.view(later).accounts[0].concurrency, Some(4));
 }
 
+/// What a reload brings may have been read before the credential changed for the last time.
+#[test]
+fn a_look_corrects_what_a_reload_saw_of_a_credential() {
+    let (first, mut again) = (loaded(1, 0), loaded(1, 0));
+    again.account.credential = Arc::clone(&first.account.credential);
+    let pool = pool(vec![first]);
+    assert!(pool.follow_credential(AccountId(1), NOW), "there is none");
+    assert_eq!(states(&pool, NOW), ["unavailable"]);
+    pool.replace(vec![again], &[]);
+    assert_eq!(states(&pool, NOW), ["ready"]);
+    assert!(pool.follow_credential(AccountId(1), NOW), "there is still none");
+    assert_eq!(states(&pool, NOW), ["unavailable"]);
+    assert!(!pool.follow_credential(AccountId(1), NOW), "nothing new");
+}
+
+/// spec §6: counting tokens rests nobody.
+#[test]
+fn a_count_that_cannot_connect_charges_nobody() {
+    let mut other = loaded(2, 0);
+    other.account.upstream = Upstream::at("https://y", "");
+    let pool = pool(vec![loaded(1, 0), other]);
+    for (surface, want) in [(Surface::CountTokens, "ready"), (Surface::Responses, "cooling")] {
+        let at = Attempt { ask: Ask { surface, ..ASK }, ..AT };
+        pool.settle(AccountId(1), Outcome::ConnectFailed { durable: true }, at);
+        pool.observe(AccountId(2), &[], Source::Answer, NOW);
+        assert_eq!(states(&pool, NOW)[0], want, "{surface:?}");
+    }
+}
+
 /// multiplexer 18.3 #31, #32.
 #[test]
 fn fifty_first_requests_of_one_session_land_on_one_account() {
