@@ -150,7 +150,8 @@ impl Store {
                     .fetch_optional(&mut *executor)
                     .await?;
             let Some((id, known)) = known else { continue };
-            if is_same_place(&serde_json::from_str(&known)?, settings) {
+            // An older release may have written what is not understood any more.
+            if serde_json::from_str(&known).is_ok_and(|known| is_same_place(&known, settings)) {
                 continue;
             }
             Self::forget(executor, id).await?;

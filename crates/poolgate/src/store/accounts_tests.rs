@@ -127,6 +127,19 @@ async fn who_takes_over_a_name_inherits_nothing_learnt_of_another() {
     }
 }
 
+/// As an older release may have written it: it is about to be replaced.
+#[tokio::test]
+async fn settings_that_cannot_be_read_any_more_stop_no_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    let id = store.add_account(&settings("a"), Origin::Cli, NOW).await.unwrap().unwrap();
+    learn_late(&store, id).await;
+    sqlx::query("UPDATE accounts SET settings = '{'").execute(&store.write).await.unwrap();
+    store.sync_config_accounts(&[settings("a")], NOW).await.unwrap();
+    assert_eq!(store.accounts().await.unwrap()[0].settings.name, "a");
+    assert_eq!(knows(&store, id).await, [false; 2], "who knows what it was about");
+}
+
 /// spec §2: the file decides, read-only elsewhere.
 #[tokio::test]
 async fn what_was_stored_under_a_name_of_the_file_is_ignored() {
