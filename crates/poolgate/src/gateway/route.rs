@@ -123,7 +123,7 @@ pub fn route(
         _ if method == Method::GET => Ok(endpoint),
         // It has no head but that of a stream without an end.
         Endpoint::Limits(Question::WatchPool) => Err(Error::WrongMethod("GET")),
-        // The server leaves the body out.
+        // `serve` leaves the body out.
         _ if method == Method::HEAD => Ok(endpoint),
         _ => Err(Error::WrongMethod("GET")),
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ pub async fn respond(
     request: Request<Incoming>,
 ) -> Response<Sending> {
     let is_stream = request.version() == Version::HTTP_2;
+    let is_head = request.method() == Method::HEAD;
     let mut running = Running::new(&state, is_stream);
     let upgrades = request.headers().contains_key(header::UPGRADE);
     let dialect = gateway::dialect(request.uri().path(), request.headers());
@@ -41,6 +43,9 @@ pub async fn respond(
         answer = Error::TooManyStrangers.render(dialect).map(Outgoing::Whole);
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    if is_stream && is_head {
+        answer = without_body(answer);
+    }
     if upgrades {
         let is_upgraded = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         state.answered.set(if is_upgraded { Answered::Upgraded } else { Answered::Refused });
@@ -57,6 +62,15 @@ pub async fn respond(
     let (body, watched) = Sending::watched(body, running);
     state.streams.lock().push(watched);
     Response::from_parts(head, body)
+}
+
+/// hyper leaves the body of an answer to HEAD out over HTTP/1 only.
+fn without_body(answer: Response<Outgoing>) -> Response<Outgoing> {
+    let (mut head, body) = answer.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        head.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    Response::from_parts(head, Outgoing::Whole(Full::default()))
 }
 
 fn check(app: &App, state: &State, request: &Request<Incoming>) -> Result<(), Error> {

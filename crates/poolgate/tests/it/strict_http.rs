@@ -266,6 +266,27 @@ async fn http_2_has_the_same_bounds() {
     h.finish().await;
 }
 
+/// RFC 9110, 9.3.2: as GET, without the body; clients take one for a broken protocol.
+#[tokio::test]
+async fn head_has_no_body_over_http_2() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let client = h2_client();
+    for path in ["/healthz", "/v1/models", "/nothing"] {
+        let ask = async |method| {
+            let request = Request::builder().method(method).uri(format!("{}{path}", h.url));
+            let request = request.header("x-api-key", &h.key).body(Full::default()).unwrap();
+            let (head, body) = client.request(request).await.unwrap().into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            (head.status, head.headers.get("content-length").cloned(), body.len())
+        };
+        let (status, length, body) = ask(Method::GET).await;
+        assert!(body > 0, "{path}");
+        assert_eq!(ask(Method::HEAD).await, (status, length, 0), "{path}");
+    }
+    drop(client);
+    h.finish().await;
+}
+
 /// Taking requests back is cheap for a client and work for us (CVE-2023-44487).
 #[tokio::test]
 async fn a_client_that_takes_back_all_it_asks_is_closed() {
