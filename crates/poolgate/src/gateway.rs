@@ -181,7 +181,7 @@ async fn forward(
         Endpoint::Models(list) => {
             let caller = caller()?;
             let _permit = admit::enter(app, endpoint)?;
-            models::list(app, &caller, list, headers).await
+            unless_cut(app, Box::pin(models::list(app, &caller, list, headers))).await
         }
         Endpoint::Limits(question) => {
             let caller = caller()?;
