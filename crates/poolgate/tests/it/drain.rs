@@ -123,7 +123,11 @@ async fn who_is_cut_without_an_answer_is_told() {
     }
     let mut half = Raw::to(&place.address).await;
     let whole = request(&place, CODEX, &responses("hi", true));
-    half.write(&whole[..whole.len() - 1]).await;
+    let (head, body) = whole.split_once("\r\n\r\n").unwrap();
+    half.write(format!("{head}\r\nExpect: 100-continue\r\n\r\n")).await;
+    // It is being read from then on.
+    half.until("100 Continue").await;
+    half.write(&body[..body.len() - 1]).await;
     waiting.push(half);
     until("all are asked", || {
         setup.sim.journal().iter().filter(|e| e.is_turn() || e.method == "POST").count() == 4
