@@ -80,8 +80,8 @@ fn is_about(kind: Kind, limit: &str, model: &str) -> bool {
 mod tests {
     use super::*;
     use crate::account::Surface;
-    use crate::availability::{Reason, availability};
     use crate::availability::tests::{NOW, account, later};
+    use crate::availability::{Reason, availability};
     use crate::gate::{Gate, spark};
     use crate::health::ModelCause;
     use crate::quota::{FIVE_HOURS, Reading, Source, WEEK};
