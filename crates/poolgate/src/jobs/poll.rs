@@ -121,6 +121,8 @@ async fn ask(app: &App, account: &Account) -> Result<Usage, Refused> {
             return Err(refused);
         }
         let replaced = account.credential.replace_softly(&bearer, &context).await;
+        // Before anything is learnt of the new tokens, which they would end as what the old ones caused.
+        app.pool.follow_credential(account.id, app.clock.now());
         bearer = replaced.map_err(|error| no_token(&error, Failure::Refused))?;
         renewed = true;
     }

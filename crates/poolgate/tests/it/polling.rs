@@ -347,6 +347,22 @@ async fn a_sign_in_that_is_gone_for_good_needs_a_login() {
     h.finish().await;
 }
 
+/// spec §6: what the new tokens are refused for outlives the next look at them.
+#[tokio::test]
+async fn a_poll_that_renews_does_not_end_what_its_own_tokens_are_refused_for() {
+    let (h, a) = polling(|s| s.codex("a")).await;
+    polled(&h, 1).await;
+    let look = || h.app.pool.follow_credential(h.app.pool.accounts()[0].id, h.clock.now());
+    look();
+    let gone = r#"{"error":{"code":"token_revoked","message":"no"}}"#;
+    a.fault(Fault::status(401, gone)).on(WHAM).forever();
+    h.clock.advance(Duration::from_mins(80));
+    polled(&h, 3).await;
+    look();
+    assert_eq!(view(&h, "a").state, "needs_login");
+    h.finish().await;
+}
+
 /// codex-lb G12.
 #[tokio::test]
 async fn codex_lb_g12_a_removed_account_leaves_the_poller_at_once() {
