@@ -21,13 +21,13 @@ mod judge;
 mod limits;
 mod models;
 mod opening;
-mod patience;
 mod prepare;
 mod read;
 mod relay;
 mod route;
 mod settle;
 mod socket;
+mod span;
 mod splitter;
 mod stage;
 mod strip;
@@ -134,7 +134,7 @@ async fn refuse(
     body: &mut Incoming,
 ) -> Response<Outgoing> {
     let mut response = error.render(dialect).map(Outgoing::Whole);
-    // A body that does not come is not waited for once more, at the end of a drain there is no time for it,
+    // A body that does not come is not waited for once more, while draining there is no time for it,
     // and one that waits to be asked for is not asked for (RFC 9110, 10.1.1).
     let waits = headers.contains_key(EXPECT) && !body.is_end_stream();
     let is_late = matches!(error, Error::BodyTimeout | Error::Draining);
@@ -314,7 +314,7 @@ fn answer(
             let refused = answer.refused.map(|(_, status)| status);
             record.headed(refused.unwrap_or(answer.head.status.as_u16()));
             let is_ours = answer.head.extensions.get::<judge::Ours>().is_some();
-            let tells_limits =
+            let has_limits =
                 over.is_some() || tells_limits(lease.account.kind, surface, &answer.head.headers);
             let mut response = Response::new(());
             *response.status_mut() = answer.head.status;
@@ -329,7 +329,7 @@ fn answer(
                 gate,
                 deadline,
                 is_ours,
-                codex_events: tells_limits.then_some(match contract {
+                codex_events: has_limits.then_some(match contract {
                     Contract::Strict => CodexEvents::LeftOut,
                     Contract::Codex => CodexEvents::LimitsExchanged,
                 }),

@@ -27,9 +27,9 @@ use super::admit::Admitted;
 use super::judge::{judge_late, observe_events};
 use super::limits::Lines;
 use super::opening::Opening;
-use super::patience::{Patience, Spent};
 use super::read::{scoped, unscoped};
 use super::settle::Record;
+use super::span::{Span, Spent};
 use super::splitter::{CodexEvents, Splitter};
 use crate::app::App;
 use crate::egress::Received;
@@ -66,7 +66,7 @@ pub struct Relay {
     splitter: Option<Splitter>,
     /// The pool's limits, as the client was told them last in here.
     pub told: Option<Limits>,
-    patience: Patience,
+    span: Span,
     alarm: Pin<Box<Sleep>>,
     is_ours: bool,
     /// That we end it, and not its upstream.
@@ -151,7 +151,7 @@ impl Relay {
             gate: of.gate,
             splitter: of.codex_events.map(Splitter::new),
             told: None,
-            patience: Patience::new(now, idle, of.deadline),
+            span: Span::new(now, idle, of.deadline),
             alarm: Box::pin(sleep_until((now + idle.min(KEY_EVERY)).min(of.deadline))),
             is_ours: of.is_ours,
             ended: None,
@@ -181,7 +181,7 @@ impl Relay {
                         continue;
                     };
                     let is_last = body.is_end_stream();
-                    self.patience.heard(Instant::now());
+                    self.span.heard(Instant::now());
                     self.opening.see(&data);
                     // With a Content-Length the server stops at the last byte and never asks for
                     // the end.
@@ -200,7 +200,7 @@ impl Relay {
         while self.alarm.as_mut().poll_it(cx).is_ready() {
             let now = Instant::now();
             let has_moved = std::mem::take(&mut self.opening.tap.moved);
-            let look = self.patience.look(now, has_moved);
+            let look = self.span.look(now, has_moved);
             if !self.app.keys.is_known(&self.key, self.app.clock.now()) {
                 self.ended = Some(Ended::Revoked);
             } else if look == Err(Spent::Request) {

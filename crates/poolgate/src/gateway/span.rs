@@ -9,7 +9,7 @@ use tokio::time::Instant;
 const SIGNS_OF_LIFE: Duration = Duration::from_mins(30);
 
 #[derive(Debug)]
-pub struct Patience {
+pub struct Span {
     /// Without a byte.
     idle: Duration,
     heard_at: Instant,
@@ -25,7 +25,7 @@ pub enum Spent {
     Request,
 }
 
-impl Patience {
+impl Span {
     pub fn new(now: Instant, idle: Duration, deadline: Instant) -> Self {
         Self { idle, heard_at: now, moved_at: now, deadline }
     }
@@ -57,13 +57,13 @@ mod tests {
     /// What comes every minute, and when that ends an answer, in minutes.
     fn ends(comes: bool, moves: bool) -> (u64, Spent) {
         let began = Instant::now();
-        let mut patience = Patience::new(began, IDLE, began + REQUEST);
+        let mut span = Span::new(began, IDLE, began + REQUEST);
         for minute in 1.. {
             let now = began + Duration::from_mins(minute);
             if comes {
-                patience.heard(now);
+                span.heard(now);
             }
-            match patience.look(now, moves) {
+            match span.look(now, moves) {
                 Ok(next) => assert!(next > now && next <= began + REQUEST),
                 Err(spent) => return (minute, spent),
             }
