@@ -83,6 +83,20 @@ impl Kept {
         }
     }
 
+    /// So many bytes tell what it is.
+    const BEGINNING: usize = b"event:".len();
+
+    /// They are events under another name: no JSON begins so.
+    fn begins_events(&self) -> bool {
+        let beginning: Vec<u8> = self
+            .pieces
+            .iter()
+            .flat_map(|piece| piece.iter().copied())
+            .take(Self::BEGINNING)
+            .collect();
+        [&b"data:"[..], b"event:", b":"].iter().any(|line| beginning.starts_with(line))
+    }
+
     /// `None`: too large to be kept.
     fn join(mut self) -> Option<Bytes> {
         match self.pieces.as_mut_slice() {
@@ -138,23 +152,31 @@ impl Tap {
 
     /// Feeds, and shows each event to `also` together with its type.
     pub fn feed_and(&mut self, bytes: &Bytes, mut also: impl FnMut(&[u8], &[u8])) {
-        let mut scanner = match &mut self.format {
-            Format::Events(scanner) => std::mem::take(scanner),
+        let kept;
+        let (mut scanner, pieces) = match &mut self.format {
+            Format::Events(scanner) => (std::mem::take(scanner), std::slice::from_ref(bytes)),
             Format::Opaque => {
                 (self.semantic, self.moved) = (true, true);
                 return;
             }
-            Format::Json(kept) if kept.size == 0 && begins_events(bytes) => Scanner::default(),
-            Format::Json(kept) => {
+            Format::Json(json) => {
                 self.moved = true;
-                return kept.push(bytes);
+                let is_beginning = json.size < Kept::BEGINNING;
+                json.push(bytes);
+                if !(is_beginning && json.begins_events()) {
+                    return;
+                }
+                kept = std::mem::take(json);
+                (Scanner::default(), kept.pieces.as_slice())
             }
         };
-        scanner.feed(bytes, |event| {
-            let kind = event_type(&event);
-            self.see(kind, event.data);
-            also(kind, event.data);
-        });
+        for piece in pieces {
+            scanner.feed(piece, |event| {
+                let kind = event_type(&event);
+                self.see(kind, event.data);
+                also(kind, event.data);
+            });
+        }
         self.format = Format::Events(scanner);
     }
 
@@ -318,11 +340,6 @@ impl Tap {
         self.usage.update(usage);
         self.response_id = self.response_id.take().or(id);
     }
-}
-
-/// Events that came under another name: no JSON begins so.
-fn begins_events(bytes: &[u8]) -> bool {
-    [&b"data:"[..], b"event:", b":"].iter().any(|line| bytes.starts_with(line))
 }
 
 /// Behind a name.
