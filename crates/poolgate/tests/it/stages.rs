@@ -100,7 +100,7 @@ async fn spec_9_an_answer_in_one_piece_holds_no_place_while_it_is_generated() {
     let a = setup.openai("a");
     setup.codex("b");
     setup.settings("a").max_concurrency = Some(1);
-    setup.settings("b").priority = Some(1);
+    setup.settings("b").priority = Some(2); // behind the key's 1
     setup.raw.limits = RawLimits { drain_timeout_s: Some(5), ..creating(1) };
     let h = setup.start().await;
     a.fault(Fault::stall(Phase::Head)).times(1);
