@@ -411,6 +411,14 @@ impl Credential {
         self.refresh(refused, Need::Now, context).await
     }
 
+    /// Whether who was refused behind a renewal may ask for another: its token was not the issuer's
+    /// answer, but one that another process had put into the source, or has been replaced since.
+    pub fn may_renew_again(&self, refused: &Bearer) -> bool {
+        let Ok(loaded) = self.current() else { return false };
+        let is_found = loaded.sign_in.is_some() && loaded.granted_at.is_none();
+        loaded.bearer.token != refused.token || is_found
+    }
+
     /// Renews a token that a usage endpoint refused, which does not say that requests would be.
     pub async fn replace_softly(
         self: &Arc<Self>,

@@ -60,6 +60,8 @@ type Renewed = Result<Bearer, CredentialError>;
 #[derive(Clone, Debug)]
 pub struct Flight {
     began: Instant,
+    /// What it replaces.
+    stale: Bearer,
     need: Need,
     landing: Shared<BoxFuture<'static, Renewed>>,
 }
@@ -113,18 +115,18 @@ impl Credential {
         if let Some(flight) = flight.as_ref() {
             return flight.clone();
         }
-        let (this, stale, own) = (Arc::clone(self), stale.clone(), context.clone());
+        let (this, replaced, own) = (Arc::clone(self), stale.clone(), context.clone());
         let task = context.tasks.spawn(async move {
             // It waits for the lock that is held here, so a flight is never forgotten too early.
             let _landed = Landed(Arc::clone(&this));
-            let renewed = this.renew(&stale, need, &own).await;
+            let renewed = this.renew(&replaced, need, &own).await;
             own.metrics.refreshes.add(told(&renewed) as usize);
             renewed
         });
         let panicked = || CredentialError::Temporary("the refresh panicked".into());
         let landing = task.map(move |ended| ended.unwrap_or_else(|_| Err(panicked())));
-        let began = Flight { began: Instant::now(), need, landing: landing.boxed().shared() };
-        flight.insert(began).clone()
+        let landing = landing.boxed().shared();
+        flight.insert(Flight { began: Instant::now(), stale: stale.clone(), need, landing }).clone()
     }
 
     pub(super) async fn refresh(
@@ -134,10 +136,14 @@ impl Credential {
         context: &RefreshContext,
     ) -> Renewed {
         let flight = self.flight(stale, need, context);
-        let dared_less = flight.need < need;
+        let (dared_less, for_another) = (flight.need < need, flight.stale.token != stale.token);
         match Self::land(flight, need).await {
             // A flight for a lesser need may not have dared to ask.
             Err(_) if dared_less => Self::land(self.flight(stale, need, context), need).await,
+            // One for an older token may have found the very token that was refused since.
+            Ok(found) if for_another && found.token == stale.token => {
+                Self::land(self.flight(stale, need, context), need).await
+            }
             landed => landed,
         }
     }

@@ -49,7 +49,8 @@ pub async fn try_account(
     record.begin(account.id).await?;
     let mut bearer = attempt::bearer(app, &account).await;
     let mut payload = Cow::Borrowed(&call.payload);
-    let mut failed = false;
+    // `found`: the token behind the first refusal was only found, so the one renewal is still due.
+    let (mut failed, mut found) = (false, false);
     loop {
         let (sent_at, since) = (app.clock.now(), Instant::now());
         let sent = tokio::select! {
@@ -79,6 +80,12 @@ pub async fn try_account(
         }
         failed = true;
         record.failed(account.id, bad.outcome.name(), bad.status, since);
+        if matches!(bad.outcome, Outcome::TokenRefused { .. })
+            && (progress.refreshed && !found)
+            && bearer.as_ref().is_ok_and(|sent| account.credential.may_renew_again(sent))
+        {
+            (progress.refreshed, found) = (false, true);
+        }
         let (now, refreshed) = (app.clock.now(), progress.refreshed);
         let attempt = Attempt { ask, sent_at, now, refreshed };
         app.metrics.attempt(bad.outcome);

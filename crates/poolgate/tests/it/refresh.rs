@@ -325,6 +325,32 @@ async fn codex_lb_g10_a_leader_that_leaves_does_not_take_the_flight_along() {
     h.finish().await;
 }
 
+/// Who is refused with a newer token than the one that is being renewed is not sent out with it again;
+/// and who is refused with a token that was only found in the file has not had its renewal yet.
+#[tokio::test]
+async fn a_flight_that_was_begun_for_an_older_token_does_not_bring_back_the_refused_one() {
+    let (h, a, _b) = pair().await;
+    a.expire_access_token();
+    a.fault(Fault::slow_drip(64, Duration::from_millis(20))).on(TOKEN);
+    let asked =
+        |all: &[poolgate_sim::Entry]| all.iter().any(|e| e.path == TOKEN && e.bytes_sent > 0);
+    let newer = async {
+        assert!(h.sim.wait_for(asked, PATIENCE).await);
+        a.renew();
+        others_write(&h, &a);
+        h.app.pool.accounts()[0].credential.reload().await;
+        a.expire_access_token();
+        h.sim.clear_journal();
+        assert_eq!(post(&h).await, 200);
+        assert_eq!((h.asked().last().map(String::as_str), token_calls(&h)), (Some("a"), 1));
+    };
+    tokio::join!(async { assert_eq!(post(&h).await, 200) }, newer);
+    let asked = h.asked();
+    assert!(asked.iter().all(|name| name == "a"), "{asked:?}");
+    assert_eq!(view(&h, "a").state, "ready");
+    h.finish().await;
+}
+
 /// spec §2: a refused token makes the account `needs_login`, the code kept.
 #[tokio::test]
 async fn what_ended_a_sign_in_is_told_apart() {
