@@ -110,6 +110,7 @@ async fn who_is_cut_without_an_answer_is_told() {
         account.fault(Fault::stall(Phase::Head)).forever();
     }
     a.fault(Fault::stall(Phase::Head)).turns().forever();
+    a.fault(Fault::stall(Phase::Head)).on("/backend-api/codex/models").forever();
     socket.send(&create("hi")).await;
     let mut waiting = Vec::new();
     for (path, body) in [
@@ -121,6 +122,12 @@ async fn who_is_cut_without_an_answer_is_told() {
         raw.write(request(&place, path, &body)).await;
         waiting.push(raw);
     }
+    // A list of models is no request, and has no row.
+    let mut list = Raw::to(&place.address).await;
+    let (host, key) = (&place.address, &place.key);
+    list.write(format!("GET /v1/models HTTP/1.1\r\nHost: {host}\r\nx-api-key: {key}\r\n\r\n"))
+        .await;
+    waiting.push(list);
     let mut half = Raw::to(&place.address).await;
     let whole = request(&place, CODEX, &responses("hi", true));
     let (head, body) = whole.split_once("\r\n\r\n").unwrap();
@@ -130,7 +137,9 @@ async fn who_is_cut_without_an_answer_is_told() {
     half.write(&body[..body.len() - 1]).await;
     waiting.push(half);
     until("all are asked", || {
-        setup.sim.journal().iter().filter(|e| e.is_turn() || e.method == "POST").count() == 4
+        let asked = setup.sim.journal();
+        asked.iter().filter(|e| e.is_turn() || e.method == "POST").count() == 4
+            && asked.iter().any(|e| e.path.ends_with("/models"))
     })
     .await;
     gateway.signal("TERM").await;
