@@ -98,9 +98,11 @@ impl Slot {
         self.0.lock().failed.push(account);
     }
 
-    /// Once.
+    /// Once, and none without a leg.
     pub fn take_failed(&self) -> Vec<AccountId> {
-        std::mem::take(&mut self.0.lock().failed)
+        let mut held = self.0.lock();
+        let failed = std::mem::take(&mut held.failed);
+        if held.leg.is_some() { failed } else { Vec::new() }
     }
 
     pub fn is_bridged(&self, account: AccountId) -> bool {

@@ -20,7 +20,7 @@ use super::judge::{Answer, Bad, Reply};
 use super::settle::Record;
 use super::socket::OverSocket;
 use super::trial::{Tried, try_account};
-use super::waiting::{explain, lease, left};
+use super::waiting::{explain, lease, lease_of_leg, left};
 use crate::app::App;
 use crate::error::Error;
 use crate::pool::{Lease, Refused};
@@ -52,8 +52,8 @@ pub async fn dispatch(
 
 async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Dispatched, Error> {
     let began = app.clock.now();
-    let mut tried = call.over.as_ref().map_or_else(Vec::new, OverSocket::failed_before);
-    let mut is_spared = !tried.is_empty();
+    let mut tried = Vec::new();
+    let mut with_leg = call.over.as_ref().and_then(|over| lease_of_leg(app, call, over));
     let mut progress = Progress::default();
     let mut same = SameText::default();
     let mut last: Option<Error> = None;
@@ -62,13 +62,12 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
     let mut refused = None;
     let is_chained = call.over.as_ref().is_some_and(OverSocket::is_chained);
     loop {
-        let mut lease = match lease(app, call, &tried).await {
+        let leased = match with_leg.take() {
+            Some(lease) => Ok(lease),
+            None => lease(app, call, &tried).await,
+        };
+        let mut lease = match leased {
             Ok(lease) => lease,
-            // Better one that failed on the handshake than nobody: this turn has asked none yet.
-            Err(_) if std::mem::take(&mut is_spared) => {
-                tried.clear();
-                continue;
-            }
             Err(Refused { refusal, decision }) => {
                 record.decided(*decision);
                 return match (refusal, refused) {
@@ -79,7 +78,6 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 };
             }
         };
-        is_spared = false;
         // Not before: the last account is left for nobody.
         if let Some(before) = left.replace(lease.account.id).filter(|id| *id != lease.account.id) {
             app.pool.note_failover(before);

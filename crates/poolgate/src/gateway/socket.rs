@@ -81,7 +81,7 @@ impl OverSocket {
         self.slot.account().filter(|_| self.is_chained())
     }
 
-    /// Accounts that the handshake was left with, for the first turn.
+    /// Who refused the handshake, for the first turn, as long as there is a leg of another.
     pub fn failed_before(&self) -> Vec<AccountId> {
         match self.wants {
             Wants::Socket => Vec::new(),

@@ -29,6 +29,16 @@ fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
     }
 }
 
+/// For a socket's first turn: without those who refused its handshake, so that the leg which another one
+/// opened is not thrown away for the same refusal. `None`: nobody else serves at once, or others wait.
+pub fn lease_of_leg(app: &App, call: &Call, over: &OverSocket) -> Option<Lease> {
+    let failed = over.failed_before();
+    if failed.is_empty() || app.pool.line().waiting() > 0 {
+        return None;
+    }
+    app.pool.lease(&wish(call, &failed), app.clock.now()).ok()
+}
+
 /// Waits in line, within bounds, while somebody is expected to become able.
 pub async fn lease(app: &Arc<App>, call: &Call, tried: &[AccountId]) -> Result<Lease, Refused> {
     let wish = wish(call, tried);

@@ -289,7 +289,8 @@ async fn a_stream_under_another_name_is_one() {
 async fn an_event_without_an_end_is_a_break() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
     let begun = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n";
-    let body = begun.to_owned() + &"data: x\n".repeat((66 << 20) / 8);
+    let line = format!("data: {}\n", "x".repeat(1000));
+    let body = begun.to_owned() + &line.repeat((66 << 20) / line.len());
     a.fault(answer(200, "text/event-stream", &body)).times(1);
     let got = h.post(CODEX, &responses("hi", true)).await;
     assert!(got.cut && got.body.len() < 1000, "{} bytes", got.body.len());

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use poolgate::clock::Clock;
-use poolgate_sim::{Fault, Phase};
+use poolgate_sim::{Account, Fault, Phase};
 use serde_json::{Value, json};
 
+use crate::admission::endless;
 use crate::harness::{Harness, Setup};
 use crate::requests::{CODEX, responses};
 use crate::socket_client::{
@@ -27,6 +28,48 @@ async fn spec_7_the_first_turn_stays_with_the_leg_that_was_opened_for_it() {
     let before = sockets(&h);
     assert_eq!(said(&client.turn(&create("hi")).await), "completed");
     assert_eq!((sockets(&h), turns(&h)), (before, vec!["b".to_owned()]));
+    drop(client);
+    h.finish().await;
+}
+
+/// Of two the first has refused the handshake, so that the other has the leg.
+async fn left_on_the_handshake() -> (Harness, Client, Account) {
+    let mut setup = Setup::new().await;
+    setup.in_order();
+    let (a, b) = (setup.codex("a"), setup.codex("b"));
+    setup.settings("a").max_concurrency = Some(1);
+    let h = setup.start().await;
+    a.fault(Fault::server_error(503)).on_handshakes().times(2);
+    let client = Client::open(&h).await;
+    (h, client, b)
+}
+
+/// Who failed the handshake has not failed the turn.
+#[tokio::test]
+async fn who_refused_the_handshake_is_asked_when_the_other_fails_the_turn() {
+    let (h, mut client, b) = left_on_the_handshake().await;
+    b.fault(Fault::error_frame(Phase::Head, 429, "rate_limit_exceeded")).turns().times(1);
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    assert_eq!(turns(&h), ["b", "a"]);
+    drop(client);
+    h.finish().await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_the_leg_of_an_account_that_rests() {
+    let (h, mut client, b) = left_on_the_handshake().await;
+    let busy = endless(&h).await;
+    b.fault(Fault::rate_limited(Duration::from_secs(50))).times(1);
+    let other = responses("hi", true);
+    let is_resting = || h.app.pool.view(h.clock.now()).accounts[1].state != "ready";
+    tokio::select! {
+        _ = h.post(CODEX, &other) => panic!("it waits for the first"),
+        () = until("the other rests", is_resting) => {}
+    }
+    drop(busy);
+    until("the first is free", || h.app.pool.in_flight() == 0).await;
+    let served = tokio::time::timeout(Duration::from_secs(8), client.turn(&create("hi"))).await;
+    assert_eq!(said(&served.expect("at once")), "completed");
     drop(client);
     h.finish().await;
 }
