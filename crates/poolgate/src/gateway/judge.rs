@@ -353,15 +353,37 @@ fn has_type(headers: &HeaderMap, wanted: &str) -> bool {
     value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(wanted))
 }
 
+const REMOVED: &str = "[removed]";
+
 /// Cuts the account's own identifiers out of what a client may see.
 fn scrub(body: &Bytes, account: &Account) -> Bytes {
     let secrets = account.credential.identifiers();
-    let found = |secret: &String| memchr::memmem::find(body, secret.as_bytes()).is_some();
-    if !secrets.iter().any(found) {
+    let found = |secret: &str| memchr::memmem::find(body, secret.as_bytes()).is_some();
+    if !secrets.iter().map(String::as_str).chain(OWNERS).any(found) {
         return body.clone();
     }
     let text = String::from_utf8_lossy(body).into_owned();
-    Bytes::from(secrets.iter().fold(text, |text, secret| text.replace(secret, "[removed]")))
+    let text = secrets.iter().fold(text, |text, secret| text.replace(secret, REMOVED));
+    Bytes::from(without_owners(&text))
+}
+
+/// How OpenAI's names of organisations and projects begin, which its errors tell, and a credential does
+/// not hold.
+const OWNERS: [&str; 2] = ["org-", "proj_"];
+/// They have 24 characters behind that.
+const OWNER_MIN: usize = 16;
+
+fn without_owners(text: &str) -> String {
+    let is_owner = |word: &str| {
+        let name = OWNERS.iter().find_map(|start| word.strip_prefix(start)).unwrap_or_default();
+        name.len() >= OWNER_MIN && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    };
+    let ends = |c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_';
+    let words = text.split_inclusive(ends).map(|part| {
+        let word = part.trim_end_matches(ends);
+        if is_owner(word) { [REMOVED, &part[word.len()..]].concat() } else { part.to_owned() }
+    });
+    words.collect()
 }
 
 /// The same for a refusal inside a stream, with what is said behind it, which may repeat it. All in
@@ -396,6 +418,24 @@ fn scrub_text(message: &str, account: &Account) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// spec §6: neither an account's secrets nor whose it is reach a client.
+    #[test]
+    fn names_of_organisations_and_projects_are_cut_out() {
+        let (org, project) = ("org-9aXbYcZd0123456789abcdef", "proj_AbCdEfGhIjKlMnOpQrStUvWx");
+        let cases = [
+            (format!("in organization {org} on tokens"), "in organization [removed] on tokens"),
+            (
+                format!(r#"{{"org":"{org}","of":"{project}."}}"#),
+                r#"{"org":"[removed]","of":"[removed]."}"#,
+            ),
+            (format!("{org},{org}"), "[removed],[removed]"),
+            ("an org-chart, a proj_x, \u{e4}org-".into(), "an org-chart, a proj_x, \u{e4}org-"),
+        ];
+        for (text, clean) in cases {
+            assert_eq!(without_owners(&text), clean);
+        }
+    }
 
     #[test]
     fn multiplexer_18_4_47_what_is_logged_of_a_refusal_is_bounded() {
