@@ -110,10 +110,16 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 if same.third(id, &bad, call.surface, &progress) {
                     return same.relay(app, lease, bad, began);
                 }
-                if enough {
+                let of_a_count = refusal_of_a_count(call, &mut bad);
+                if enough && of_a_count.is_none() && refused.is_none() {
                     return give_up(app, call, lease, bad, &tried);
                 }
-                refused = refusal_of_a_count(call, lease, &mut bad);
+                if let Some(reply) = of_a_count {
+                    refused = Some((lease, reply));
+                }
+                if let Some((lease, reply)) = refused.take_if(|_| enough) {
+                    return Ok(Dispatched::Whole(lease, reply, None));
+                }
                 last = Some(std::mem::replace(&mut bad.error, Error::Internal));
             }
         }
@@ -128,11 +134,16 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
 /// What a client that counts tokens is told if nobody else counts them: an account that may not count
 /// now is not limited by that, so that nothing else would say when to come back. A count holds no
 /// place of its account.
-fn refusal_of_a_count(call: &Call, lease: Lease, bad: &mut Bad) -> Option<(Lease, Reply)> {
+fn refusal_of_a_count(call: &Call, bad: &mut Bad) -> Option<Reply> {
     let is_told = call.surface == Surface::CountTokens
-        && matches!(bad.outcome, Outcome::RateLimited { .. } | Outcome::Overloaded);
-    let reply = bad.reply.take_if(|reply| is_told && reply.is_own)?;
-    Some((lease, reply))
+        && matches!(
+            bad.outcome,
+            Outcome::RateLimited { .. }
+                | Outcome::QuotaSpent { .. }
+                | Outcome::ModelLimited { .. }
+                | Outcome::Overloaded
+        );
+    bad.reply.take_if(|reply| is_told && reply.is_own)
 }
 
 /// Accounts that refused this request with the very same words. Three of them, and the request is
