@@ -148,11 +148,18 @@ impl Keeper {
         Ok(spec)
     }
 
-    /// The accounts of the store that this sign-in belongs to already.
+    /// The accounts of the store that this sign-in belongs to already. Claude Code's file does not say
+    /// whose it is, but the same tokens are the same sign-in.
     pub async fn siblings(&self, signed: &Signed) -> anyhow::Result<Vec<AccountRow>> {
+        let (kind, content) = (signed.kind(), signed.sign_in.content());
         let mut found = Vec::new();
         for row in self.store.accounts().await? {
-            if self.whose(&row, signed.kind()).await.compare(&signed.whose) == Likeness::Same {
+            let document = self.document(&row, kind).await;
+            let own = document.as_deref().and_then(|own| SignIn::parse(kind, own).ok());
+            let is_same = identity(kind, document.as_deref()).compare(&signed.whose)
+                == Likeness::Same
+                || own.is_some_and(|own| own.content() == content);
+            if is_same {
                 found.push(row);
             }
         }
@@ -170,15 +177,14 @@ impl Keeper {
             && ends.is_some_and(|(own, other)| own > other)
     }
 
-    /// Whose the account is, as far as its document says.
-    async fn whose(&self, row: &AccountRow, kind: Kind) -> Identity {
-        let spec = resolve(row, Some(&self.data_key)).ok().filter(|spec| spec.kind == kind);
-        let document = match spec.map(|spec| spec.source) {
-            Some(CredentialSource::Stored) => self.sealed(row.id, row.sealed.clone()),
-            Some(CredentialSource::AuthFile(path)) => Source::AuthFile(path).read().await.ok(),
+    /// What the account of this kind is signed in by.
+    async fn document(&self, row: &AccountRow, kind: Kind) -> Option<Vec<u8>> {
+        let spec = resolve(row, Some(&self.data_key)).ok().filter(|spec| spec.kind == kind)?;
+        match spec.source {
+            CredentialSource::Stored => self.sealed(row.id, row.sealed.clone()),
+            CredentialSource::AuthFile(path) => Source::AuthFile(path).read().await.ok(),
             _ => None,
-        };
-        identity(kind, document.as_deref())
+        }
     }
 
     fn sealed(&self, id: AccountId, row: Option<(Vec<u8>, i64)>) -> Option<Vec<u8>> {

@@ -520,34 +520,44 @@ async fn a_file_is_imported_once_and_again_only_if_it_is_newer() {
     h.finish().await;
 }
 
-/// spec §2: an account is one, however its sign-in came.
+/// spec §2: an account is one, however its sign-in came; Claude Code's file does not say whose it is.
 #[tokio::test]
 async fn a_sign_in_that_is_there_already_is_not_added_under_another_name() {
-    let (h, (a, _)) =
-        Harness::start(|s: &mut Setup| (s.sim.codex("a"), s.codex("in_the_file"))).await;
-    let file = h.dir.path().join("sign-in.json");
-    std::fs::write(&file, a.auth_json()).unwrap();
-    let file = file.to_str().unwrap();
-    let shared = h.dir.path().join("in_the_file.json");
-    let add = async |name: &str, how: &str, file: &str| {
-        let args = ["account", "add", name, "--kind", "codex", how, file];
-        let output = run(&data(&h), &with_places(&args, &places(&a)), "").await;
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
-    };
-    let (ok, said) = add("mine", "--import", file).await;
-    assert!(ok, "{said}");
-    for how in ["--import", "--auth-file"] {
-        let (ok, said) = add("twin", how, file).await;
-        assert!(!ok && said.contains("this sign-in is the account \"mine\" already"), "{said}");
-        let (ok, said) = add("twin", how, shared.to_str().unwrap()).await;
-        assert!(!ok && said.contains("\"in_the_file\" already"), "{said}");
+    let (h, all) = Harness::start(|s: &mut Setup| {
+        [("codex", s.sim.codex("a"), s.codex("x")), ("claude", s.sim.claude("c"), s.claude("y"))]
+    })
+    .await;
+    for (kind, account, in_the_file) in all {
+        let document = match kind {
+            "codex" => account.auth_json(),
+            _ => account.credentials_json(),
+        };
+        let file = h.dir.path().join("sign-in.json");
+        std::fs::write(&file, document).unwrap();
+        let file = file.to_str().unwrap();
+        let other = in_the_file.name();
+        let shared = h.dir.path().join(format!("{other}.json"));
+        let mine = format!("my_{kind}");
+        let add = async |name: &str, how: &str, file: &str| {
+            let args = ["account", "add", name, "--kind", kind, how, file];
+            let output = run(&data(&h), &with_places(&args, &places(&account)), "").await;
+            let said = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        };
+        let (ok, said) = add(&mine, "--import", file).await;
+        assert!(ok, "{said}");
+        for how in ["--import", "--auth-file"] {
+            let (ok, said) = add("twin", how, file).await;
+            assert!(!ok && said.contains(&format!("is the account {mine:?} already")), "{said}");
+            let (ok, said) = add("twin", how, shared.to_str().unwrap()).await;
+            assert!(!ok && said.contains(&format!("{other:?} already")), "{said}");
+        }
+        let (ok, said) = add(&mine, "--import", file).await;
+        assert!(!ok && said.contains("there is an account named"), "{said}");
     }
-    let (ok, said) = add("mine", "--import", file).await;
-    assert!(!ok && said.contains("there is an account named \"mine\" already"), "{said}");
     let names: Vec<_> =
         h.app.store.accounts().await.unwrap().into_iter().map(|row| row.settings.name).collect();
-    assert_eq!(names, ["in_the_file", "mine"]);
+    assert_eq!(names, ["x", "y", "my_codex", "my_claude"]);
     h.finish().await;
 }
 
