@@ -7,6 +7,7 @@ use poolgate_core::health::Stop;
 use poolgate_core::quota::{Limit, Quota, Window};
 use poolgate_core::units::{Fraction, Timestamp};
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 
 use super::Store;
 use crate::config::RawAccount;
@@ -42,34 +43,43 @@ pub struct AccountRow {
 }
 
 impl Store {
-    /// Accounts that were not removed, in the order they were added.
+    /// Accounts that were not removed, in the order they were added. One whose settings this release
+    /// cannot read, as after a downgrade, is left out, and keeps nobody else from serving.
     pub async fn accounts(&self) -> anyhow::Result<Vec<AccountRow>> {
         let rows = sqlx::query(
-            "SELECT a.id, a.origin, a.settings, a.paused, a.stop, a.resumed_at, c.sealed, c.version
+            "SELECT a.id, a.name, a.origin, a.settings, a.paused, a.stop, a.resumed_at,
+                    c.sealed, c.version
              FROM accounts a LEFT JOIN credentials c
              ON c.account_id = a.id AND length(c.sealed) > 0 AND a.origin <> 'config'
              WHERE a.removed_at IS NULL ORDER BY a.id",
         )
         .fetch_all(&self.read)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let sealed: Option<Vec<u8>> = row.get("sealed");
-                let stop: Option<String> = row.get("stop");
-                Ok(AccountRow {
-                    id: AccountId(row.get("id")),
-                    origin: match row.get("origin") {
-                        "config" => Origin::Config,
-                        _ => Origin::Cli,
-                    },
-                    settings: serde_json::from_str(row.get("settings"))?,
-                    paused: row.get::<i64, _>("paused") != 0,
-                    stop: stop.and_then(|s| Stop::ALL.into_iter().find(|stop| stop.name() == s)),
-                    resumed_at: row.get::<Option<i64>, _>("resumed_at").map(Timestamp),
-                    sealed: sealed.map(|sealed| (sealed, row.get("version"))),
-                })
+        let settings_of = |row: &SqliteRow| match serde_json::from_str(row.get("settings")) {
+            Ok(settings) => Some(settings),
+            Err(error) => {
+                let account: &str = row.get("name");
+                tracing::error!(account, %error, "cannot be read: it serves nobody");
+                None
+            }
+        };
+        let accounts = rows.iter().filter_map(|row| {
+            let sealed: Option<Vec<u8>> = row.get("sealed");
+            let stop: Option<String> = row.get("stop");
+            Some(AccountRow {
+                id: AccountId(row.get("id")),
+                origin: match row.get("origin") {
+                    "config" => Origin::Config,
+                    _ => Origin::Cli,
+                },
+                settings: settings_of(row)?,
+                paused: row.get::<i64, _>("paused") != 0,
+                stop: stop.and_then(|s| Stop::ALL.into_iter().find(|stop| stop.name() == s)),
+                resumed_at: row.get::<Option<i64>, _>("resumed_at").map(Timestamp),
+                sealed: sealed.map(|sealed| (sealed, row.get("version"))),
             })
-            .collect()
+        });
+        Ok(accounts.collect())
     }
 
     /// Adds an account, or takes over a removed one of the same name and its history; what was known of

@@ -140,6 +140,20 @@ async fn settings_that_cannot_be_read_any_more_stop_no_start() {
     assert_eq!(knows(&store, id).await, [false; 2], "who knows what it was about");
 }
 
+#[tokio::test]
+async fn one_accounts_settings_of_another_release_keep_no_other_from_serving() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    for name in ["a", "b"] {
+        store.add_account(&settings(name), Origin::Cli, NOW).await.unwrap().unwrap();
+    }
+    let newer = r#"UPDATE accounts SET settings = '{"of_tomorrow":1}' WHERE name = 'a'"#;
+    sqlx::query(newer).execute(&store.write).await.unwrap();
+    let names: Vec<_> =
+        store.accounts().await.unwrap().into_iter().map(|a| a.settings.name).collect();
+    assert_eq!(names, ["b"]);
+}
+
 /// spec §2: the file decides, read-only elsewhere.
 #[tokio::test]
 async fn what_was_stored_under_a_name_of_the_file_is_ignored() {
