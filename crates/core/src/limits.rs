@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::account::Kind;
-use crate::availability::{Account, Reason, is_exhausted, state};
+use crate::availability::{Account, Reason, is_below_caps, is_exhausted, state};
 use crate::quota::Window;
 use crate::units::{Fraction, Timestamp};
 
@@ -100,12 +100,22 @@ impl<'a> Member<'a> {
         account.quota.ordinary().next().is_some().then_some(Self { account, is_full })
     }
 
-    fn used(&self, window: &Window, now: Timestamp) -> f64 {
-        let used = window.used_at(now).share() / window.cap(self.account.caps).share();
-        if self.is_full { 1.0 } else { used.min(1.0) }
+    /// Of a window that it has not, and others have, all is left: nothing of that kind will stop it.
+    /// Unless another of its windows has, since there is nobody whom it serves.
+    fn used(&self, window: Option<&Window>, now: Timestamp) -> f64 {
+        match window {
+            _ if self.is_full => 1.0,
+            Some(window) => {
+                let used = window.used_at(now).share() / window.cap(self.account.caps).share();
+                used.min(1.0)
+            }
+            None if is_below_caps(self.account, now) => 0.0,
+            None => 1.0,
+        }
     }
 }
 
+/// `None`: nobody has that window.
 fn share<'a>(
     members: &[Member<'a>],
     window: impl Fn(&'a Account) -> Option<&'a Window>,
@@ -114,10 +124,11 @@ fn share<'a>(
     let (mut used, mut weights, mut ahead, mut ahead_weights) = (0.0, 0.0, 0.0, 0.0);
     let mut length = None;
     for member in members {
-        let Some(window) = window(member.account) else { continue };
         let weight = member.account.weight;
+        let window = window(member.account);
         used += weight * member.used(window, now);
         weights += weight;
+        let Some(window) = window else { continue };
         length.get_or_insert(window.length);
         if let Some(at) = window.resets_at.filter(|at| *at > now) {
             ahead += weight * seconds(at);

@@ -172,3 +172,49 @@ fn warns_by_use_and_time() {
         assert_eq!(share.standing(NOW), want, "{share:?}");
     }
 }
+
+const MONTH: Duration = Duration::from_hours(720);
+
+/// Of a free plan, which has a monthly window alone.
+fn monthly(percent: f64, hours: u64) -> Account {
+    let quota = Quota::new(vec![window(MONTH, percent, hours)]);
+    Account { quota, ..account(1.0, (0.0, 1), (0.0, 1)) }
+}
+
+/// multiplexer 10.2: the total weight is of all, so an account has all of a window that it has not.
+#[test]
+fn who_has_no_such_window_has_all_of_it_left() {
+    let plus = |five_hour, weekly| account(1.0, (five_hour, 1), (weekly, 1));
+    let at_cap = |mut account: Account| {
+        account.caps = Caps { five_hour: Fraction::from_ppm(500_000), ..account.caps };
+        account
+    };
+    let heavy = Account { weight: 3.0, ..monthly(10.0, 100) };
+    let cases = [
+        ("plain", vec![plus(20.0, 40.0), monthly(10.0, 100)], (10.0, 25.0), false),
+        ("by weight", vec![plus(100.0, 40.0), heavy], (25.0, 32.5), false),
+        ("one spent", vec![plus(100.0, 40.0), monthly(10.0, 100)], (50.0, 55.0), false),
+        ("the other spent", vec![plus(20.0, 40.0), monthly(100.0, 100)], (60.0, 70.0), false),
+        ("both spent", vec![plus(100.0, 40.0), monthly(100.0, 100)], (100.0, 100.0), true),
+        ("one capped", vec![at_cap(plus(60.0, 40.0)), monthly(10.0, 100)], (50.0, 25.0), false),
+        (
+            "both capped",
+            vec![
+                at_cap(plus(60.0, 40.0)),
+                Account {
+                    caps: Caps { weekly: Fraction::from_ppm(800_000), ..monthly(0.0, 1).caps },
+                    ..monthly(80.0, 100)
+                },
+            ],
+            (100.0, 70.0),
+            true,
+        ),
+    ];
+    for (name, accounts, want, spent) in cases {
+        assert_eq!(percents(&accounts), Some(want), "{name}");
+        let limits = Limits::of(&accounts, Kind::Codex, NOW).unwrap();
+        assert_eq!(limits.is_spent(), spent, "{name}");
+    }
+    let alone = Limits::of(&[monthly(10.0, 100)], Kind::Codex, NOW).unwrap();
+    assert_eq!(alone.five_hour, None, "nobody has one");
+}
