@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::account::Kind;
 use crate::availability::{Account, Reason, is_below_caps, is_exhausted, state};
-use crate::quota::Window;
+use crate::quota::{Window, is_same_length};
 use crate::units::{Fraction, Timestamp};
 
 /// A visible change is one of this size; see [`crate::quota`].
@@ -30,8 +30,9 @@ pub struct Limits {
 pub struct Share {
     /// Of what the caps allow; to 0.01 percent.
     pub used: Fraction,
+    /// Of most of the accounts, by weight.
     pub length: Duration,
-    /// The mean of the resets that lie ahead, to the second. `None`: none is known.
+    /// The mean of their resets that lie ahead, to the second. `None`: none is known.
     pub resets_at: Option<Timestamp>,
 }
 
@@ -121,15 +122,17 @@ fn share<'a>(
     window: impl Fn(&'a Account) -> Option<&'a Window>,
     now: Timestamp,
 ) -> Option<Share> {
-    let (mut used, mut weights, mut ahead, mut ahead_weights) = (0.0, 0.0, 0.0, 0.0);
-    let mut length = None;
+    let (mut used, mut weights) = (0.0, 0.0);
     for member in members {
         let weight = member.account.weight;
-        let window = window(member.account);
-        used += weight * member.used(window, now);
+        used += weight * member.used(window(member.account), now);
         weights += weight;
-        let Some(window) = window else { continue };
-        length.get_or_insert(window.length);
+    }
+    let windows =
+        || members.iter().filter_map(|one| Some((window(one.account)?, one.account.weight)));
+    let length = length(windows())?;
+    let (mut ahead, mut ahead_weights) = (0.0, 0.0);
+    for (window, weight) in windows().filter(|(window, _)| is_same_length(window.length, length)) {
         if let Some(at) = window.resets_at.filter(|at| *at > now) {
             ahead += weight * seconds(at);
             ahead_weights += weight;
@@ -137,9 +140,27 @@ fn share<'a>(
     }
     Some(Share {
         used: visible(used / weights)?,
-        length: length?,
+        length,
         resets_at: (ahead_weights > 0.0).then(|| at_seconds(ahead / ahead_weights)).flatten(),
     })
+}
+
+/// That of the greatest weight, whoever is listed first; of equals the shorter. Resets are averaged
+/// over it alone: between that of a week and that of a month nothing happens.
+fn length<'a>(windows: impl Iterator<Item = (&'a Window, f64)>) -> Option<Duration> {
+    let mut lengths: Vec<(Duration, f64)> = Vec::new();
+    for (window, weight) in windows {
+        match lengths.iter_mut().find(|(length, _)| *length == window.length) {
+            Some((_, sum)) => *sum += weight,
+            None => lengths.push((window.length, weight)),
+        }
+    }
+    let weight = |of: Duration| -> f64 {
+        let same = lengths.iter().filter(|(length, _)| is_same_length(*length, of));
+        same.map(|(_, weight)| weight).sum()
+    };
+    let all = lengths.iter().map(|(length, _)| *length);
+    all.max_by(|a, b| weight(*a).total_cmp(&weight(*b)).then(b.cmp(a)))
 }
 
 /// Rounded, but never up to everything: that means that nobody serves.

@@ -218,3 +218,36 @@ fn who_has_no_such_window_has_all_of_it_left() {
     let alone = Limits::of(&[monthly(10.0, 100)], Kind::Codex, NOW).unwrap();
     assert_eq!(alone.five_hour, None, "nobody has one");
 }
+
+/// Lengths are of a plan: a window of the pool is told as that of most of it, whoever is listed first.
+#[test]
+fn the_length_of_the_greater_weight_is_told_and_its_resets_alone() {
+    let week = |weight| account(weight, (0.0, 1), (40.0, 50));
+    let month = |weight| Account { weight, ..monthly(10.0, 500) };
+    let rounded = |minutes, hours| {
+        let quota = Quota::new(vec![window(Duration::from_mins(minutes), 40.0, hours)]);
+        Account { quota, ..week(1.0) }
+    };
+    let past = Account { quota: Quota::new(vec![window(WEEK, 40.0, 0)]), ..week(2.0) };
+    let cases = [
+        ("the heavier", vec![week(2.0), month(1.0)], WEEK, Some(50)),
+        ("the other one heavier", vec![week(1.0), month(2.0)], MONTH, Some(500)),
+        ("together", vec![month(2.0), week(1.5), week(1.5)], WEEK, Some(50)),
+        ("of equals the shorter", vec![month(1.0), week(1.0)], WEEK, Some(50)),
+        ("a reset of another length is none of its", vec![past, month(1.0)], WEEK, None),
+        (
+            "what differs by a rounding is one length",
+            vec![rounded(10_080, 40), rounded(10_079, 60), month(1.5)],
+            Duration::from_mins(10_079),
+            Some(50),
+        ),
+    ];
+    for (name, mut accounts, length, hours) in cases {
+        let resets_at = hours.map(|hours| NOW.plus(Duration::from_hours(hours)));
+        for order in ["as listed", "the other way round"] {
+            let told = Limits::of(&accounts, Kind::Codex, NOW).unwrap().weekly.unwrap();
+            assert_eq!((told.length, told.resets_at), (length, resets_at), "{name}, {order}");
+            accounts.reverse();
+        }
+    }
+}

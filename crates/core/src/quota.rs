@@ -29,6 +29,10 @@ pub const STALE_AFTER: Duration = Duration::from_hours(2);
 /// Lengths this close are of one window: some answers say 299 minutes, or 10079.
 const SAME_LENGTH: Duration = Duration::from_mins(1);
 
+pub fn is_same_length(one: Duration, other: Duration) -> bool {
+    one.abs_diff(other) <= SAME_LENGTH
+}
+
 /// A 5-hour window and anything like it, as opposed to the weekly one.
 const SHORT: Duration = Duration::from_hours(6);
 
@@ -155,7 +159,8 @@ impl Quota {
     /// The window that a reading is about.
     fn find(&self, reading: &Reading) -> Option<usize> {
         let apart = |w: &Window| w.length.abs_diff(reading.length);
-        let same = |w: &Window| w.limit == reading.limit && apart(w) <= SAME_LENGTH;
+        let same =
+            |w: &Window| w.limit == reading.limit && is_same_length(w.length, reading.length);
         let found = self.windows.iter().enumerate().filter(|(_, w)| same(w));
         found.min_by_key(|(_, w)| apart(w)).map(|(at, _)| at)
     }
