@@ -12,7 +12,7 @@ mod listener;
 mod proxy;
 mod way;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -288,6 +288,13 @@ fn resolve_pools(raw: Vec<RawPool>, wrong: &mut Vec<String>) -> Vec<PoolSpec> {
         if pool.members.is_empty() && name != DEFAULT_POOL {
             wrong.push(format!("pool {name:?}: members are missing"));
         }
+        let mut named = HashSet::new();
+        // It would count twice in what the pool has left.
+        let twice: BTreeSet<&String> =
+            pool.members.iter().filter(|member| !named.insert(*member)).collect();
+        for member in twice {
+            wrong.push(format!("pool {name:?}: member {member:?} is named twice"));
+        }
         if pool.rebalance_threshold.is_some_and(|t| !t.is_finite() || t < 0.0) {
             wrong.push(format!("pool {name:?}: rebalance_threshold must not be negative"));
         }
@@ -372,14 +379,16 @@ mod tests {
             kind = "codex"
             [[pool]]
             name = "p"
-            members = ["a"]
+            members = ["a", "b", "a", "a"]
             strategy = "best"
             "#,
         )
         .unwrap_err();
-        for part in ["nowhere", "gemini", "used twice", "auth_file", "\"best\""] {
+        let twice = "pool \"p\": member \"a\" is named twice";
+        for part in ["nowhere", "gemini", "used twice", "auth_file", "\"best\"", twice] {
             assert!(error.contains(part), "{part} in {error}");
         }
+        assert_eq!(error.matches(twice).count(), 1, "{error}");
     }
 
     #[test]
