@@ -232,8 +232,8 @@ async fn what_is_no_turn_is_refused_and_costs_nothing() {
     client.next().await.unwrap().unwrap();
     for (frame, code) in [
         ("{", "invalid_json"),
-        (r#"{"type":"response.create"}"#, "missing_model"),
         (r#"{"type":"response.cancel"}"#, "bad_question"),
+        (r#"{"type":"response.create"}"#, "missing_model"),
     ] {
         client.socket.send(Message::text(frame)).await.unwrap();
         let event = client.next().await.unwrap().unwrap();
@@ -257,6 +257,31 @@ async fn what_is_no_turn_is_refused_and_costs_nothing() {
             break;
         }
     }
+    h.finish().await;
+}
+
+/// codex-lb 1.7: an interruption may cross with the end of its turn, or with its refusal. An error said to it would be
+/// taken for the next turn's.
+#[tokio::test]
+async fn what_comes_too_late_for_its_turn_is_answered_by_nothing() {
+    let (h, _, _) = pair().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    for kind in ["response.interrupt", "response.steer"] {
+        client.send(&json!({"type": kind})).await;
+        let events = client.turn(&create("second")).await;
+        assert_eq!(said(&events), "completed", "{kind}");
+    }
+    assert_eq!(said(&client.turn(&json!({"type": "session.update"})).await), "bad_question");
+    assert_eq!(turns(&h), ["a"; 3], "and no upstream hears of it");
+    drop(client);
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&json!({"type": "response.create"})).await), "missing_model");
+    client.send(&json!({"type": "response.interrupt"})).await;
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    drop(client);
     h.finish().await;
 }
 

@@ -62,6 +62,8 @@ pub struct Session {
     contract: Contract,
     /// The model of the turn before, and the limit that governs it.
     asks: (String, Option<Arc<Gate>>),
+    /// Whatever became of them.
+    had_turns: bool,
     /// Cancelled when a rebalance moves the session.
     moves: Option<CancellationToken>,
     /// The limits the client was told last.
@@ -96,6 +98,7 @@ impl Session {
             slot,
             contract,
             asks: (head.model, gate),
+            had_turns: false,
             moves,
             told: None,
             _permit: permit,
@@ -227,6 +230,9 @@ impl Session {
     }
 
     async fn turn(&mut self, client: &mut Socket, text: Bytes) -> Result<(), Left> {
+        if self.is_late(&text) {
+            return Ok(());
+        }
         self.leave_unable();
         let document = match self.understand(&text) {
             Ok(document) => document,
@@ -298,6 +304,17 @@ impl Session {
                 say_error(client, &error).await
             }
         }
+    }
+
+    /// Whether it is about a turn that has ended while it was on its way. An error said to that would
+    /// be taken for the next turn's.
+    fn is_late(&mut self, text: &[u8]) -> bool {
+        let kind = event_kind(text);
+        if kind == CREATE.as_bytes() {
+            self.had_turns = true;
+            return false;
+        }
+        self.had_turns && kind.starts_with(b"response.")
     }
 
     fn log(&self, error: &Error, request_id: &str) {
