@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Answer, Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, messages, responses};
+use crate::socket_client::Client;
 
 const FIVE_HOURS: Duration = Duration::from_hours(5);
 const WEEK: Duration = Duration::from_hours(168);
@@ -25,8 +27,13 @@ fn spend(account: &Account, five_hour: f64, weekly: f64) {
 /// Two accounts of each subscription, in turns, whose caps are their windows: the first has spent
 /// 20 and 30 percent, the second 60 and 70. All have been asked once.
 async fn pool() -> (Harness, [Account; 4]) {
+    pool_and(|_| ()).await
+}
+
+async fn pool_and(more: impl FnOnce(&mut Setup)) -> (Harness, [Account; 4]) {
     let (h, accounts) = Harness::start(|s: &mut Setup| {
         s.pool("default", &[], "round-robin");
+        more(s);
         let accounts = [s.codex("a"), s.codex("b"), s.claude("c"), s.claude("d")];
         for (account, name) in accounts.iter().zip(["a", "b", "c", "d"]) {
             let settings = s.settings(name);
@@ -110,6 +117,66 @@ async fn multiplexer_18_5_52_an_account_that_is_out_counts_no_more() {
     h.app.reload().await.unwrap();
     let got = h.post(CODEX, &responses("hi", true)).await;
     assert_eq!(header(&got, "x-codex-primary-used-percent"), Some("20.00"));
+    h.finish().await;
+}
+
+/// With two decimals, wherever there are fewer too.
+fn used(told: &Value, windows: [&str; 2]) -> [String; 2] {
+    windows.map(|window| format!("{:.2}", told[window]["used_percent"].as_f64().unwrap()))
+}
+
+/// spec §8: per client key, in each place where limits are told.
+#[tokio::test]
+async fn each_key_is_told_of_its_own_pools() {
+    let (h, _) = pool_and(|s| {
+        s.pool("first", &["a", "c"], "fallback");
+        s.pool("second", &["b", "d"], "fallback");
+    })
+    .await;
+    for (pools, five_hour, weekly) in [
+        (&["first"][..], 20.0, 30.0),
+        (&["second"], 60.0, 70.0),
+        (&["second", "first"], 40.0, 50.0),
+    ] {
+        let key = h.new_key(&pools.concat(), pools, &[]).await;
+        let bearer = format!("Bearer {key}");
+        let as_this = [("authorization", bearer.as_str())];
+        let post = async |path, body: Value| {
+            h.send(Method::POST, path, &as_this, body.to_string().into()).await
+        };
+        let get = async |path| h.send(Method::GET, path, &as_this, "".into()).await.json();
+
+        let got = post(CODEX, responses("hi", true)).await;
+        let told = ["primary", "secondary"]
+            .map(|window| header(&got, &format!("x-codex-{window}-used-percent")));
+        let decimals = [five_hour, weekly].map(|percent| format!("{percent:.2}"));
+        assert_eq!(told.map(Option::unwrap), decimals, "{pools:?}");
+        let got = post("/v1/messages", messages("hi", true)).await;
+        let told = ["5h", "7d"].map(|window| {
+            header(&got, &format!("anthropic-ratelimit-unified-{window}-utilization"))
+        });
+        let shares = [five_hour, weekly].map(|percent| format!("{:.6}", percent / 100.0));
+        assert_eq!(told.map(Option::unwrap), shares, "{pools:?}");
+
+        for path in ["/api/codex/usage", "/backend-api/wham/usage"] {
+            let told = used(&get(path).await["rate_limit"], ["primary_window", "secondary_window"]);
+            assert_eq!(told, decimals, "{pools:?}, {path}");
+        }
+        let status = get("/v1/pool/status").await;
+        for provider in ["codex", "claude"] {
+            let told = used(&status[provider], ["five_hour", "weekly"]);
+            assert_eq!(told, decimals, "{pools:?}, {provider}");
+        }
+        assert_eq!(get("/v1/usage").await["pool"], status, "{pools:?}");
+
+        let mut client = Client::at(&h.url, &key).await;
+        let event = client.next().await.unwrap().unwrap();
+        let told = used(&event["rate_limits"], ["primary", "secondary"]);
+        assert_eq!(told, decimals, "{pools:?}: {event}");
+        let told = ["primary", "secondary"]
+            .map(|window| client.head[&format!("x-codex-{window}-used-percent")].to_str().unwrap());
+        assert_eq!(told, decimals, "{pools:?}: in the handshake");
+    }
     h.finish().await;
 }
 
@@ -284,6 +351,49 @@ async fn multiplexer_18_4_45_watchers_hear_of_each_change() {
     h.app.store.revoke_client_key("test", Timestamp(1)).await.unwrap();
     h.app.reload().await.unwrap();
     assert_eq!(line(&mut one).await, None, "a revoked key hears nothing more");
+    h.finish().await;
+}
+
+/// multiplexer 18.4 #45: nothing changed, nothing is told, though both are looked after every second or
+/// more often, and somebody is served meanwhile; a reset that has moved is told to both.
+#[tokio::test]
+async fn multiplexer_18_4_45_who_hears_of_changes_hears_of_nothing_else() {
+    let (h, accounts) = pool().await;
+    let mut client = Client::open(&h).await;
+    let bearer = format!("Bearer {}", h.key);
+    let url = format!("{}/v1/pool/status?watch=true", h.url);
+    let headers = [("authorization", bearer.as_str())];
+    let mut watched = h.request(Method::GET, &url, &headers, "".into()).await.into_body();
+    let event = client.next().await.unwrap().unwrap();
+    let told = event["rate_limits"]["primary"].clone();
+    assert_eq!(told["used_percent"], 40.0);
+    assert_eq!(line(&mut watched).await.unwrap()["codex"]["five_hour"]["used_percent"], 40.0);
+
+    let silence = Duration::from_millis(2500);
+    let (socket, status, ()) = tokio::join!(
+        tokio::time::timeout(silence, client.socket.next()),
+        tokio::time::timeout(silence, watched.frame()),
+        ask_all(&h),
+    );
+    assert!(socket.is_err(), "the socket: {socket:?}");
+    assert!(status.is_err(), "the watcher: {status:?}");
+
+    for account in &accounts[..2] {
+        let used = account.used(FIVE_HOURS).unwrap() * 1e9;
+        account.window(FIVE_HOURS, 1e9, used, Duration::from_hours(3));
+    }
+    ask_all(&h).await;
+    let was = told["reset_at"].as_i64().unwrap();
+    let mut reset = was;
+    while reset - was < 7100 {
+        // The first account's is told by itself, maybe.
+        let event = client.next().await.unwrap().unwrap();
+        let told = &event["rate_limits"]["primary"];
+        assert_eq!(told["used_percent"], 40.0);
+        reset = told["reset_at"].as_i64().unwrap();
+    }
+    while line(&mut watched).await.unwrap()["codex"]["five_hour"]["resets_at"] != reset {}
+    drop((client, watched));
     h.finish().await;
 }
 
