@@ -1,5 +1,6 @@
 //! Upstreams scripted message by message: what the simulator does not do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -12,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use crate::harness::{Harness, PATIENCE, Setup};
-use crate::socket_client::{BETA, Client, connect, create, id, kinds, said, until};
+use crate::socket_client::{BETA, Client, connect, connect_to, create, id, kinds, said, until};
 
 type Upstream = WebSocketStream<TcpStream>;
 
@@ -181,6 +182,29 @@ async fn a_socket_that_was_not_asked_for_is_none() {
     let (refused, _stream) = tokio::join!(connect(&h, &[BETA]), answer);
     assert_eq!(refused.err().unwrap().0, 502);
     h.finish().await;
+}
+
+/// multiplexer 18.4 #51.
+#[tokio::test]
+async fn multiplexer_18_4_51_a_handshake_that_a_drain_overtakes_is_refused() {
+    let (h, listener) = gateway("codex").await;
+    let (app, url, key) = (Arc::clone(&h.app), h.url.clone(), h.key.clone());
+    let asked = tokio::sync::Notify::new();
+    let upstream = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        asked.notify_one();
+        app.draining.cancelled().await;
+        let mut upstream = accept_async(stream).await.unwrap();
+        let rest = async { while let Some(Ok(_)) = upstream.next().await {} };
+        tokio::time::timeout(PATIENCE, rest).await.expect("its socket is closed");
+    };
+    let drain = async {
+        asked.notified().await;
+        h.finish().await;
+    };
+    let (refused, (), ()) = tokio::join!(connect_to(&url, &key, &[BETA]), upstream, drain);
+    let (status, body) = refused.err().unwrap();
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("draining")));
 }
 
 /// spec §8: neither the limits of a gateway behind this one, nor events its clients have not asked for.
