@@ -177,6 +177,7 @@ mod tests {
         names
     }
 
+    /// multiplexer 18.5 #57.
     #[test]
     fn only_listed_headers_reach_an_upstream() {
         let client = map(&[
@@ -242,6 +243,38 @@ mod tests {
         let client = to_client(upstream);
         assert_eq!(names(&client), want);
         assert!(client.get_all("x-codex-safety").iter().eq(["1", "2"]));
+    }
+
+    /// multiplexer 18.5 #58: what proxies say of a client's address, on either side.
+    #[test]
+    fn nobodys_address_crosses() {
+        for name in [
+            "forwarded",
+            "via",
+            "x-forwarded",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "x-forwarded-proto",
+            "x-forwarded-server",
+            "x-real-ip",
+            "x-client-ip",
+            "x-cluster-client-ip",
+            "x-original-forwarded-for",
+            "x-envoy-external-address",
+            "true-client-ip",
+            "fastly-client-ip",
+            "cdn-loop",
+            "cf-connecting-ip",
+            "cf-connecting-ipv6",
+            "cf-ipcountry",
+            "cf-pseudo-ipv4",
+            "cf-ray",
+            "cf-visitor",
+        ] {
+            assert!(!passes_to_upstream(name), "{name} reaches an upstream");
+            assert!(!passes_to_client(name), "{name} reaches a client");
+        }
     }
 
     /// spec §8, multiplexer 18.5 #56: of whatever window and limit.

@@ -1,9 +1,11 @@
 //! What crosses, on real sockets; the unit tables stand beside the code.
 
+use http::Method;
 use poolgate_sim::Fault;
 
 use crate::harness::{Harness, Setup};
 use crate::requests::{CODEX, messages, responses};
+use crate::socket_client::{BETA, connect};
 
 #[tokio::test]
 async fn an_upstream_sees_the_client_and_the_accounts_own_credential() {
@@ -34,6 +36,68 @@ async fn an_upstream_sees_the_client_and_the_accounts_own_credential() {
     assert_eq!(entry.header("anthropic-beta"), Some("claude-code-20250219,oauth-2025-04-20"));
     assert_eq!(entry.query.as_deref(), Some("beta=true"));
     assert_eq!(entry.header("authorization"), Some(format!("Bearer {}", c.credential()).as_str()));
+    h.finish().await;
+}
+
+/// multiplexer 18.5 #57, #58: a client's key reaches no upstream, whichever header it comes in; an
+/// address that a proxy before us or before the upstream tells of reaches neither side.
+#[tokio::test]
+async fn neither_a_clients_key_nor_anybodys_address_crosses() {
+    let mut setup = Setup::new().await;
+    let accounts = [setup.codex("a"), setup.claude("c"), setup.openai("o"), setup.anthropic("n")];
+    for (pool, member) in [("pa", "a"), ("pc", "c"), ("po", "o"), ("pn", "n")] {
+        setup.pool(pool, &[member], "fallback");
+    }
+    let h = setup.start().await;
+    let address = "203.0.113.7";
+    let told = [
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-real-ip",
+        "true-client-ip",
+        "cf-connecting-ip",
+    ];
+    let as_told: Vec<_> =
+        told.iter().map(|name| ((*name).to_owned(), address.to_owned())).collect();
+    let crosses = |headers: &dyn std::fmt::Debug| format!("{headers:?}").contains(address);
+    for (pool, account) in ["pa", "pc", "po", "pn"].iter().zip(&accounts) {
+        let key = h.new_key(pool, &[pool], &[]).await;
+        let (path, body) = match *pool {
+            "pa" | "po" => (CODEX, responses("hi", true)),
+            _ => ("/v1/messages", messages("hi", true)),
+        };
+        let bearer = format!("Bearer {key}");
+        for (name, value) in [("x-api-key", key.as_str()), ("authorization", bearer.as_str())] {
+            let mut headers: Vec<_> = told.iter().map(|name| (*name, address)).collect();
+            headers.push((name, value));
+            account.fault(Fault::Status {
+                status: 400,
+                headers: as_told.clone(),
+                body: "{}".into(),
+            });
+            let got = h.send(Method::POST, path, &headers, body.to_string().into()).await;
+            assert_eq!(got.status, 400, "{}", got.text());
+            assert!(!crosses(&got.headers), "{pool}: {:?}", got.headers);
+            let entry = h.sim.journal().pop().unwrap();
+            let seen = format!("{:?} {:?}", entry.headers, entry.query);
+            assert!(!seen.contains(&key) && !crosses(&entry.headers), "{pool}, {name}: {seen}");
+            let (by_key, by_token) = (entry.header("x-api-key"), entry.header("authorization"));
+            let own = account.credential();
+            let own_bearer = format!("Bearer {own}");
+            let want = match *pool {
+                "pn" => (Some(own.as_str()), None),
+                _ => (None, Some(own_bearer.as_str())),
+            };
+            assert_eq!((by_key, by_token), want, "{pool}, {name}");
+        }
+    }
+    let headers = told.map(|name| (name, address));
+    let client = connect(&h, &[&[BETA], &headers[..]].concat()).await.unwrap();
+    let entry = h.sim.journal().pop().unwrap();
+    let seen = format!("{:?}", entry.headers);
+    assert!(entry.is_socket() && !seen.contains(&h.key) && !crosses(&entry.headers), "{seen}");
+    drop(client);
     h.finish().await;
 }
 

@@ -84,6 +84,7 @@ fn shown(stream: &Secure) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
 }
 
+/// multiplexer 18.5 #59: what was agreed on by ALPN is what is spoken, through all that lies between.
 #[tokio::test]
 async fn both_protocols_are_spoken_inside() {
     let h = start().await;
