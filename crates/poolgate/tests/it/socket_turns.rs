@@ -316,6 +316,30 @@ async fn the_turn_state_of_a_handshake_is_the_first_turns() {
     h.finish().await;
 }
 
+/// codex-lb I2: no turn state is made up where the upstream gives none; the session leads back all the same.
+#[tokio::test]
+async fn without_turn_state_the_session_leads_back_to_its_account() {
+    for bridged in [false, true] {
+        let (h, accounts) = Harness::start(|s: &mut Setup| {
+            s.pool("default", &[], "round-robin");
+            ["a", "b", "c"].map(|name| s.openai(name))
+        })
+        .await;
+        if bridged {
+            accounts.iter().for_each(without_sockets);
+        }
+        for session in ["s-1", "s-1", "s-2", "s-1"] {
+            let mut client = connect(&h, &[BETA, ("session-id", session)]).await.unwrap();
+            assert!(!client.head.contains_key("x-codex-turn-state"));
+            assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+        }
+        let asked = if bridged { posts(&h) } else { turns(&h) };
+        let first = &asked[0];
+        assert!([&asked[1], &asked[3]] == [first; 2] && asked[2] != *first, "{bridged}: {asked:?}");
+        h.finish().await;
+    }
+}
+
 /// spec §7: what an upstream says for having no sockets is on record, scrubbed and bounded.
 #[tokio::test]
 async fn what_is_said_instead_of_a_socket_is_logged() {
