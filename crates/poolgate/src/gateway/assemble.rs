@@ -12,10 +12,11 @@ use http::{HeaderValue, header};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::judge::Answer;
 use super::opening::Opening;
+use super::span::{Span, Spent};
 use crate::json::{Document, Patch};
 use crate::providers::Tap;
 
@@ -80,8 +81,8 @@ impl Pieces {
     }
 }
 
-/// Reads to the end.
-pub async fn assemble(answer: Answer, idle: Duration) -> Assembled {
+/// Reads to the end, or as long as `span` lets it.
+pub async fn assemble(answer: Answer, mut span: Span) -> Assembled {
     let Answer { mut head, opening: Opening { held, mut rest, tap, mut create }, .. } = answer;
     // The opening's tap has seen the held bytes already; a second one sees all of them in order.
     let mut tap = Tap::again(&tap);
@@ -93,12 +94,23 @@ pub async fn assemble(answer: Answer, idle: Duration) -> Assembled {
     }
     let mut is_tidy = true;
     while let Some(body) = &mut rest {
-        let wait = if tap.finished { TAIL } else { idle };
-        match timeout(wait, body.frame()).await {
+        let now = Instant::now();
+        let until = match span.look(now, std::mem::take(&mut tap.moved)) {
+            _ if tap.finished => now + TAIL,
+            Ok(until) => until,
+            // Whoever waits for the answer gives up now, and charges nobody.
+            Err(Spent::Request) => now + TAIL,
+            Err(Spent::Silent) => {
+                is_tidy = false;
+                break;
+            }
+        };
+        match timeout_at(until, body.frame()).await {
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else {
                     continue;
                 };
+                span.heard(Instant::now());
                 size += data.len();
                 if size > MAX {
                     return Assembled { head, body: None, tap };
@@ -108,6 +120,8 @@ pub async fn assemble(answer: Answer, idle: Duration) -> Assembled {
                     create.release();
                 }
             }
+            // It is looked at again.
+            Err(_) if !tap.finished => {}
             ended => {
                 is_tidy = matches!(ended, Ok(None));
                 rest = None;

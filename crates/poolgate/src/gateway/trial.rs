@@ -15,6 +15,7 @@ use super::judge::{
 };
 use super::read::Payload;
 use super::settle::Record;
+use super::span::Span;
 use super::{Call, assemble, strip};
 use crate::app::App;
 use crate::credentials::{Bearer, CredentialError};
@@ -195,8 +196,8 @@ async fn assembled(
         let fields = answer.opening.tap.error.unwrap_or_default();
         return Err(refusal_of_event(account, ask, answer.head, &fields, outcome));
     }
-    let idle = app.limits().stream_idle_timeout;
-    let assemble::Assembled { head, body, mut tap } = assemble::assemble(answer, idle).await;
+    let span = Span::new(Instant::now(), app.limits().stream_idle_timeout, call.deadline);
+    let assemble::Assembled { head, body, mut tap } = assemble::assemble(answer, span).await;
     observe_events(app, account, &tap.readings);
     let broke = |outcome| Bad {
         outcome,
