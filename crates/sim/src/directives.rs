@@ -11,6 +11,7 @@
 //! | `[[first_ms=100]]` | delay before the response head |
 //! | `[[say=some words]]` | answer exactly these words (then at most one delta per character) |
 //! | `[[reason]]` | a reasoning item with `encrypted_content` first (Responses API only) |
+//! | `[[metadata]]` `[[metadata=late]]` | both events that tell headers of the answer: before all others, or behind the text (Responses API only) |
 //! | `[[steps=3]]` | so many calls of Codex's shell tool that print the words, one after the other; then says what the last one printed (Responses API only) |
 //! | `[[input_tokens=5]]` `[[output_tokens=5]]` `[[cached_tokens=5]]` | the usage to report |
 //!
@@ -38,11 +39,20 @@ pub struct Shape {
     pub gap: Gap,
     pub first: Duration,
     pub reason: bool,
+    /// `None`: nowhere.
+    pub metadata: Option<Metadata>,
     /// Stands in place of the text.
     pub call: Option<Call>,
     pub input_tokens: u64,
     pub output_tokens: u64,
     pub cached_tokens: u64,
+}
+
+/// Where the events that tell headers stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metadata {
+    First,
+    Late,
 }
 
 /// One of several tool calls in a row. Its id says which, so that whoever goes on from it, on
@@ -80,6 +90,7 @@ struct Wishes<'a> {
     first_ms: u64,
     say: Option<&'a str>,
     reason: bool,
+    metadata: Option<Metadata>,
     steps: usize,
     input_tokens: Option<u64>,
     output_tokens: Option<u64>,
@@ -112,6 +123,10 @@ impl<'a> Wishes<'a> {
             "first_ms" => self.first_ms = value.parse().unwrap_or(0),
             "say" => self.say = Some(value),
             "reason" => self.reason = true,
+            "metadata" => {
+                let is_late = value == "late";
+                self.metadata = Some(if is_late { Metadata::Late } else { Metadata::First });
+            }
             "steps" => self.steps = value.parse().unwrap_or(0),
             "input_tokens" => self.input_tokens = value.parse().ok(),
             "output_tokens" => self.output_tokens = value.parse().ok(),
@@ -144,6 +159,7 @@ impl Shape {
             gap: wishes.gap,
             first: Duration::from_millis(wishes.first_ms),
             reason: wishes.reason,
+            metadata: wishes.metadata,
             call: (wishes.steps > 0).then_some(Call { number: 1, of: wishes.steps }),
             input_tokens: wishes.input_tokens.unwrap_or(8 + user_text.len() as u64 / 4),
             output_tokens: wishes.output_tokens.unwrap_or(1 + text.len() as u64 / 4),

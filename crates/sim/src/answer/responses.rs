@@ -1,6 +1,7 @@
 //! Answers of the Responses API: the `ChatGPT` backend's and the platform's.
 //!
-//! Events and fields as Codex CLI 0.169.0 and openai-python 3.54.0 read them (captured 2026-11).
+//! Events and fields as Codex CLI 0.169.0 and openai-python 3.54.0 read them (captured 2026-11); those that
+//! tell headers as public clients and gateways expect them (2026-11), not captured.
 
 mod object;
 
@@ -9,7 +10,8 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::{CREATED_AT, Content, Events, Quoted, Role, put};
-use crate::directives::Shape;
+use crate::catalogue;
+use crate::directives::{Metadata, Shape};
 use crate::identity::{hex, seal};
 
 use object::{Envelope, Item, List, Part, Usage};
@@ -38,16 +40,36 @@ fn stream_of(question: &Question<'_>, (id, items): (String, Vec<Item<'_>>)) -> C
     let Question { model, shape, .. } = *question;
     let mut events = Events::with_capacity(4096 + 2 * shape.text.len(), 8 + shape.events);
     let begun = Envelope { id: &id, status: "in_progress", model, output: &[], shape };
+    if shape.metadata == Some(Metadata::First) {
+        push_metadata(&mut events, Role::Opening, question);
+    }
     for kind in ["response.created", "response.in_progress"] {
         event(&mut events, Role::Opening, kind, format_args!("\"response\":{begun}"));
     }
     for (index, item) in items.iter().enumerate() {
         stream_item(&mut events, index, item, shape);
     }
+    if shape.metadata == Some(Metadata::Late) {
+        push_metadata(&mut events, Role::Structure, question);
+    }
     let done = Envelope { status: "completed", output: &items, ..begun };
     let kind = "response.completed";
     event(&mut events, Role::Structure, kind, format_args!("\"response\":{done}"));
     Content::Events(events)
+}
+
+/// By both names, and in both forms of a header's value. The turn state is another than the head's.
+fn push_metadata(events: &mut Events, role: Role, question: &Question<'_>) {
+    let state = format!("ts-event-{}", question.account);
+    let (state, etag, model) = (Quoted(&state), Quoted(catalogue::ETAG), Quoted(question.model));
+    let plain = format_args!(
+        r#""headers":{{"x-codex-turn-state":{state},"x-models-etag":{etag},"openai-model":{model}}}"#
+    );
+    event(events, role, "response.metadata", plain);
+    let listed = format_args!(
+        r#""headers":{{"X-Codex-Turn-State":[{state}],"X-Models-Etag":[{etag}],"OpenAI-Model":[{model}]}}"#
+    );
+    event(events, role, "codex.response.metadata", listed);
 }
 
 pub fn whole(question: &Question<'_>) -> Content {

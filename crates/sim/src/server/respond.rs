@@ -103,8 +103,9 @@ pub fn shape_of(peek: &Peek<'_>) -> Shape {
 pub fn answer(exchange: &Exchange<'_>, account: &Inner, peek: &Peek<'_>, shape: &Shape) -> Content {
     let route = exchange.route;
     let compose = || compose(route, account, peek, shape);
-    if shape.reason || peek.wants_compaction() || matches!(route, Route::Compact(_)) {
-        return compose(); // Names the account.
+    let names_it = shape.reason || shape.metadata.is_some() || peek.wants_compaction();
+    if names_it || matches!(route, Route::Compact(_)) {
+        return compose();
     }
     if peek.tool_output().is_some() {
         return compose(); // Does not follow from the user's words.

@@ -147,6 +147,24 @@ async fn opaque_content_is_bound_to_its_account() {
 }
 
 #[tokio::test]
+async fn headers_come_in_events_too_where_they_are_asked_for() {
+    let sim = sim().await;
+    let alice = sim.codex("alice");
+    let told = ["response.metadata", "codex.response.metadata"];
+    let kinds = async |text: &str| -> Vec<String> {
+        let events = say(&alice, text).await.events();
+        events.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(!kinds("hi").await.iter().any(|kind| told.contains(&kind.as_str())));
+    assert_eq!(kinds("hi [[metadata]]").await[..3], [told[0], told[1], "response.created"]);
+    let late = kinds("hi [[metadata=late]]").await;
+    assert_eq!(late[late.len() - 3..], [told[0], told[1], "response.completed"]);
+    let events = say(&alice, "hi [[metadata]]").await.events();
+    assert_eq!(events[0]["headers"]["x-codex-turn-state"], "ts-event-alice");
+    assert_eq!(events[1]["headers"]["X-Codex-Turn-State"][0], "ts-event-alice");
+}
+
+#[tokio::test]
 async fn codex_tells_about_models_usage_and_accounts() {
     let sim = sim().await;
     let alice = sim.codex("alice");
