@@ -3,6 +3,7 @@
 
 pub mod anthropic;
 pub mod fields;
+pub mod metadata;
 pub mod openai;
 mod pair;
 mod report;
@@ -15,6 +16,7 @@ use poolgate_core::quota::Reading;
 use poolgate_core::units::Timestamp;
 
 pub use fields::{ErrorFields, retry_after};
+pub use metadata::is_metadata;
 pub use report::response_id;
 pub use tap::{Tap, event_kind};
 pub use usage::codex::event as codex_windows;

@@ -14,7 +14,7 @@ use poolgate_core::account::AccountId;
 use tokio::time::timeout;
 
 use super::{BodyError, SendError};
-use crate::providers::{event_kind, response_id};
+use crate::providers::{event_kind, is_metadata, response_id};
 use crate::ws::{Said, Socket};
 
 /// As much may wait for an upstream to take it, or one message that is larger.
@@ -200,11 +200,13 @@ impl Turn {
         Ok(turn)
     }
 
-    /// Limits may be told before anything else, even on a socket that takes no more turns.
+    /// Limits and headers may be told before anything else, even on a socket that takes no more turns.
     async fn hear_first(&mut self) -> Option<Bytes> {
         loop {
             let said = std::future::poll_fn(|cx| self.poll_said(cx)).await?;
-            if !event_kind(&said).starts_with(b"codex.") || self.first.len() == BEFORE_FIRST_MAX {
+            let kind = event_kind(&said);
+            let is_of_turn = !(kind.starts_with(b"codex.") || is_metadata(kind));
+            if is_of_turn || self.first.len() == BEFORE_FIRST_MAX {
                 return Some(said);
             }
             self.first.push_back(said);
@@ -230,13 +232,19 @@ impl Turn {
             let Some(Said::Text(text)) = std::task::ready!(leg.socket.poll_said(cx)) else {
                 return Poll::Ready(None);
             };
-            if self.response.is_none() && event_kind(&text).starts_with(b"response.") {
+            let kind = event_kind(&text);
+            let is_metadata = is_metadata(kind);
+            // Headers of a turn may be told long after it.
+            if is_metadata || self.response.is_none() && kind.starts_with(b"response.") {
                 let of = response_id(&text);
                 // Some give all responses one name: what begins is new.
-                if of.is_some() && of == leg.before && event_kind(&text) != b"response.created" {
+                let may_be_former = of != self.response && kind != b"response.created";
+                if of.is_some() && of == leg.before && may_be_former {
                     continue;
                 }
-                self.response = of;
+                if !is_metadata {
+                    self.response = of;
+                }
             }
             return Poll::Ready(Some(text));
         }

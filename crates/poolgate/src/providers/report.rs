@@ -131,18 +131,23 @@ pub fn of_event(event: &[u8]) -> Option<Report> {
     ends_of_event(event).or_else(|| serde_json::from_slice(event).ok())
 }
 
-/// The id of the response that an event tells of as a whole.
+/// The id of the response that an event tells of as a whole, or names as the one that it is of.
 pub fn response_id(event: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
-    struct Whole {
-        response: Named,
+    struct Told {
+        #[serde(default)]
+        response: Option<Named>,
+        #[serde(default)]
+        response_id: Option<String>,
     }
     #[derive(Deserialize)]
     struct Named {
-        id: String,
+        #[serde(default)]
+        id: Option<String>,
     }
-    let first = response(event).and_then(first_id);
-    first.or_else(|| Some(serde_json::from_slice::<Whole>(event).ok()?.response.id))
+    let told = || serde_json::from_slice::<Told>(event).ok();
+    let named = |told: Told| told.response.and_then(|response| response.id).or(told.response_id);
+    response(event).and_then(first_id).or_else(|| told().and_then(named))
 }
 
 fn ends_of_event(event: &[u8]) -> Option<Report> {

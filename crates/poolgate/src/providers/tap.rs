@@ -17,6 +17,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::ErrorFields;
+use super::metadata::is_metadata;
 use super::report::{self, Report, response_id};
 use super::usage::codex;
 use crate::sse::{Event, Scanner};
@@ -249,8 +250,8 @@ impl Tap {
 
     fn see(&mut self, kind: &[u8], data: &[u8]) {
         self.moved |= !matches!(kind, b"ping" | b"keepalive" | b"codex.keepalive");
-        // Limits are told before, too.
-        self.created |= !kind.starts_with(b"codex.");
+        // Limits and headers are told before, too.
+        self.created |= !(kind.starts_with(b"codex.") || is_metadata(kind));
         match self.surface {
             // No type at all is junk, not news.
             Surface::Responses | Surface::Compact | Surface::Messages if kind.is_empty() => {}
@@ -281,7 +282,7 @@ impl Tap {
                 self.finished |= self.semantic;
             }
             b"codex.rate_limits" => self.readings.extend(codex::event(data, self.now)),
-            _ if kind.starts_with(b"codex.") => {}
+            _ if kind.starts_with(b"codex.") || is_metadata(kind) => {}
             _ => self.semantic = true,
         }
     }

@@ -11,6 +11,10 @@ fn data(lines: &[&str]) -> String {
 }
 
 const CREATED: &str = r#"{"type":"response.created","response":{"id":"resp_1","usage":null}}"#;
+const METADATA: &str =
+    r#"{"type":"response.metadata","headers":{"X-Codex-Turn-State":["s"]},"response_id":"resp_0"}"#;
+const METADATA_OF_CODEX: &str =
+    r#"{"type":"codex.response.metadata","response":{"headers":{"x-codex-turn-state":"t"}}}"#;
 const START: &str = r#"{"type":"message_start","message":{"id":"msg_1","usage":{"input_tokens":5,"output_tokens":1,"cache_read_input_tokens":7}}}"#;
 const ROLE: &str = r#"{"id":"c1","choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null}]}"#;
 
@@ -21,6 +25,7 @@ fn tells_bookkeeping_from_output() {
     let cases = [
         ("created",        Responses, data(&[CREATED]),                                            false, false),
         ("codex's own",    Responses, data(&[CREATED, r#"{"type":"codex.rate_limits"}"#]),         false, false),
+        ("headers",        Responses, data(&[METADATA, METADATA_OF_CODEX, CREATED]),               false, false),
         ("text",           Responses, data(&[CREATED, r#"{"type":"response.output_text.delta"}"#]), true, false),
         ("an item",        Responses, data(&[r#"{"type":"response.output_item.added"}"#]),         true,  false),
         ("type comes last", Responses, data(&[r#"{"a":1,"type":"response.in_progress"}"#]),        false, false),
@@ -41,6 +46,15 @@ fn tells_bookkeeping_from_output() {
         assert_eq!((tap.semantic, tap.finished), (semantic, finished), "{name}");
         assert_eq!(tap.error, None, "{name}");
     }
+}
+
+#[test]
+fn what_tells_headers_begins_no_response() {
+    let mut tap = tap(Surface::Responses, &data(&[METADATA, METADATA_OF_CODEX]));
+    assert!(!tap.created);
+    tap.feed(&Bytes::from(data(&[CREATED])));
+    assert!(tap.created);
+    assert_eq!(tap.response_id.as_deref(), Some("resp_1"));
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod leaving;
 mod ledger;
 mod limits;
 mod listener_tls;
+mod metadata;
 mod metrics;
 mod models;
 mod moves;

@@ -59,6 +59,15 @@ fn event(kind: &str, id: &str) -> Value {
     json!({"type": kind, "response": {"id": id, "object": "response", "output": []}})
 }
 
+/// It tells headers of an answer, of `response` if it says of which.
+fn headers(kind: &str, response: Option<&str>) -> Value {
+    let mut event = json!({"type": kind, "headers": {"openai-model": "gpt-5.5"}});
+    if let Some(response) = response {
+        event["response_id"] = json!(response);
+    }
+    event
+}
+
 /// All at once.
 async fn tell(upstream: &mut Upstream, events: &[Value]) {
     for event in events {
@@ -327,17 +336,53 @@ async fn a_limit_told_behind_the_accounts_own_limits_exchanges_the_leg() {
     heard(&mut upstream).await;
     let windows = json!({"primary": {"used_percent": 40.0, "window_minutes": 300}});
     let limits = json!({"type": "codex.rate_limits", "rate_limits": windows});
+    let metadata = ["response.metadata", "codex.response.metadata"].map(|kind| headers(kind, None));
+    let first = [&[limits][..], &metadata].concat();
     let error = json!({"code": "websocket_connection_limit_reached", "message": "too old"});
     let end = json!({"type": "error", "status": 400, "error": error});
-    tell(&mut upstream, &[limits.clone(), end]).await;
+    tell(&mut upstream, &[&first[..], &[end]].concat()).await;
     let mut upstream = accept(&listener).await;
     heard(&mut upstream).await;
     let turn = ["response.created", "response.completed"].map(|kind| event(kind, "resp_1"));
-    tell(&mut upstream, &[&[limits][..], &turn].concat()).await;
+    tell(&mut upstream, &[&first[..], &turn].concat()).await;
     let events = client.rest_of_turn().await;
-    let turn = ["codex.rate_limits", "response.created", "response.completed"];
-    assert_eq!(kinds(&events)[events.len() - 3..], turn);
+    let all = [&first[..], &turn].concat();
+    let (told, all) = (kinds(&events), kinds(&all));
+    assert_eq!(told[told.len() - all.len()..], all, "nothing is lost, and nothing told twice");
+    assert_eq!(told.iter().filter(|kind| kind.ends_with("metadata")).count(), 2);
     assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)]);
+    drop((client, upstream));
+    h.finish().await;
+}
+
+/// codex-lb 5.7: what tells headers names its response at the top.
+#[tokio::test]
+async fn headers_of_the_turn_before_are_not_told_in_the_next() {
+    let (h, _listener, mut client, mut upstream) = opened().await;
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let first = ["response.created", "response.completed"].map(|kind| event(kind, "resp_1"));
+    tell(&mut upstream, &first).await;
+    client.rest_of_turn().await;
+    client.send(&create("more")).await;
+    heard(&mut upstream).await;
+    let late = |kind| headers(kind, Some("resp_1"));
+    let (own, codex) = ("response.metadata", "codex.response.metadata");
+    let second = [
+        late(own),
+        late(codex),
+        headers(own, Some("resp_2")),
+        late(own),
+        event("response.created", "resp_2"),
+        late(own),
+        headers(codex, Some("resp_2")),
+        event("response.completed", "resp_2"),
+    ];
+    tell(&mut upstream, &second).await;
+    let told = client.rest_of_turn().await;
+    let told: Vec<&Value> = told.iter().filter(|e| e["type"] != "codex.rate_limits").collect();
+    let want = [&second[2], &second[4], &second[6], &second[7]];
+    assert_eq!(told, want);
     drop((client, upstream));
     h.finish().await;
 }
