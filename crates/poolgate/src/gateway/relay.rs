@@ -330,6 +330,15 @@ impl Relay {
         tap.is_between_events() || (self.splitter.is_some() && tap.is_event_stream())
     }
 
+    /// What events have told, before the client is told it.
+    fn learn(&mut self) {
+        let (app, account, tap) = (&self.app, &self.lease.account, &mut self.opening.tap);
+        observe_events(app, account, &std::mem::take(&mut tap.readings));
+        for state in tap.turn_states.drain(..) {
+            app.pool.own(scoped(self.key.id, &state), account.id, app.clock.now());
+        }
+    }
+
     /// Counts what is about to leave, and settles before the last of it does.
     fn hand_on(&mut self, data: Bytes) -> Option<Bytes> {
         if !data.is_empty() {
@@ -361,8 +370,7 @@ impl Relay {
             };
             match next {
                 Some(Ok(data)) => {
-                    let told = std::mem::take(&mut self.opening.tap.readings);
-                    observe_events(&self.app, &self.lease.account, &told);
+                    self.learn();
                     let data = match &mut self.splitter {
                         Some(splitter) => {
                             splitter.pass(&data, || limits(&self.app, &self.key, &mut self.told))

@@ -17,7 +17,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::ErrorFields;
-use super::metadata::is_metadata;
+use super::metadata::{self, is_metadata};
 use super::report::{self, Report, response_id};
 use super::usage::codex;
 use crate::sse::{Event, Scanner};
@@ -57,6 +57,8 @@ pub struct Tap {
     pub response_id: Option<String>,
     /// Quota windows told in events, until somebody takes them.
     pub readings: Vec<Reading>,
+    /// Turn states, likewise.
+    pub turn_states: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -139,6 +141,7 @@ impl Tap {
             usage: TokenUsage::default(),
             response_id: None,
             readings: Vec::new(),
+            turn_states: Vec::new(),
         }
     }
 
@@ -282,7 +285,8 @@ impl Tap {
                 self.finished |= self.semantic;
             }
             b"codex.rate_limits" => self.readings.extend(codex::event(data, self.now)),
-            _ if kind.starts_with(b"codex.") || is_metadata(kind) => {}
+            _ if is_metadata(kind) => self.turn_states.extend(metadata::turn_state(data)),
+            _ if kind.starts_with(b"codex.") => {}
             _ => self.semantic = true,
         }
     }
