@@ -19,6 +19,7 @@ mod dispatch;
 mod headers;
 mod judge;
 mod limits;
+mod metadata;
 mod models;
 mod opening;
 mod prepare;
@@ -79,7 +80,7 @@ pub mod steps {
     pub use super::headers::{to_client, to_upstream};
     pub use super::read::{Payload, peek, session_of, turn_in, turn_of};
     pub use super::route::{dialect, route};
-    pub use super::splitter::{CodexEvents, Splitter};
+    pub use super::splitter::{CodexEvents, Form, Splitter};
     pub use super::strip::strip;
 }
 

@@ -81,7 +81,7 @@ fn passes_to_upstream(name: &str) -> bool {
     (in_family(name) && !REQUEST_NEVER.contains(&name)) || REQUEST_SINGLES.contains(&name)
 }
 
-fn passes_to_client(name: &str) -> bool {
+pub fn passes_to_client(name: &str) -> bool {
     (in_family(name) && !RESPONSE_NEVER.contains(&name) && !is_limit(name))
         || RESPONSE_SINGLES.contains(&name)
 }
@@ -124,7 +124,7 @@ pub fn to_client(upstream: HeaderMap) -> HeaderMap {
 
 /// One account's limits, which would jump with every failover. Told by their endings: windows and
 /// limits have many names, and new ones appear.
-fn is_limit(name: &str) -> bool {
+pub fn is_limit(name: &str) -> bool {
     const OF_WINDOWS: [&str; 5] =
         ["-used-percent", "-window-minutes", "-reset-at", "-reset-after-seconds", "limit-name"];
     const OF_TOKENS: [&str; 3] = ["-limit", "-remaining", "-reset"];

@@ -8,7 +8,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use http::{HeaderMap, Response, StatusCode};
 use poolgate_core::account::{Kind, Surface};
 use poolgate_core::limits::Limits;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::authenticate::Caller;
@@ -34,6 +34,17 @@ pub fn tell(app: &App, key: &ClientKeyRow, surface: Surface, headers: &mut Heade
         Kind::Claude => add_claude_headers(headers, &limits, now),
         _ => add_codex_headers(headers, &limits),
     }
+}
+
+/// The same for an event, which has them as an object: those that Codex reads.
+pub fn in_event(headers: &HeaderMap) -> Value {
+    let read = |name: &str| name.starts_with("x-codex-") || name == "retry-after";
+    let headers: Map<String, Value> = headers
+        .iter()
+        .filter(|(name, _)| read(name.as_str()))
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.into())))
+        .collect();
+    headers.into()
 }
 
 pub async fn answer(

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use http::HeaderMap;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 use poolgate_core::account::{Kind, Surface};
@@ -25,16 +26,16 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::admit::Admitted;
 use super::judge::{judge_late, observe_events};
-use super::limits::Lines;
+use super::limits::{Lines, in_event};
 use super::opening::Opening;
 use super::read::{scoped, unscoped};
 use super::settle::Record;
 use super::span::{Span, Spent};
-use super::splitter::{CodexEvents, Splitter};
+use super::splitter::{CodexEvents, Form, Splitter};
 use crate::app::App;
 use crate::egress::Received;
 use crate::keys::ClientKey;
-use crate::limits::codex_event;
+use crate::limits::{add_codex_headers, codex_event};
 use crate::metrics::Ending;
 use crate::pool::Lease;
 
@@ -371,10 +372,9 @@ impl Relay {
             match next {
                 Some(Ok(data)) => {
                     self.learn();
+                    let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
                     let data = match &mut self.splitter {
-                        Some(splitter) => {
-                            splitter.pass(&data, || limits(&self.app, &self.key, &mut self.told))
-                        }
+                        Some(splitter) => splitter.pass(&data, limits),
                         None => data,
                     };
                     if let Some(data) = self.hand_on(data) {
@@ -399,7 +399,7 @@ impl Relay {
                 }
                 None => {
                     self.state = State::Over;
-                    let limits = || limits(&self.app, &self.key, &mut self.told);
+                    let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
                     let rest = self.splitter.as_mut().map(|splitter| splitter.rest(limits));
                     let rest = rest.unwrap_or_default();
                     if let Some(rest) = self.hand_on(rest) {
@@ -411,10 +411,17 @@ impl Relay {
     }
 }
 
-/// The pool's, as an event for Codex, which is `told` them by it.
-fn limits(app: &App, key: &ClientKey, told: &mut Option<Limits>) -> Option<Value> {
+/// The pool's, for Codex, which is `told` them by an event.
+fn limits(app: &App, key: &ClientKey, told: &mut Option<Limits>, form: Form) -> Option<Value> {
     let limits = app.pool.limits(&key.pools, Kind::Codex, app.clock.now())?;
-    Some(codex_event(told.insert(limits)))
+    Some(match form {
+        Form::Event => codex_event(told.insert(limits)),
+        Form::Headers => {
+            let mut headers = HeaderMap::new();
+            add_codex_headers(&mut headers, &limits);
+            in_event(&headers)
+        }
+    })
 }
 
 /// `Sleep` is a future; this only saves an import of the trait at each use.

@@ -1,6 +1,7 @@
-//! Codex's own events (`codex.*`) in a stream: left out for clients of the strict contract; for
-//! Codex, whose limits must be the pool's, the account's exchanged for those at the very same place.
-//! All other bytes stay as they are; an event is passed on when it is complete.
+//! Codex's own events (`codex.*`, and those that tell headers) in a stream: left out for clients of the
+//! strict contract; for Codex, whose limits must be the pool's, the account's exchanged for those at the
+//! very same place, and headers filtered. All other bytes stay as they are; an event is passed on when it
+//! is complete.
 
 use std::sync::LazyLock;
 
@@ -8,7 +9,8 @@ use bytes::Bytes;
 use memchr::memmem::Finder;
 use serde_json::Value;
 
-use crate::providers::event_kind;
+use super::metadata::filtered;
+use crate::providers::{event_kind, is_metadata};
 use crate::sse::{EVENT_MAX, Scanner};
 
 #[derive(Debug)]
@@ -27,14 +29,21 @@ pub enum CodexEvents {
     LimitsExchanged,
 }
 
+/// In which form the pool's limits take the place of an account's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Event,
+    Headers,
+}
+
 impl Splitter {
     pub fn new(codex_events: CodexEvents) -> Self {
         Self { codex_events, pending: Vec::new(), line: 0, searched: 0 }
     }
 
-    /// The bytes that may go on now. `limits` are those of the pool, as an event.
-    pub fn pass(&mut self, bytes: &Bytes, mut limits: impl FnMut() -> Option<Value>) -> Bytes {
-        if self.pending.is_empty() && is_event_end(bytes) && !mentions_codex(bytes) {
+    /// The bytes that may go on now. `limits` are those of the pool.
+    pub fn pass(&mut self, bytes: &Bytes, mut limits: impl FnMut(Form) -> Option<Value>) -> Bytes {
+        if self.pending.is_empty() && is_event_end(bytes) && !mentions_codexs_own(bytes) {
             return bytes.clone();
         }
         self.pending.extend_from_slice(bytes);
@@ -49,6 +58,7 @@ impl Splitter {
                 Way::On => out.extend_from_slice(event),
                 Way::Nowhere => {}
                 Way::Exchanged => put_limits(&mut out, &mut limits),
+                Way::Filtered => put_filtered(&mut out, event, &mut limits),
             }
             start = end;
             match self.next_end() {
@@ -94,7 +104,7 @@ impl Splitter {
     /// What is left at the end of the stream: half an event, or one whose last CR could have had a
     /// line feed behind it. Clients take no notice of half an event, and still it may tell an
     /// account's limits.
-    pub fn rest(&mut self, limits: impl FnMut() -> Option<Value>) -> Bytes {
+    pub fn rest(&mut self, mut limits: impl FnMut(Form) -> Option<Value>) -> Bytes {
         let mut rest = std::mem::take(&mut self.pending);
         let (size, is_whole) = (rest.len(), rest[self.line..] == *b"\r");
         (self.line, self.searched) = (0, 0);
@@ -109,7 +119,13 @@ impl Splitter {
             Way::Exchanged => {
                 rest.clear();
                 if is_whole {
-                    put_limits(&mut rest, limits);
+                    put_limits(&mut rest, &mut limits);
+                }
+            }
+            Way::Filtered => {
+                let event = std::mem::take(&mut rest);
+                if is_whole {
+                    put_filtered(&mut rest, &event, &mut limits);
                 }
             }
         }
@@ -119,8 +135,9 @@ impl Splitter {
     fn way(&self, event: &[u8]) -> Way {
         match (self.codex_events, kind(event)) {
             (_, Kind::Other) | (CodexEvents::LimitsExchanged, Kind::Codex) => Way::On,
-            (CodexEvents::LeftOut, Kind::Codex | Kind::Limits) => Way::Nowhere,
+            (CodexEvents::LeftOut, Kind::Codex | Kind::Limits | Kind::Metadata) => Way::Nowhere,
             (CodexEvents::LimitsExchanged, Kind::Limits) => Way::Exchanged,
+            (CodexEvents::LimitsExchanged, Kind::Metadata) => Way::Filtered,
         }
     }
 }
@@ -131,28 +148,51 @@ enum Way {
     Nowhere,
     /// For the pool's limits.
     Exchanged,
+    /// On, with what may be told of its headers.
+    Filtered,
 }
 
-fn put_limits(out: &mut Vec<u8>, limits: impl FnOnce() -> Option<Value>) {
-    if let Some(limits) = limits() {
+fn put_limits(out: &mut Vec<u8>, limits: &mut impl FnMut(Form) -> Option<Value>) {
+    if let Some(limits) = limits(Form::Event) {
         let event = format!("event: codex.rate_limits\ndata: {limits}\n\n");
         out.extend_from_slice(event.as_bytes());
     }
+}
+
+fn put_filtered(out: &mut Vec<u8>, event: &[u8], limits: &mut impl FnMut(Form) -> Option<Value>) {
+    Scanner::default().feed(event, |told| {
+        // What cannot be read might tell anything.
+        match filtered(&Bytes::copy_from_slice(told.data), || limits(Form::Headers)) {
+            Ok(None) => out.extend_from_slice(event),
+            Ok(Some(data)) => {
+                if !told.name.is_empty() {
+                    out.extend_from_slice(&[b"event: ", told.name, b"\n"].concat());
+                }
+                out.extend_from_slice(b"data: ");
+                // A line feed stands between the tokens of JSON.
+                out.extend(data.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
+                out.extend_from_slice(b"\n\n");
+            }
+            Err(_) => {}
+        }
+    });
 }
 
 fn is_event_end(bytes: &[u8]) -> bool {
     bytes.ends_with(b"\n\n") || bytes.ends_with(b"\r\n\r\n")
 }
 
-fn mentions_codex(bytes: &[u8]) -> bool {
+fn mentions_codexs_own(bytes: &[u8]) -> bool {
     // Prepared once: that costs more than a search in an event.
     static CODEX: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"codex."));
-    CODEX.find(bytes).is_some()
+    static METADATA: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"response.metadata"));
+    CODEX.find(bytes).is_some() || METADATA.find(bytes).is_some()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Limits,
+    Metadata,
     Codex,
     Other,
 }
@@ -160,13 +200,14 @@ enum Kind {
 /// By its name, or by the `type` of its data: not by what a model may have written.
 fn kind(event: &[u8]) -> Kind {
     let mut found = Kind::Other;
-    if mentions_codex(event) {
+    if mentions_codexs_own(event) {
         Scanner::default().feed(event, |event| {
             let names = [event.name, event_kind(event.data)];
             let begins = |kind: &[u8]| names.iter().any(|name| name.starts_with(kind));
-            found = match (begins(b"codex.rate_limits"), begins(b"codex.")) {
-                (true, _) => Kind::Limits,
-                (_, true) => Kind::Codex,
+            found = match names {
+                _ if begins(b"codex.rate_limits") => Kind::Limits,
+                _ if names.iter().any(|name| is_metadata(name)) => Kind::Metadata,
+                _ if begins(b"codex.") => Kind::Codex,
                 _ => Kind::Other,
             };
         });
@@ -180,7 +221,7 @@ mod tests {
 
     fn split(codex_events: CodexEvents, stream: &str, size: usize) -> String {
         let mut splitter = Splitter::new(codex_events);
-        let limits = || Some(serde_json::json!({"pool": 1}));
+        let limits = |_| Some(serde_json::json!({"pool": 1}));
         let mut got = Vec::new();
         for chunk in stream.as_bytes().chunks(size) {
             got.extend_from_slice(&splitter.pass(&Bytes::copy_from_slice(chunk), limits));
@@ -218,6 +259,44 @@ mod tests {
             for size in [1, left.len()] {
                 assert_eq!(split(CodexEvents::LimitsExchanged, &left, size), want, "{name}");
                 assert_eq!(split(CodexEvents::LeftOut, &left, size), "", "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn headers_in_events_are_filtered() {
+        let of = |name: &str, headers: &str| {
+            format!("data: {{\"type\":\"{name}\",\"headers\":{{{headers}}}}}\n\n")
+        };
+        let etag = r#""x-models-etag":"e""#;
+        let used = r#""x-codex-primary-used-percent":"9""#;
+        let state = r#""x-codex-turn-state":"s""#;
+        let text = "data: {\"type\":\"response.x\",\"delta\":\"response.metadata\"}\n\n";
+        for name in ["response.metadata", "codex.response.metadata"] {
+            let named = |headers| format!("event: {name}\nid: 7\n{}", of(name, headers));
+            let torn = "data: {\"type\":\n data: \"x\"}\n\n";
+            let lines = format!("event: {name}\ndata: {{\ndata: \"headers\":{{{etag}}}}}\r\n\r\n");
+            let stream = [
+                named(state),
+                of(name, &[state, etag].join(",")),
+                text.to_owned(),
+                named(used),
+                lines,
+                format!("event: {name}\n{torn}"),
+                format!("event: {name}\ndata: {{{etag}}}"),
+            ]
+            .concat();
+            let want = [
+                named(state),
+                of(name, state),
+                text.to_owned(),
+                format!("event: {name}\n{}", of(name, "\"pool\":1")),
+                format!("event: {name}\ndata: {{ \"headers\":{{}}}}\n\n"),
+            ]
+            .concat();
+            for size in [1, 7, stream.len()] {
+                assert_eq!(split(CodexEvents::LimitsExchanged, &stream, size), want, "{size}");
+                assert_eq!(split(CodexEvents::LeftOut, &stream, size), text, "{size}");
             }
         }
     }
@@ -265,9 +344,9 @@ mod tests {
         for size in 1..=stream.len() {
             let mut splitter = Splitter::new(CodexEvents::LeftOut);
             for chunk in stream.as_bytes().chunks(size) {
-                splitter.pass(&Bytes::copy_from_slice(chunk), || None);
+                splitter.pass(&Bytes::copy_from_slice(chunk), |_| None);
             }
-            assert_eq!(splitter.rest(|| None), "f", "in pieces of {size}");
+            assert_eq!(splitter.rest(|_| None), "f", "in pieces of {size}");
         }
     }
 
@@ -288,11 +367,11 @@ mod tests {
         for piece in [b"data: x\n".repeat(1 << 17), vec![b'x'; 1 << 20]] {
             let (piece, mut pieces) = (Bytes::from(piece), 0);
             while !splitter.is_overfull() {
-                splitter.pass(&piece, || None);
+                splitter.pass(&piece, |_| None);
                 pieces += 1;
             }
             assert_eq!(pieces, (EVENT_MAX >> 20) + 1);
-            splitter.pass(&Bytes::from_static(b"\n\n"), || None);
+            splitter.pass(&Bytes::from_static(b"\n\n"), |_| None);
             assert!(!splitter.is_overfull());
         }
     }
@@ -302,11 +381,11 @@ mod tests {
         let mut splitter = Splitter::new(CodexEvents::LimitsExchanged);
         let piece = Bytes::from_static(&[b'A'; 1000]);
         for n in 1..=1000 {
-            assert!(splitter.pass(&piece, || None).is_empty());
+            assert!(splitter.pass(&piece, |_| None).is_empty());
             assert_eq!(splitter.searched, n * piece.len(), "not from the start again");
         }
-        assert_eq!(splitter.pass(&Bytes::from_static(b"\n"), || None), "");
-        assert_eq!(splitter.pass(&Bytes::from_static(b"\n"), || None).len(), 1_000_002);
-        assert_eq!((splitter.searched, splitter.rest(|| None)), (0, Bytes::new()));
+        assert_eq!(splitter.pass(&Bytes::from_static(b"\n"), |_| None), "");
+        assert_eq!(splitter.pass(&Bytes::from_static(b"\n"), |_| None).len(), 1_000_002);
+        assert_eq!((splitter.searched, splitter.rest(|_| None)), (0, Bytes::new()));
     }
 }

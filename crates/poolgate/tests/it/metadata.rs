@@ -1,4 +1,4 @@
-//! Events that tell headers of an answer are no output, and may name a turn state.
+//! Events that tell headers of an answer: they are no output, name a turn state, and are filtered like heads.
 
 use poolgate_sim::{Fault, Phase};
 use serde_json::{Value, json};
@@ -125,5 +125,25 @@ async fn a_turn_state_told_on_a_socket_goes_to_no_other_account() {
     let socket = journal.iter().rfind(|entry| entry.is_socket()).unwrap();
     assert_eq!((socket.account.as_deref(), socket.header(TURN_STATE)), (Some("b"), None));
     drop(other);
+    h.finish().await;
+}
+
+/// spec §1, wire §0.10: an account's list of models is not the pool's.
+#[tokio::test]
+async fn headers_in_events_are_filtered_like_those_of_heads() {
+    let (h, _a) = in_order().await;
+    for text in ["hi [[metadata]]", "hi [[metadata=late]] [[gap_ms=2]]"] {
+        let got = h.post(CODEX, &responses(text, true)).await;
+        let events = told(&got);
+        let plain = json!({TURN_STATE: "ts-event-a", "openai-model": "gpt-5.5"});
+        let listed = json!({"X-Codex-Turn-State": ["ts-event-a"], "OpenAI-Model": ["gpt-5.5"]});
+        let headers = events.iter().map(|event| &event["headers"]);
+        assert!(headers.eq([&plain, &listed]), "{text}: {events:?}");
+        let strict = h.post("/v1/responses", &responses(text, true)).await;
+        assert!(strict.text().contains("response.completed"));
+        assert_eq!(told(&strict), Vec::<Value>::new(), "{text}");
+        let whole = h.post(CODEX, &responses(text, false)).await;
+        assert_eq!(whole.json()["status"], "completed", "{text}");
+    }
     h.finish().await;
 }

@@ -511,8 +511,9 @@ async fn a_strict_socket_hears_no_events_of_codex() {
     for id in ["resp_1", "resp_2"] {
         client.send(&create("hi")).await;
         heard(&mut upstream).await;
-        let metadata = json!({"type": "codex.response.metadata"});
-        let opening = [limits.clone(), event("response.created", id), metadata];
+        let metadata = headers("codex.response.metadata", None);
+        let other = headers("response.metadata", Some(id));
+        let opening = [other, limits.clone(), event("response.created", id), metadata];
         tell(&mut upstream, &opening).await;
         // And one between two turns.
         tell(&mut upstream, &[event("response.completed", id), limits.clone()]).await;

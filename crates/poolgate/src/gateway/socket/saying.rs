@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Collected};
 use poolgate_core::account::{Family, Surface};
 use poolgate_core::limits::Limits;
 use poolgate_core::outcome::status_of_event;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::session::Left;
@@ -145,7 +145,7 @@ impl Telling<'_> {
             let mut headers = HeaderMap::new();
             let Meanwhile { app, key, .. } = self.meanwhile;
             limits::tell(app, key, Surface::Responses, &mut headers);
-            patch.set(&document, "headers", &told(&headers).to_string());
+            patch.set(&document, "headers", &limits::in_event(&headers).to_string());
         }
         patch.apply(&document).to_bytes()
     }
@@ -248,16 +248,6 @@ fn error_event(response: &Response<Bytes>) -> Value {
         json!({"type": "server_error", "code": "upstream_error", "message": "the upstream refused"})
     });
     let status = response.status().as_u16();
-    json!({"type": "error", "status": status, "error": error, "headers": told(response.headers())})
-}
-
-/// Of headers those that Codex reads in an error.
-fn told(headers: &HeaderMap) -> Value {
-    let told = |name: &str| name.starts_with("x-codex-") || name == "retry-after";
-    let headers: Map<String, Value> = headers
-        .iter()
-        .filter(|(name, _)| told(name.as_str()))
-        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.into())))
-        .collect();
-    headers.into()
+    let headers = limits::in_event(response.headers());
+    json!({"type": "error", "status": status, "error": error, "headers": headers})
 }
