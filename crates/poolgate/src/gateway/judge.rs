@@ -128,7 +128,9 @@ async fn judge_success(
     let is_encoded = is_encoded(&head.headers);
     let tap =
         if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
-    match open(body, tap, create, !is_stream && !is_encoded).await {
+    let silence = app.limits().stream_idle_timeout;
+    let plain = (!is_stream && !is_encoded).then_some(silence);
+    match open(body, tap, create, plain).await {
         Opened::Good(mut opening) => {
             if opening.tap.is_event_stream() && !is_stream {
                 // A stream under another name, which its client would not read as one.

@@ -1,6 +1,7 @@
 //! The commit point. An answer's first bytes are withheld until output has begun, 64 KiB are held,
 //! or two seconds have passed since its head; whatever fails before that can still be answered by
-//! another account. After it, nothing is ever replayed.
+//! another account. After it, nothing is ever replayed. The seconds of what does not call itself a stream
+//! begin with its first byte, which says whether it is one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -50,9 +51,10 @@ pub enum Opened {
     Garbage,
 }
 
-/// `json`: a plain body, withheld until it is whole or a bound is reached.
-pub async fn open(mut body: Received, tap: Tap, create: Permit, json: bool) -> Opened {
-    let until = Instant::now() + HOLD_FOR;
+/// `plain`: for a body that does not call itself a stream, how long it may stay away. It is withheld until
+/// it is whole or a bound is reached.
+pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Duration>) -> Opened {
+    let mut until = Instant::now() + plain.unwrap_or(HOLD_FOR);
     let mut opening = Opening { held: VecDeque::new(), rest: None, tap, create };
     if opening.tap.created {
         opening.create.release();
@@ -60,8 +62,9 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, json: bool) -> O
     let mut size = 0;
     loop {
         let frame = match timeout_at(until, body.frame()).await {
+            Err(_) if plain.is_some() && opening.held.is_empty() => return Opened::Lost,
             Err(_) => break,
-            Ok(None) => return ended(opening, json),
+            Ok(None) => return ended(opening, plain.is_some()),
             Ok(Some(Err(_))) => return Opened::Lost,
             Ok(Some(Ok(frame))) => frame,
         };
@@ -69,6 +72,9 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, json: bool) -> O
             continue;
         };
         opening.see(&data);
+        if plain.is_some() && opening.held.is_empty() {
+            until = Instant::now() + HOLD_FOR;
+        }
         size += data.len();
         opening.held.push_back(data);
         if opening.tap.semantic {

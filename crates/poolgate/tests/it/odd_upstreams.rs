@@ -283,6 +283,25 @@ async fn a_stream_under_another_name_is_one() {
     }
 }
 
+/// What thinks for longer than an answer is withheld, is known by its first bytes all the same.
+#[tokio::test]
+async fn a_stream_under_another_name_is_one_however_late_it_begins() {
+    let text = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n";
+    let done = "data: {\"type\":\"response.completed\",\"response\":{\"id\":\"r\"}}\n\n";
+    let h = with(move |mut stream, _| async move {
+        heard(&mut stream).await.unwrap();
+        let head = "HTTP/1.1 200 -\r\ncontent-type: application/json\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2200)).await;
+        stream.write_all([text, done].concat().as_bytes()).await.unwrap();
+    })
+    .await;
+    let got = h.post("/v1/responses", &responses("hi", true)).await;
+    assert_eq!((got.text(), got.cut), ([text, done].concat(), false));
+    assert_eq!(got.headers["content-type"], "text/event-stream");
+    h.finish().await;
+}
+
 /// reliability §9: what has to be whole before it can go on is held up to a bound, and what breaks behind
 /// output is told.
 #[tokio::test]
