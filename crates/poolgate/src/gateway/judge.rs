@@ -369,7 +369,7 @@ fn scrub(body: &Bytes, account: &Account) -> Bytes {
     Bytes::from(without_owners(&text))
 }
 
-/// How OpenAI's names of organisations and projects begin, which its errors tell, and a credential does
+/// How names of organisations and projects begin, which `OpenAI`'s errors tell, and a credential does
 /// not hold.
 const OWNERS: [&str; 2] = ["org-", "proj_"];
 /// They have 24 characters behind that.
