@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use poolgate_core::network::Network;
 use poolgate_core::quota::{Quota, Window};
-use poolgate_core::units::Timestamp;
 
 use super::Pool;
 
 impl Pool {
-    pub fn set_back(&self, by: Duration, now: Timestamp) {
+    pub fn set_back(&self, by: Duration) {
         let mut state = self.state.lock();
         state.network = Network::default();
         for live in &mut state.live {
@@ -22,9 +21,10 @@ impl Pool {
             live.facts.probing_until = live.facts.probing_until.map(|at| at.minus(by));
             live.poll_probes_until = live.poll_probes_until.map(|at| at.minus(by));
             live.heard_at = live.heard_at.map(|at| at.minus(by));
-            // What was observed in the future would be newer than anything that comes.
+            // What was observed in the future would be newer than anything that comes; and older than
+            // a refusal it stays.
             let windows = live.facts.quota.windows().iter().cloned();
-            let seen = windows.map(|w| Window { observed_at: w.observed_at.min(now), ..w });
+            let seen = windows.map(|w| Window { observed_at: w.observed_at.minus(by), ..w });
             live.facts.quota = Quota::new(seen.collect());
             live.poll_anew();
         }

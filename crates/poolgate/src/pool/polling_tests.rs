@@ -91,6 +91,25 @@ fn a_poll_ends_a_models_spent_limit() {
     assert!(pool.lease(&wish, minute(2)).is_ok());
 }
 
+#[test]
+fn a_clock_that_is_set_back_makes_no_reading_newer_than_a_refusal() {
+    let mut one = loaded(1, 0);
+    one.facts.kind = Kind::Claude;
+    let pool = pool(vec![one]);
+    let ask = Ask { surface: Surface::Messages, model: "claude-opus-5", gate: None };
+    let wish = Wish { ask, ..wish(None, 1) };
+    let family = Limit::Named("seven_day_opus".into());
+    let seen = vec![Reading { limit: family, ..weekly(5.0).remove(0) }];
+    pool.observe(AccountId(1), &seen, Source::Answer, NOW.minus(Duration::from_mins(1)));
+    let spent = Outcome::ModelLimited { until: after(WEEK) };
+    pool.settle(AccountId(1), spent, Attempt { ask, ..AT });
+    let back = Duration::from_hours(3);
+    pool.set_back(back);
+    let now = after(Duration::from_mins(1)).minus(back);
+    pool.observe(AccountId(1), &weekly(6.0), Source::Answer, now);
+    assert!(pool.lease(&wish, now).is_err());
+}
+
 /// spec §3.2.
 #[test]
 fn a_poll_that_was_overtaken_by_an_answer_lowers_nothing() {
