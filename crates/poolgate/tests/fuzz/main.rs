@@ -87,3 +87,30 @@ fn any_frames_end_a_socket_or_are_messages() {
 fn any_text_is_a_configuration_or_a_list_of_mistakes() {
     fuzz("config", config::run);
 }
+
+/// libFuzzer's targets are a workspace of their own, which is built only by `make fuzz`.
+#[test]
+fn the_lock_of_the_fuzz_targets_knows_every_dependency() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |path: &str| -> toml::Table {
+        std::fs::read_to_string(root.join(path)).unwrap().parse().unwrap()
+    };
+    let lock = read("fuzz/Cargo.lock");
+    let locked = lock["package"].as_array().unwrap();
+    for (folder, package) in
+        [("core", "poolgate-core"), ("poolgate", "poolgate"), ("sim", "poolgate-sim")]
+    {
+        let own = locked.iter().find(|p| p["name"].as_str() == Some(package)).unwrap();
+        let empty = Vec::new();
+        let known = own.get("dependencies").and_then(|d| d.as_array()).unwrap_or(&empty);
+        let known: Vec<&str> = known.iter().filter_map(|d| d.as_str()?.split(' ').next()).collect();
+        let manifest = read(&format!("crates/{folder}/Cargo.toml"));
+        for name in manifest.get("dependencies").and_then(|d| d.as_table()).into_iter().flatten() {
+            let name = name.0;
+            assert!(
+                known.contains(&name.as_str()),
+                "{package} needs {name}: cargo update --workspace in fuzz/"
+            );
+        }
+    }
+}
