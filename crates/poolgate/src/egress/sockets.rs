@@ -64,8 +64,8 @@ struct Held {
     said: Option<VecDeque<Bytes>>,
     /// It speaks HTTP only.
     without: Option<AccountId>,
-    /// They opened none, when another one did.
-    failed: Vec<AccountId>,
+    /// Others were left before its leg was opened.
+    others_failed: bool,
 }
 
 impl Slot {
@@ -92,17 +92,16 @@ impl Slot {
         self.0.lock().without = Some(account);
     }
 
-    /// This account was left when a socket was opened: the first turn does not ask it again, and
-    /// throw away the one that was opened.
-    pub fn note_failed(&self, account: AccountId) {
-        self.0.lock().failed.push(account);
+    /// An account was left when a socket was to be opened.
+    pub fn note_failed(&self) {
+        self.0.lock().others_failed = true;
     }
 
-    /// Once, and none without a leg.
-    pub fn take_failed(&self) -> Vec<AccountId> {
+    /// Whose leg was opened behind the failure of others. Once.
+    pub fn take_opener(&self) -> Option<AccountId> {
         let mut held = self.0.lock();
-        let failed = std::mem::take(&mut held.failed);
-        if held.leg.is_some() { failed } else { Vec::new() }
+        let others_failed = std::mem::take(&mut held.others_failed);
+        held.leg.as_ref().filter(|_| others_failed).map(|leg| leg.account)
     }
 
     pub fn is_bridged(&self, account: AccountId) -> bool {

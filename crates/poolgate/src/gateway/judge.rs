@@ -376,16 +376,19 @@ const OWNERS: [&str; 2] = ["org-", "proj_"];
 const OWNER_MIN: usize = 16;
 
 fn without_owners(text: &str) -> String {
-    let is_owner = |word: &str| {
-        let name = OWNERS.iter().find_map(|start| word.strip_prefix(start)).unwrap_or_default();
-        name.len() >= OWNER_MIN && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
-    };
-    let ends = |c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_';
-    let words = text.split_inclusive(ends).map(|part| {
-        let word = part.trim_end_matches(ends);
-        if is_owner(word) { [REMOVED, &part[word.len()..]].concat() } else { part.to_owned() }
-    });
-    words.collect()
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    // Wherever it stands: behind a JSON escape it is no word of its own.
+    while let Some(at) = OWNERS.iter().filter_map(|start| rest.find(start)).min() {
+        let (before, name) = rest.split_at(at);
+        let start = name.find(['-', '_']).map_or(name.len(), |end| end + 1);
+        let length = name[start..].bytes().take_while(u8::is_ascii_alphanumeric).count();
+        let end = start + length;
+        out.push_str(before);
+        out.push_str(if length >= OWNER_MIN { REMOVED } else { &name[..end] });
+        rest = &name[end..];
+    }
+    out + rest
 }
 
 /// The same for a refusal inside a stream, with what is said behind it, which may repeat it. All in
@@ -432,6 +435,7 @@ mod tests {
                 r#"{"org":"[removed]","of":"[removed]."}"#,
             ),
             (format!("{org},{org}"), "[removed],[removed]"),
+            (format!(r"limit.\n{org}\u00a0{project}"), r"limit.\n[removed]\u00a0[removed]"),
             ("an org-chart, a proj_x, \u{e4}org-".into(), "an org-chart, a proj_x, \u{e4}org-"),
         ];
         for (text, clean) in cases {

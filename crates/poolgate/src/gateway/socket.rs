@@ -81,17 +81,17 @@ impl OverSocket {
         self.slot.account().filter(|_| self.is_chained())
     }
 
-    /// Who refused the handshake, for the first turn, as long as there is a leg of another.
-    pub fn failed_before(&self) -> Vec<AccountId> {
+    /// For the first turn: whose leg was opened when others had refused the handshake.
+    pub fn opener(&self) -> Option<AccountId> {
         match self.wants {
-            Wants::Socket => Vec::new(),
-            Wants::Turn { .. } => self.slot.take_failed(),
+            Wants::Socket => None,
+            Wants::Turn { .. } => self.slot.take_opener(),
         }
     }
 
-    pub fn note_failed(&self, account: AccountId) {
+    pub fn note_failed(&self) {
         if self.wants == Wants::Socket {
-            self.slot.note_failed(account);
+            self.slot.note_failed();
         }
     }
 

@@ -29,14 +29,12 @@ fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
     }
 }
 
-/// For a socket's first turn: without those who refused its handshake, so that the leg which another one
-/// opened is not thrown away for the same refusal. `None`: nobody else serves at once, or others wait.
+/// For a socket's first turn: with the leg that was opened when others had refused the handshake, which the
+/// strategy may choose again. `None`: it does not serve at once, or others wait.
 pub fn lease_of_leg(app: &App, call: &Call, over: &OverSocket) -> Option<Lease> {
-    let failed = over.failed_before();
-    if failed.is_empty() || app.pool.line().waiting() > 0 {
-        return None;
-    }
-    app.pool.lease(&wish(call, &failed), app.clock.now()).ok()
+    let opener = over.opener().filter(|_| app.pool.line().waiting() == 0)?;
+    let wish = Wish { leg: Some(opener), ..wish(call, &[]) };
+    app.pool.lease(&wish, app.clock.now()).ok()
 }
 
 /// Waits in line, within bounds, while somebody is expected to become able.
