@@ -31,7 +31,10 @@ pub async fn load(
 ) -> anyhow::Result<Vec<Loaded>> {
     let quotas = store.quotas().await?;
     let mut loaded = Vec::new();
-    for row in store.accounts().await? {
+    // Who serves already goes on as it is.
+    let rows =
+        if known.is_empty() { store.readable_accounts().await? } else { store.accounts().await? };
+    for row in rows {
         let name = row.settings.name.clone();
         match resolve(&row, Some(data_key)) {
             Ok(spec) => {

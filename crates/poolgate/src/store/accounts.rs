@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use poolgate_core::account::AccountId;
 use poolgate_core::health::Stop;
 use poolgate_core::quota::{Limit, Quota, Window};
@@ -43,9 +44,26 @@ pub struct AccountRow {
 }
 
 impl Store {
-    /// Accounts that were not removed, in the order they were added. One whose settings this release
-    /// cannot read, as after a downgrade, is left out, and keeps nobody else from serving.
+    /// Accounts that were not removed, in the order they were added.
     pub async fn accounts(&self) -> anyhow::Result<Vec<AccountRow>> {
+        self.account_rows().await?.into_iter().collect()
+    }
+
+    /// For a start: an account whose settings this release cannot read, as after a downgrade, is left out,
+    /// and keeps nobody else from serving.
+    pub async fn readable_accounts(&self) -> anyhow::Result<Vec<AccountRow>> {
+        let rows = self.account_rows().await?.into_iter();
+        Ok(rows
+            .filter_map(|row| {
+                row.inspect_err(|error| {
+                    tracing::error!(error = format!("{error:#}"), "left out an account");
+                })
+                .ok()
+            })
+            .collect())
+    }
+
+    async fn account_rows(&self) -> anyhow::Result<Vec<anyhow::Result<AccountRow>>> {
         let rows = sqlx::query(
             "SELECT a.id, a.name, a.origin, a.settings, a.paused, a.stop, a.resumed_at,
                     c.sealed, c.version
@@ -55,18 +73,16 @@ impl Store {
         )
         .fetch_all(&self.read)
         .await?;
-        let settings_of = |row: &SqliteRow| match serde_json::from_str(row.get("settings")) {
-            Ok(settings) => Some(settings),
-            Err(error) => {
-                let account: &str = row.get("name");
-                tracing::error!(account, %error, "cannot be read: it serves nobody");
-                None
-            }
+        let settings_of = |row: &SqliteRow| {
+            let name: &str = row.get("name");
+            serde_json::from_str(row.get("settings")).with_context(|| {
+                format!("the settings of the account {name:?} are of another release")
+            })
         };
-        let accounts = rows.iter().filter_map(|row| {
+        let accounts = rows.iter().map(|row| {
             let sealed: Option<Vec<u8>> = row.get("sealed");
             let stop: Option<String> = row.get("stop");
-            Some(AccountRow {
+            Ok(AccountRow {
                 id: AccountId(row.get("id")),
                 origin: match row.get("origin") {
                     "config" => Origin::Config,

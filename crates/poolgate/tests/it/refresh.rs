@@ -331,7 +331,7 @@ async fn codex_lb_g10_a_leader_that_leaves_does_not_take_the_flight_along() {
 async fn a_flight_that_was_begun_for_an_older_token_does_not_bring_back_the_refused_one() {
     let (h, a, _b) = pair().await;
     a.expire_access_token();
-    a.fault(Fault::slow_drip(64, Duration::from_millis(20))).on(TOKEN);
+    a.fault(Fault::slow_drip(32, Duration::from_millis(20))).on(TOKEN);
     let asked =
         |all: &[poolgate_sim::Entry]| all.iter().any(|e| e.path == TOKEN && e.bytes_sent > 0);
     let newer = async {
