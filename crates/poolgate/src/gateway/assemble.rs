@@ -93,10 +93,11 @@ pub async fn assemble(answer: Answer, mut span: Span) -> Assembled {
         tap.feed_and(data, |kind, data| parts.take(kind, data));
     }
     let mut is_tidy = true;
+    let mut tail = None;
     while let Some(body) = &mut rest {
         let now = Instant::now();
         let until = match span.look(now, std::mem::take(&mut tap.moved)) {
-            _ if tap.finished => now + TAIL,
+            _ if tap.finished => *tail.get_or_insert(now + TAIL),
             Ok(until) => until,
             // Whoever waits for the answer gives up now, and charges nobody.
             Err(Spent::Request) => now + TAIL,

@@ -114,7 +114,9 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 if enough && of_a_count.is_none() && refused.is_none() {
                     return give_up(app, call, lease, bad, &tried);
                 }
-                if let Some(reply) = of_a_count {
+                if let Some(reply) = of_a_count
+                    && refused.as_ref().is_none_or(|(_, kept)| wait(&reply) < wait(kept))
+                {
                     refused = Some((lease, reply));
                 }
                 if let Some((lease, reply)) = refused.take_if(|_| enough) {
@@ -143,7 +145,15 @@ fn refusal_of_a_count(call: &Call, bad: &mut Bad) -> Option<Reply> {
                 | Outcome::ModelLimited { .. }
                 | Outcome::Overloaded
         );
-    bad.reply.take_if(|reply| is_told && reply.is_own)
+    // A 403 about spent quota would be the client's fault.
+    let is_of_a_limit = |status: u16| matches!(status, 429 | 503 | 529);
+    bad.reply.take_if(|reply| is_told && reply.is_own && is_of_a_limit(reply.head.status.as_u16()))
+}
+
+/// Until it may be asked again, in seconds, as far as it says so.
+fn wait(reply: &Reply) -> u64 {
+    let told = reply.head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    told.and_then(|seconds| seconds.trim().parse().ok()).unwrap_or(u64::MAX)
 }
 
 /// Accounts that refused this request with the very same words. Three of them, and the request is

@@ -141,6 +141,7 @@ async fn judge_success(
             Judged::Good(Answer { head, opening, refused: None })
         }
         Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
+        Opened::Broke => bad(Outcome::Broke, "nothing came behind the head of its answer"),
         Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),
         Opened::Failed(fields, mut opening) => {
             observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
@@ -358,7 +359,7 @@ fn has_type(headers: &HeaderMap, wanted: &str) -> bool {
 const REMOVED: &str = "[removed]";
 
 /// Cuts the account's own identifiers out of what a client may see.
-fn scrub(body: &Bytes, account: &Account) -> Bytes {
+pub fn scrub(body: &Bytes, account: &Account) -> Bytes {
     let secrets = account.credential.identifiers();
     let found = |secret: &str| memchr::memmem::find(body, secret.as_bytes()).is_some();
     if !secrets.iter().map(String::as_str).chain(OWNERS).any(found) {

@@ -47,6 +47,8 @@ pub enum Opened {
     Failed(ErrorFields, Opening),
     /// The body broke, or ended without being whole, before any output.
     Lost,
+    /// The same behind the commit: another account would be charged for the same answer.
+    Broke,
     /// It ended, and is not what its head promised.
     Garbage,
 }
@@ -54,7 +56,8 @@ pub enum Opened {
 /// `plain`: for a body that does not call itself a stream, how long it may stay away. It is withheld until
 /// it is whole or a bound is reached.
 pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Duration>) -> Opened {
-    let mut until = Instant::now() + plain.unwrap_or(HOLD_FOR);
+    let began = Instant::now();
+    let mut until = began + plain.unwrap_or(HOLD_FOR);
     let mut opening = Opening { held: VecDeque::new(), rest: None, tap, create };
     if opening.tap.created {
         opening.create.release();
@@ -62,10 +65,10 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Du
     let mut size = 0;
     loop {
         let frame = match timeout_at(until, body.frame()).await {
-            Err(_) if plain.is_some() && opening.held.is_empty() => return Opened::Lost,
+            Err(_) if plain.is_some() && opening.held.is_empty() => return lost(began),
             Err(_) => break,
-            Ok(None) => return ended(opening, plain.is_some()),
-            Ok(Some(Err(_))) => return Opened::Lost,
+            Ok(None) => return ended(opening, plain.is_some(), began),
+            Ok(Some(Err(_))) => return lost(began),
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else {
@@ -101,9 +104,14 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Du
     }
 }
 
-fn ended(mut opening: Opening, json: bool) -> Opened {
+/// After two seconds it would have been committed, but for its name.
+fn lost(began: Instant) -> Opened {
+    if began.elapsed() > HOLD_FOR { Opened::Broke } else { Opened::Lost }
+}
+
+fn ended(mut opening: Opening, json: bool, began: Instant) -> Opened {
     if !opening.tap.end() {
-        return Opened::Lost;
+        return lost(began);
     }
     if json && opening.tap.garbled {
         return Opened::Garbage;

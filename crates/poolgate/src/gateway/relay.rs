@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::admit::Admitted;
-use super::judge::{judge_late, observe_events};
+use super::judge::{judge_late, observe_events, scrub};
 use super::limits::{Lines, in_event};
 use super::opening::Opening;
 use super::read::{scoped, unscoped};
@@ -376,6 +376,12 @@ impl Relay {
                     let data = match &mut self.splitter {
                         Some(splitter) => splitter.pass(&data, limits),
                         None => data,
+                    };
+                    // It may tell whose account it is.
+                    let data = if self.opening.tap.failed {
+                        scrub(&data, &self.lease.account)
+                    } else {
+                        data
                     };
                     if let Some(data) = self.hand_on(data) {
                         return Poll::Ready(Some(Ok(data)));

@@ -51,6 +51,8 @@ pub struct Tap {
     /// A JSON body has ended, and is none.
     pub garbled: bool,
     pub error: Option<ErrorFields>,
+    /// One was told, whatever has become of it.
+    pub failed: bool,
     /// A chat's choice has said why it ends.
     stopped: bool,
     pub usage: TokenUsage,
@@ -137,6 +139,7 @@ impl Tap {
             moved: false,
             garbled: false,
             error: None,
+            failed: false,
             stopped: false,
             usage: TokenUsage::default(),
             response_id: None,
@@ -328,6 +331,7 @@ impl Tap {
     }
 
     fn fail(&mut self, data: &[u8]) {
+        self.failed = true;
         // A bare `error` followed by `response.failed` is one failure; the first says more.
         if self.error.is_none() {
             self.error = Some(ErrorFields::read(data, self.now));

@@ -283,6 +283,20 @@ async fn a_stream_under_another_name_is_one() {
     }
 }
 
+/// spec §6: behind output too, where nobody else can answer any more.
+#[tokio::test]
+async fn what_a_failure_behind_output_tells_of_an_account_is_cut_out() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    let org = "org-9aXbYcZd0123456789abcdef";
+    let begun = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n";
+    let error = format!(r#"{{"code":"server_error","message":"in {org} by {}"}}"#, a.credential());
+    let failed = format!(r#"{{"type":"response.failed","response":{{"id":"r","error":{error}}}}}"#);
+    a.fault(answer(200, "text/event-stream", &format!("{begun}data: {failed}\n\n"))).times(1);
+    let text = h.post("/v1/responses", &responses("hi", true)).await.text();
+    assert!(text.starts_with(begun) && text.contains("in [removed] by [removed]"), "{text}");
+    h.finish().await;
+}
+
 /// What thinks for longer than an answer is withheld, is known by its first bytes all the same.
 #[tokio::test]
 async fn a_stream_under_another_name_is_one_however_late_it_begins() {

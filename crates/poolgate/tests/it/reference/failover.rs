@@ -254,17 +254,21 @@ async fn spec_6_a_count_that_all_refuse_is_told_when_to_come_back() {
 
 #[tokio::test]
 async fn what_a_count_was_told_is_not_forgotten_with_the_next_account() {
-    let (h, (c, d)) = Harness::start(|s: &mut Setup| {
-        s.in_order();
-        (s.claude("c"), s.claude("d"))
-    })
-    .await;
-    let counts = "/v1/messages/count_tokens";
-    c.fault(Fault::rate_limited(Duration::from_secs(30))).on(counts).forever();
-    d.fault(Fault::server_error(500)).on(counts).forever();
-    let got = h.post(counts, &crate::requests::messages("hi", false)).await;
-    assert_eq!((got.status.as_u16(), &got.headers["retry-after"]), (429, &"30".parse().unwrap()));
-    h.finish().await;
+    let later = || Fault::rate_limited(Duration::from_hours(9));
+    for other in [Fault::server_error(500), later()] {
+        let (h, (c, d)) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            (s.claude("c"), s.claude("d"))
+        })
+        .await;
+        let counts = "/v1/messages/count_tokens";
+        c.fault(Fault::rate_limited(Duration::from_secs(30))).on(counts).forever();
+        d.fault(other).on(counts).forever();
+        let got = h.post(counts, &crate::requests::messages("hi", false)).await;
+        let told = (got.status.as_u16(), &got.headers["retry-after"]);
+        assert_eq!(told, (429, &"30".parse().unwrap()));
+        h.finish().await;
+    }
 }
 
 /// The client's status and the row's, and a failover only where another account follows.
