@@ -21,7 +21,8 @@ pub struct Limits {
     pub weekly: Option<Share>,
     /// Sum of the weights of the accounts counted.
     pub weight: f64,
-    /// Of the heaviest of them, in the provider's words.
+    /// Of the heaviest of them, in the provider's words; of equals not the free one, in
+    /// whatever order they are listed.
     pub plan: Option<String>,
 }
 
@@ -57,13 +58,21 @@ impl Limits {
             .filter(|account| account.kind == kind)
             .filter_map(|account| Member::of(account, now))
             .collect();
-        let heaviest =
-            members.iter().max_by(|a, b| a.account.weight.total_cmp(&b.account.weight))?;
+        let heaviest = members.iter().map(|member| member.account).max_by(|a, b| {
+            // Many plans weigh the same. Whoever is told of the free one is told to buy another.
+            let rank = |account: &Account| match account.plan.as_deref() {
+                None => 0,
+                Some("free") => 1,
+                Some(_) => 2,
+            };
+            let by_plan = || rank(a).cmp(&rank(b)).then_with(|| b.plan.cmp(&a.plan));
+            a.weight.total_cmp(&b.weight).then_with(by_plan)
+        })?;
         Some(Self {
             five_hour: share(&members, |account| account.quota.five_hour(), now),
             weekly: share(&members, |account| account.quota.weekly(), now),
             weight: members.iter().map(|member| member.account.weight).sum(),
-            plan: heaviest.account.plan.clone(),
+            plan: heaviest.plan.clone(),
         })
     }
 

@@ -132,6 +132,26 @@ fn multiplexer_18_5_52_only_accounts_that_serve_or_will_by_waiting_count() {
     assert_eq!((limits.weight, limits.plan.as_deref()), (1.0, Some("plan 1")));
 }
 
+#[test]
+fn of_plans_that_weigh_the_same_the_free_one_is_not_told() {
+    let of = |plan: &str| {
+        let plan = Some(plan.to_owned()).filter(|plan| !plan.is_empty());
+        Account { plan, ..account(1.0, (0.0, 1), (0.0, 1)) }
+    };
+    for (plans, want) in [
+        (["plus", "free"], "plus"),
+        (["plus", ""], "plus"),
+        (["team", "plus"], "plus"),
+        (["free", ""], "free"),
+    ] {
+        let [a, b] = plans.map(of);
+        for accounts in [[&a, &b], [&b, &a]] {
+            let limits = Limits::of(accounts, Kind::Codex, NOW).unwrap();
+            assert_eq!(limits.plan.as_deref(), Some(want), "{plans:?}");
+        }
+    }
+}
+
 /// multiplexer 18.5 #53: the mean of instants does not drift while time passes.
 #[test]
 fn multiplexer_18_5_53_resets_ahead_are_averaged_and_stay_put() {
