@@ -38,6 +38,19 @@ pub fn watch_peer(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+impl Transport {
+    /// Its close, which comes next, tells the peer that something went wrong.
+    pub fn reset(&self) {
+        let stream = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "a connection ends tidily");
+        }
+    }
+}
+
 macro_rules! either {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connection::Seat;
 use super::state::{Answered, State};
+use super::transport::Transport;
 use crate::strict::{self, Chunks, Fault, Framing, HEAD_MAX};
 
 /// The method of the request that stands in for a bad one.
@@ -45,8 +46,8 @@ pub struct Patience {
 }
 
 #[derive(Debug)]
-pub struct Wire<S> {
-    inner: S,
+pub struct Wire {
+    inner: Transport,
     state: Arc<State>,
     patience: Patience,
     reading: Reading,
@@ -107,8 +108,8 @@ impl Alarm {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    pub fn new(inner: S, state: Arc<State>, patience: Patience, seat: Seat) -> Self {
+impl Wire {
+    pub fn new(inner: Transport, state: Arc<State>, patience: Patience, seat: Seat) -> Self {
         Self {
             inner,
             state,
@@ -325,7 +326,7 @@ fn follow(reading: &mut Reading, bytes: &[u8]) -> io::Result<usize> {
     Ok(took)
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+impl AsyncRead for Wire {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -335,7 +336,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl AsyncWrite for Wire {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -388,6 +389,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
                 Ok(0) | Err(_) => return Poll::Ready(Ok(())),
                 Ok(n) => linger.took += n,
             }
+        }
+    }
+}
+
+impl Drop for Wire {
+    /// Where an answer ends with its connection, one that broke off would look complete.
+    fn drop(&mut self) {
+        if self.state.broke_off.get() {
+            self.inner.reset();
         }
     }
 }

@@ -8,8 +8,10 @@ use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use poolgate_sim::Fault;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::responses;
@@ -231,6 +233,30 @@ async fn an_early_answer_closes_what_it_did_not_read() {
         assert!(all.contains("unknown_path"), "{length}: {all}");
         assert_eq!(all.contains("ok\n"), !closes, "{length}: {all}");
     }
+    h.finish().await;
+}
+
+/// spec §6: a cut must not look complete. HTTP/1.0, which nginx speaks unless it is told otherwise, knows no
+/// end of an answer but that of its connection.
+#[tokio::test]
+async fn over_http_1_0_a_cut_is_a_reset_and_an_end_is_none() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let ask = async |text: &str| {
+        let mut stream = TcpStream::connect(h.url.trim_start_matches("http://")).await.unwrap();
+        let (body, key) = (responses(text, true).to_string(), &h.key);
+        let head = format!("x-api-key: {key}\r\nContent-Length: {}\r\n\r\n", body.len());
+        let request = format!("POST /v1/responses HTTP/1.0\r\n{head}{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        let end = stream.read_to_end(&mut all).await;
+        (String::from_utf8(all).unwrap(), end.map_err(|error| error.kind()))
+    };
+    let (whole, end) = ask("hi").await;
+    assert!(end.is_ok() && whole.contains("response.completed"), "{end:?}: {whole}");
+    a.fault(Fault::cut(1500)).times(1);
+    let (cut, end) = ask("hi").await;
+    assert!(cut.starts_with("HTTP/1.0 200") && cut.contains("upstream_broke"), "{cut}");
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
     h.finish().await;
 }
 
