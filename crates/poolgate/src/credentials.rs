@@ -411,6 +411,13 @@ impl Credential {
         self.refresh(refused, Need::Now, context).await
     }
 
+    /// Whether there may be another token than the refused one: an API key is what it is.
+    pub fn may_replace(&self, refused: &Bearer) -> bool {
+        let is_other =
+            |loaded: Arc<Loaded>| loaded.sign_in.is_some() || loaded.bearer.token != refused.token;
+        self.current().is_ok_and(is_other)
+    }
+
     /// Whether who was refused behind a renewal may ask for another: its token was not the issuer's
     /// answer, but one that another process had put into the source, or has been replaced since.
     pub fn may_renew_again(&self, refused: &Bearer) -> bool {

@@ -68,7 +68,7 @@ pub async fn try_account(
             record.failed(account.id, "moved", None, since);
             return Ok(Tried::Moved { lease, failed });
         };
-        let bad = match judged {
+        let mut bad = match judged {
             Ok(done) => {
                 lease.sent_at = sent_at;
                 return Ok(Tried::Done(done.into_dispatched(lease)));
@@ -81,11 +81,13 @@ pub async fn try_account(
         }
         failed = true;
         record.failed(account.id, bad.outcome.name(), bad.status, since);
-        if matches!(bad.outcome, Outcome::TokenRefused { .. })
-            && (progress.refreshed && !found)
-            && bearer.as_ref().is_ok_and(|sent| account.credential.may_renew_again(sent))
-        {
-            (progress.refreshed, found) = (false, true);
+        if let (Outcome::TokenRefused { .. }, Ok(sent)) = (bad.outcome, &bearer) {
+            if progress.refreshed && !found && account.credential.may_renew_again(sent) {
+                (progress.refreshed, found) = (false, true);
+            } else if !account.credential.may_replace(sent) {
+                bad.outcome = Outcome::TokenRefused { permanent: false };
+                progress.refreshed = true;
+            }
         }
         let (now, refreshed) = (app.clock.now(), progress.refreshed);
         let attempt = Attempt { ask, sent_at, now, refreshed };

@@ -12,6 +12,20 @@ fn token_calls(h: &Harness) -> usize {
     h.sim.journal().iter().filter(|e| e.path.ends_with("/token")).count()
 }
 
+/// spec §6, §11: its upstream's words are kept, and what was not asked is no attempt.
+#[tokio::test]
+async fn an_api_key_that_is_refused_is_asked_once_and_its_words_are_told() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    let wrong = r#"{"error":{"message":"Incorrect API key provided.","code":"invalid_api_key"}}"#;
+    a.fault(Fault::status(401, wrong)).forever();
+    let got = h.post("/v1/responses", &responses("hi", true)).await;
+    assert!(got.status == 503 && got.text().contains("Incorrect API key"), "{}", got.text());
+    assert_eq!(h.rows("SELECT outcome, status FROM attempts").await, [["token_refused", "401"]]);
+    let state = h.app.pool.view(h.clock.now()).accounts.remove(0).state;
+    assert_eq!((state.as_str(), h.asked()), ("cooling", vec!["a".to_owned()]));
+    h.finish().await;
+}
+
 /// multiplexer 18.1 #1; codex-lb G6; reliability P4.
 #[tokio::test]
 async fn a_thousand_requests_that_meet_an_expired_token_make_one_token_call() {
