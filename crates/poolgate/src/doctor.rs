@@ -15,7 +15,7 @@ use poolgate_core::units::Timestamp;
 use serde::Serialize;
 
 use crate::admin::Status;
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_POOL};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -107,7 +107,11 @@ pub async fn examine(config: &Config, running: &Running, now: Timestamp, offline
     let key = stored::master_key(config, store.as_ref()).await;
     checks.push(key.check);
     match &store {
-        Some(store) => checks.extend(stored::check(store, now).await),
+        Some(store) => {
+            let pools = config.pools.iter().map(|pool| pool.name.as_str());
+            let pools: Vec<&str> = pools.chain([DEFAULT_POOL]).collect();
+            checks.extend(stored::check(store, &pools, now).await);
+        }
         None if checks.iter().any(|check| check.about == "database") => {}
         None => checks.push(Check::ok("database", "none yet: the first start makes it")),
     }

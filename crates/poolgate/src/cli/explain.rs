@@ -53,9 +53,20 @@ fn render(told: &Explained) -> String {
         }
     }
     if told.decisions.is_empty() && told.ended_at.is_some() {
-        lines.push("\nno decision is on record: it was refused before, or it is too old".into());
+        lines.push(undecided(told));
     }
     lines.join("\n")
+}
+
+fn undecided(told: &Explained) -> String {
+    // Its decisions were to be stored with its end, which a process that was killed does not write.
+    match told.account.as_deref().filter(|_| told.outcome.as_deref() == Some("interrupted")) {
+        Some(account) => {
+            let account = clean(account);
+            format!("\nits process ended before it did; it was on {account}")
+        }
+        None => "\nno decision is on record: it was refused before, or it is too old".into(),
+    }
 }
 
 fn head(told: &Explained) -> String {

@@ -5,7 +5,7 @@ use poolgate_core::units::Timestamp;
 use super::Check;
 use crate::config::Config;
 use crate::sealing::{DataKey, KeyPlace};
-use crate::store::Store;
+use crate::store::{ClientKeyRow, Store};
 use crate::vault;
 
 /// `None`: there is none yet.
@@ -26,10 +26,14 @@ pub async fn open(config: &Config) -> Result<Option<Store>, Check> {
     }
 }
 
-pub async fn check(store: &Store, now: Timestamp) -> Vec<Check> {
+/// `pools`: the names of all that there are.
+pub async fn check(store: &Store, pools: &[&str], now: Timestamp) -> Vec<Check> {
     let mut checks = vec![schema(store.schema().await)];
     match store.client_keys().await {
-        Ok(keys) if keys.iter().any(|key| key.is_valid(now)) => {}
+        Ok(keys) if keys.iter().any(|key| key.is_valid(now)) => {
+            let valid = keys.iter().filter(|key| key.is_valid(now));
+            checks.extend(valid.filter_map(|key| without_pool(key, pools)));
+        }
         Ok(_) => checks.push(Check::warning(
             "client keys",
             "none is valid, so nobody is served",
@@ -42,6 +46,17 @@ pub async fn check(store: &Store, now: Timestamp) -> Vec<Check> {
         )),
     }
     checks
+}
+
+/// Who is let into pools alone that are gone finds nobody there.
+fn without_pool(key: &ClientKeyRow, pools: &[&str]) -> Option<Check> {
+    let is_gone = |pool: &&String| !pools.contains(&pool.as_str());
+    let gone: Vec<&str> = key.pools.iter().filter(is_gone).map(String::as_str).collect();
+    (!gone.is_empty()).then(|| {
+        let about = format!("client key {}", key.name);
+        let problem = format!("there is no pool {}", gone.join(", "));
+        Check::warning(about, problem, "add the [[pool]], or revoke the key and create another")
+    })
 }
 
 fn schema(versions: sqlx::Result<(i64, i64)>) -> Check {

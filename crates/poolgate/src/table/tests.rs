@@ -75,6 +75,15 @@ key      ready          –                 –               1       8      1
     assert_eq!(plain(&small(), 80), want);
 }
 
+/// What was heard has the windows that it has.
+#[test]
+fn a_window_that_an_account_has_not_is_no_missing_data() {
+    let mut one = small();
+    one.pool.accounts[0].windows.pop();
+    let alice = plain(&one, 80).lines().nth(4).unwrap().to_owned();
+    assert!(alice.contains('–') && !alice.contains("no data"), "{alice}");
+}
+
 #[test]
 fn with_room_it_spells_things_out() {
     let picture = plain(&small(), 160);

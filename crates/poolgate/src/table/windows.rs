@@ -55,8 +55,10 @@ impl WindowColumn {
                 }
                 cell
             }
-            // Only sign-ins have windows, and theirs are known after the first answer.
-            None if matches!(account.kind.as_str(), "codex" | "claude") => {
+            // Only sign-ins have windows, and theirs are known after the first answer: not all have all.
+            None if account.windows.is_empty()
+                && matches!(account.kind.as_str(), "codex" | "claude") =>
+            {
                 Cell::of("no data yet", Paint::Faint)
             }
             None => Cell::of("–", Paint::Faint),

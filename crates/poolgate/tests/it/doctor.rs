@@ -224,3 +224,16 @@ async fn what_stopped_an_account_is_told() {
         assert!(found[1].1.contains("its token is good"), "{report}");
     }
 }
+
+/// Its requests find nobody, which nothing else tells.
+#[tokio::test]
+async fn a_key_for_a_pool_that_is_gone_is_found() {
+    let place = Installation::new().await;
+    let (_, lost) =
+        poolgate::keys::generate("lost".into(), vec!["gone".into()], vec![], None).unwrap();
+    place.store.add_client_key(&lost, AT).await.unwrap();
+    let (well, report) = place.doctor(&["--offline"]).await;
+    let (grade, words) = &found(&report, "client key lost")[0];
+    assert!(well && grade == "warning" && words.contains("no pool gone"), "{report}");
+    assert!(found(&report, "client key k").is_empty(), "{report}");
+}
