@@ -60,7 +60,8 @@ fn render(told: &Explained) -> String {
 
 fn undecided(told: &Explained) -> String {
     // Its decisions were to be stored with its end, which a process that was killed does not write.
-    match told.account.as_deref().filter(|_| told.outcome.as_deref() == Some("interrupted")) {
+    let is_killed = told.outcome.as_deref() == Some("interrupted") && told.code.is_none();
+    match told.account.as_deref().filter(|_| is_killed) {
         Some(account) => {
             let account = clean(account);
             format!("\nits process ended before it did; it was on {account}")

@@ -98,7 +98,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 let id = lease.account.id;
                 tried.push(id);
                 if let Some(over) = &call.over {
-                    over.note_failed();
+                    over.note_failed(call.head.session);
                 }
                 tracing::info!(
                     request.id = record.id(),
@@ -150,10 +150,13 @@ fn refusal_of_a_count(call: &Call, bad: &mut Bad) -> Option<Reply> {
     bad.reply.take_if(|reply| is_told && reply.is_own && is_of_a_limit(reply.head.status.as_u16()))
 }
 
-/// Until it may be asked again, in seconds, as far as it says so.
+/// Of an overload that names no time.
+const SOON: u64 = 60;
+
+/// Until it may be asked again, in seconds.
 fn wait(reply: &Reply) -> u64 {
     let told = reply.head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    told.and_then(|seconds| seconds.trim().parse().ok()).unwrap_or(u64::MAX)
+    told.and_then(|seconds| seconds.trim().parse().ok()).unwrap_or(SOON)
 }
 
 /// Accounts that refused this request with the very same words. Three of them, and the request is

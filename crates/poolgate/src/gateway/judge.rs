@@ -141,7 +141,7 @@ async fn judge_success(
             Judged::Good(Answer { head, opening, refused: None })
         }
         Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
-        Opened::Broke => bad(Outcome::Broke, "nothing came behind the head of its answer"),
+        Opened::Broke => bad(Outcome::Broke, "its answer broke off"),
         Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),
         Opened::Failed(fields, mut opening) => {
             observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
@@ -362,12 +362,34 @@ const REMOVED: &str = "[removed]";
 pub fn scrub(body: &Bytes, account: &Account) -> Bytes {
     let secrets = account.credential.identifiers();
     let found = |secret: &str| memchr::memmem::find(body, secret.as_bytes()).is_some();
-    if !secrets.iter().map(String::as_str).chain(OWNERS).any(found) {
+    if !secrets.iter().map(String::as_str).chain(OWNERS).chain([MASK]).any(found) {
         return body.clone();
     }
-    let text = String::from_utf8_lossy(body).into_owned();
-    let text = secrets.iter().fold(text, |text, secret| text.replace(secret, REMOVED));
-    Bytes::from(without_owners(&text))
+    let text = String::from_utf8_lossy(body);
+    let all = text.clone().into_owned();
+    let clean = secrets.iter().fold(all, |text, secret| text.replace(secret, REMOVED));
+    let clean = without_masked(&without_owners(&clean));
+    // As it came, where there was nothing to remove: it may end in the middle of a character.
+    if clean == text { body.clone() } else { Bytes::from(clean) }
+}
+
+/// An upstream that quotes the key it refuses leaves its beginning and its end.
+const MASK: &str = "***";
+
+fn without_masked(text: &str) -> String {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"*-_".contains(&byte);
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(MASK) {
+        let bytes = rest.as_bytes();
+        let before = bytes[..at].iter().rev().take_while(|byte| is_part(**byte)).count();
+        let behind = bytes[at..].iter().take_while(|byte| is_part(**byte)).count();
+        let (word, end) = (&rest[at - before..at + behind], at + behind);
+        out.push_str(&rest[..at - before]);
+        out.push_str(if word.bytes().all(|byte| byte == b'*') { word } else { REMOVED });
+        rest = &rest[end..];
+    }
+    out + rest
 }
 
 /// How names of organisations and projects begin, which `OpenAI`'s errors tell, and a credential does
@@ -441,6 +463,17 @@ mod tests {
         ];
         for (text, clean) in cases {
             assert_eq!(without_owners(&text), clean);
+        }
+    }
+
+    #[test]
+    fn what_a_refusal_quotes_of_a_key_is_cut_out() {
+        for (text, clean) in [
+            ("provided: sk-proj-********abcd. You", "provided: [removed]. You"),
+            ("\"sk-***\" and ***x", "\"[removed]\" and [removed]"),
+            ("**a** or *** stay, \u{e4}", "**a** or *** stay, \u{e4}"),
+        ] {
+            assert_eq!(without_masked(text), clean);
         }
     }
 

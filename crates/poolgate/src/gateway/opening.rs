@@ -65,10 +65,10 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Du
     let mut size = 0;
     loop {
         let frame = match timeout_at(until, body.frame()).await {
-            Err(_) if plain.is_some() && opening.held.is_empty() => return lost(began),
+            Err(_) if plain.is_some() && opening.held.is_empty() => return lost(began, true),
             Err(_) => break,
             Ok(None) => return ended(opening, plain.is_some(), began),
-            Ok(Some(Err(_))) => return lost(began),
+            Ok(Some(Err(_))) => return lost(began, plain.is_some()),
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else {
@@ -105,13 +105,13 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Du
 }
 
 /// After two seconds it would have been committed, but for its name.
-fn lost(began: Instant) -> Opened {
-    if began.elapsed() > HOLD_FOR { Opened::Broke } else { Opened::Lost }
+fn lost(began: Instant, plain: bool) -> Opened {
+    if plain && began.elapsed() > HOLD_FOR { Opened::Broke } else { Opened::Lost }
 }
 
 fn ended(mut opening: Opening, json: bool, began: Instant) -> Opened {
     if !opening.tap.end() {
-        return lost(began);
+        return lost(began, json);
     }
     if json && opening.tap.garbled {
         return Opened::Garbage;

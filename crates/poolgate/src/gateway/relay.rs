@@ -408,6 +408,8 @@ impl Relay {
                     let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
                     let rest = self.splitter.as_mut().map(|splitter| splitter.rest(limits));
                     let rest = rest.unwrap_or_default();
+                    let fails = self.opening.tap.failed;
+                    let rest = if fails { scrub(&rest, &self.lease.account) } else { rest };
                     if let Some(rest) = self.hand_on(rest) {
                         return Poll::Ready(Some(Ok(rest)));
                     }

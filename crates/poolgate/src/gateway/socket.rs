@@ -50,7 +50,7 @@ use crate::egress::{Leg, NotBegun, Received, SendError, Slot, Turn, Upgrade};
 use crate::error::{Dialect, Error};
 use crate::json::{Document, Text, TextBody};
 use crate::metrics::Ending;
-use crate::pool::Account;
+use crate::pool::{Account, SessionKey};
 use crate::ws::derive_accept_key;
 use session::Session;
 
@@ -82,16 +82,16 @@ impl OverSocket {
     }
 
     /// For the first turn: whose leg was opened when others had refused the handshake.
-    pub fn opener(&self) -> Option<AccountId> {
+    pub fn opener(&self, session: Option<SessionKey>) -> Option<AccountId> {
         match self.wants {
             Wants::Socket => None,
-            Wants::Turn { .. } => self.slot.take_opener(),
+            Wants::Turn { .. } => self.slot.take_opener(session),
         }
     }
 
-    pub fn note_failed(&self) {
+    pub fn note_failed(&self, session: Option<SessionKey>) {
         if self.wants == Wants::Socket {
-            self.slot.note_failed();
+            self.slot.note_failed(session);
         }
     }
 

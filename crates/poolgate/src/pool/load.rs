@@ -31,9 +31,11 @@ pub async fn load(
 ) -> anyhow::Result<Vec<Loaded>> {
     let quotas = store.quotas().await?;
     let mut loaded = Vec::new();
-    // Who serves already goes on as it is.
-    let rows =
-        if known.is_empty() { store.readable_accounts().await? } else { store.accounts().await? };
+    let (rows, unreadable) = store.all_accounts().await?;
+    // Who serves already goes on, as it is.
+    if let Some(account) = known.iter().find(|account| unreadable.contains(&account.id)) {
+        anyhow::bail!("the settings of {} cannot be read any more", account.name);
+    }
     for row in rows {
         let name = row.settings.name.clone();
         match resolve(&row, Some(data_key)) {

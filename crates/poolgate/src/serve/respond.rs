@@ -23,7 +23,7 @@ pub async fn respond(
     request: Request<Incoming>,
 ) -> Response<Sending> {
     let is_stream = request.version() == Version::HTTP_2;
-    let ends_with_connection = request.version() == Version::HTTP_10;
+    state.ends_with_connection.set(request.version() == Version::HTTP_10);
     let is_head = request.method() == Method::HEAD;
     let mut running = Running::new(&state, is_stream);
     let upgrades = request.headers().contains_key(header::UPGRADE);
@@ -58,7 +58,7 @@ pub async fn respond(
         if state.requests.load(Ordering::Relaxed) >= app.config.listener.requests {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        return Response::from_parts(head, Sending::new(body, running, ends_with_connection));
+        return Response::from_parts(head, Sending::new(body, running));
     }
     let (body, watched) = Sending::watched(body, running);
     state.streams.lock().push(watched);

@@ -44,8 +44,6 @@ impl Drop for Running {
 pub struct Sending {
     source: Source,
     running: Running,
-    /// Only the end of the connection tells where it ends.
-    ends_with_connection: bool,
     /// It breaks off as soon as what came before has been written.
     breaks_off: bool,
 }
@@ -68,8 +66,8 @@ struct Inside {
 }
 
 impl Sending {
-    pub fn new(body: Outgoing, running: Running, ends_with_connection: bool) -> Self {
-        Self { source: Source::Own(body), running, ends_with_connection, breaks_off: false }
+    pub fn new(body: Outgoing, running: Running) -> Self {
+        Self { source: Source::Own(body), running, breaks_off: false }
     }
 
     /// And what watches it.
@@ -78,8 +76,7 @@ impl Sending {
         let stream =
             Arc::new(Stream(Mutex::new(Inside { body: Some(body), given_at, waker: None })));
         let watch = Arc::downgrade(&stream);
-        let source = Source::Watched(stream);
-        (Self { source, running, ends_with_connection: false, breaks_off: false }, watch)
+        (Self { source: Source::Watched(stream), running, breaks_off: false }, watch)
     }
 }
 
@@ -137,7 +134,6 @@ impl Body for Sending {
         if matches!(polled, Poll::Ready(Some(Err(_)))) {
             // hyper drops what it has not written when a body breaks off: the last words, mostly.
             this.breaks_off = true;
-            this.running.state.broke_off.set(this.ends_with_connection);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -25,8 +25,8 @@ pub struct State {
     /// The client misuses the connection: it is to be closed.
     pub abused: Flag,
     pub resets: Mutex<Resets>,
-    /// An answer that only its connection's end ends has broken off.
-    pub broke_off: Flag,
+    /// The client speaks HTTP/1.0: only the end of the connection may tell where an answer ends.
+    pub ends_with_connection: Flag,
     /// Answers on HTTP/2 that a client could stop taking.
     pub streams: Mutex<Vec<Weak<Stream>>>,
 }

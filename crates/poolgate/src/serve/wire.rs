@@ -62,6 +62,8 @@ pub struct Wire {
     head_alarm: Alarm,
     write_alarm: Alarm,
     linger: Option<Linger>,
+    /// All was said.
+    is_shut: bool,
     _seat: Seat,
 }
 
@@ -123,6 +125,7 @@ impl Wire {
             head_alarm: Alarm::default(),
             write_alarm: Alarm::default(),
             linger: None,
+            is_shut: false,
             _seat: seat,
         }
     }
@@ -371,6 +374,7 @@ impl AsyncWrite for Wire {
     /// Ends our side, and reads on for a moment where the client was not done.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.is_shut = true;
         if this.linger.is_none() {
             let shut = Pin::new(&mut this.inner).poll_shutdown(cx);
             ready!(this.watch(cx, shut))?;
@@ -396,7 +400,7 @@ impl AsyncWrite for Wire {
 impl Drop for Wire {
     /// Where an answer ends with its connection, one that broke off would look complete.
     fn drop(&mut self) {
-        if self.state.broke_off.get() {
+        if self.state.ends_with_connection.get() && !self.is_shut {
             self.inner.reset();
         }
     }

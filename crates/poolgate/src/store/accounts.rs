@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use poolgate_core::account::AccountId;
 use poolgate_core::health::Stop;
 use poolgate_core::quota::{Limit, Quota, Window};
@@ -44,26 +43,14 @@ pub struct AccountRow {
 }
 
 impl Store {
-    /// Accounts that were not removed, in the order they were added.
+    /// Accounts that were not removed, in the order they were added. One whose settings this release
+    /// cannot read, as after a downgrade, is left out, and keeps nobody else from anything.
     pub async fn accounts(&self) -> anyhow::Result<Vec<AccountRow>> {
-        self.account_rows().await?.into_iter().collect()
+        Ok(self.all_accounts().await?.0)
     }
 
-    /// For a start: an account whose settings this release cannot read, as after a downgrade, is left out,
-    /// and keeps nobody else from serving.
-    pub async fn readable_accounts(&self) -> anyhow::Result<Vec<AccountRow>> {
-        let rows = self.account_rows().await?.into_iter();
-        Ok(rows
-            .filter_map(|row| {
-                row.inspect_err(|error| {
-                    tracing::error!(error = format!("{error:#}"), "left out an account");
-                })
-                .ok()
-            })
-            .collect())
-    }
-
-    async fn account_rows(&self) -> anyhow::Result<Vec<anyhow::Result<AccountRow>>> {
+    /// And the ids of those that are left out.
+    pub async fn all_accounts(&self) -> anyhow::Result<(Vec<AccountRow>, Vec<AccountId>)> {
         let rows = sqlx::query(
             "SELECT a.id, a.name, a.origin, a.settings, a.paused, a.stop, a.resumed_at,
                     c.sealed, c.version
@@ -73,16 +60,20 @@ impl Store {
         )
         .fetch_all(&self.read)
         .await?;
-        let settings_of = |row: &SqliteRow| {
-            let name: &str = row.get("name");
-            serde_json::from_str(row.get("settings")).with_context(|| {
-                format!("the settings of the account {name:?} are of another release")
-            })
+        let mut unreadable = Vec::new();
+        let mut settings_of = |row: &SqliteRow| match serde_json::from_str(row.get("settings")) {
+            Ok(settings) => Some(settings),
+            Err(error) => {
+                let account: &str = row.get("name");
+                tracing::error!(account, %error, "its settings are of another release");
+                unreadable.push(AccountId(row.get("id")));
+                None
+            }
         };
-        let accounts = rows.iter().map(|row| {
+        let accounts = rows.iter().filter_map(|row| {
             let sealed: Option<Vec<u8>> = row.get("sealed");
             let stop: Option<String> = row.get("stop");
-            Ok(AccountRow {
+            Some(AccountRow {
                 id: AccountId(row.get("id")),
                 origin: match row.get("origin") {
                     "config" => Origin::Config,
@@ -95,7 +86,8 @@ impl Store {
                 sealed: sealed.map(|sealed| (sealed, row.get("version"))),
             })
         });
-        Ok(accounts.collect())
+        let accounts = accounts.collect();
+        Ok((accounts, unreadable))
     }
 
     /// Adds an account, or takes over a removed one of the same name and its history; what was known of

@@ -16,10 +16,10 @@ fn token_calls(h: &Harness) -> usize {
 #[tokio::test]
 async fn an_api_key_that_is_refused_is_asked_once_and_its_words_are_told() {
     let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
-    let wrong = r#"{"error":{"message":"Incorrect API key provided.","code":"invalid_api_key"}}"#;
+    let wrong = r#"{"error":{"message":"Incorrect API key provided: sk-proj-****abcd.","code":"invalid_api_key"}}"#;
     a.fault(Fault::status(401, wrong)).forever();
     let got = h.post("/v1/responses", &responses("hi", true)).await;
-    assert!(got.status == 503 && got.text().contains("Incorrect API key"), "{}", got.text());
+    assert!(got.status == 503 && got.text().contains("provided: [removed]."), "{}", got.text());
     assert_eq!(h.rows("SELECT outcome, status FROM attempts").await, [["token_refused", "401"]]);
     let state = h.app.pool.view(h.clock.now()).accounts.remove(0).state;
     assert_eq!((state.as_str(), h.asked()), ("cooling", vec!["a".to_owned()]));
