@@ -74,6 +74,34 @@ async fn nobody_waits_for_the_leg_of_an_account_that_rests() {
     h.finish().await;
 }
 
+/// spec §7: whoever alone can serve a turn, or is its home, counts for more than the leg; where nobody is,
+/// this strategy takes the first.
+#[tokio::test]
+async fn a_first_turn_that_belongs_elsewhere_does_not_stay_with_the_leg() {
+    for (field, value) in [
+        ("previous_response_id", None),
+        ("client_metadata", Some(json!({"x-codex-turn-state": "of another socket"}))),
+        ("prompt_cache_key", Some(json!("another session"))),
+    ] {
+        let (h, (a, _)) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            (s.openai("a"), s.openai("b"))
+        })
+        .await;
+        let mut stored = responses("hi", false);
+        stored["store"] = json!(true);
+        let stored = h.post("/v1/responses", &stored).await.json()["id"].clone();
+        a.fault(Fault::server_error(503)).on_handshakes().times(2);
+        let mut client = connect(&h, &[]).await.unwrap();
+        let mut frame = create("hi");
+        frame[field] = value.unwrap_or(stored);
+        client.turn(&frame).await;
+        assert_eq!(turns(&h), ["a"], "{field}");
+        drop(client);
+        h.finish().await;
+    }
+}
+
 #[tokio::test]
 async fn spec_10_a_refused_handshake_has_a_row_and_an_opened_one_has_none() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
