@@ -1,5 +1,6 @@
 //! The configuration is read again while the gateway runs: whole and right, or not at all.
 
+use poolgate::clock::Clock;
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -130,6 +131,40 @@ async fn a_store_that_takes_nothing_now_is_asked_again() {
     assert_eq!(value["accounts"][0]["name"], "a");
     assert_eq!(ask(&place).await, 413);
     end(gateway).await;
+}
+
+/// spec §12: an account whose settings cannot be read is left out, and keeps nothing from being taken over.
+/// One that serves already is not taken from service by that: then nothing of the file counts.
+#[tokio::test]
+async fn settings_that_cannot_be_read_stop_a_reload_only_if_they_are_in_use() {
+    let mut setup = Setup::new().await;
+    setup.openai("a");
+    setup.openai("b");
+    let b = setup.raw.account.pop().unwrap().resolve().unwrap();
+    let h = setup.start().await;
+    let names = || {
+        let accounts = h.app.pool.view(h.clock.now()).accounts;
+        accounts.into_iter().map(|account| account.name).collect::<Vec<_>>()
+    };
+    let ask = async || h.post("/v1/responses", &responses("hi", false)).await.status.as_u16();
+    let odd =
+        "INSERT INTO accounts (name, origin, settings, created_at) VALUES ('odd', 'cli', '{', 0)";
+    h.rows(odd).await;
+    let mut config = h.app.config.clone();
+    config.accounts.push(b);
+    h.app.reconfigure(&config).await.unwrap();
+    assert_eq!((names(), ask().await), (vec!["a".to_owned(), "b".to_owned()], 200));
+
+    h.rows("UPDATE accounts SET origin = 'cli', settings = '{' WHERE name = 'b'").await;
+    config.accounts.pop();
+    config.limits.body_max = 10;
+    let error = h.app.reconfigure(&config).await.unwrap_err().to_string();
+    assert!(error.contains("the settings of b cannot be read"), "{error}");
+    assert_eq!((names(), ask().await), (vec!["a".to_owned(), "b".to_owned()], 200));
+    h.rows("DELETE FROM accounts WHERE name = 'b'").await;
+    h.app.reconfigure(&config).await.unwrap();
+    assert_eq!((names(), ask().await), (vec!["a".to_owned()], 413));
+    h.finish().await;
 }
 
 /// SIGHUP ends a process that does not expect it.
