@@ -10,7 +10,9 @@ use tokio::process::{Child, Command};
 
 use crate::canary;
 use crate::harness::{Answer, Harness, PATIENCE, Setup};
-use crate::requests::{messages, responses};
+use crate::process::Place;
+use crate::requests::{CODEX, messages, responses};
+use crate::wire::Raw;
 
 pub async fn run(data: &Path, args: &[&str], stdin: &str) -> Output {
     run_with(data, args, stdin, &[]).await
@@ -422,6 +424,44 @@ async fn explain_tells_what_each_choice_saw_and_what_came_of_it() {
     assert_eq!(told["decisions"][0]["candidates"][1][1], "unfit", "{told}");
     fails(&data, &["explain", "0123", "--url", &h.url], "no request of that id").await;
     h.finish().await;
+}
+
+/// Decisions are stored with a request's end, which a process that is killed does not write.
+#[tokio::test]
+async fn explain_tells_on_whom_a_request_was_when_its_process_was_killed() {
+    let mut setup = Setup::new().await;
+    setup.codex("alice");
+    let place = Place::new(&setup, "listener.drain_delay_s = 0\n").await;
+    let mut killed = place.start("killed", &[]).await;
+    let mut client = Raw::to(&place.address).await;
+    let body = responses("hi [[events=100000]] [[gap_ms=20]]", true).to_string();
+    client
+        .write(format!(
+            "POST {CODEX} HTTP/1.1\r\nHost: a\r\nx-api-key: {}\r\nContent-Length: {}\r\n\r\n{body}",
+            place.key,
+            body.len()
+        ))
+        .await;
+    let begun = client.until("output_text.delta").await;
+    let id = begun.lines().find_map(|line| line.strip_prefix("x-poolgate-request-id: ")).unwrap();
+    killed.signal("KILL").await;
+    killed.ended().await;
+    let mut gateway = place.start("gateway", &[]).await;
+    let url = format!("http://{}", place.address);
+    let (data, ask) = (place.data(), ["explain", id.trim(), "--url", &url]);
+    let told = async {
+        loop {
+            let told = run(&data, &ask, "").await;
+            let text = String::from_utf8(told.stdout).unwrap();
+            if !text.contains("it is still running") {
+                return text;
+            }
+        }
+    };
+    let told = tokio::time::timeout(PATIENCE, told).await.expect("the row has an end");
+    assert!(told.ends_with("its process ended before it did; it was on alice\n"), "{told}");
+    gateway.signal("TERM").await;
+    assert!(gateway.ended().await.success());
 }
 
 #[tokio::test]
