@@ -109,6 +109,11 @@ impl Socket {
         self.pulse = None;
     }
 
+    #[cfg(test)]
+    pub const fn is_watched(&self) -> bool {
+        self.pulse.is_some()
+    }
+
     /// Resolves when the other end is as good as gone.
     fn poll_pulse(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(pulse) = &mut self.pulse else { return Poll::Pending };
@@ -202,7 +207,7 @@ impl Socket {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::convert::Infallible;
 
     use http::{Request, Response, StatusCode, header};
@@ -214,7 +219,7 @@ mod tests {
     use super::*;
 
     /// Both ends of one.
-    async fn pair() -> (Socket, Socket) {
+    pub async fn pair() -> (Socket, Socket) {
         let (near, far) = tokio::io::duplex(1 << 16);
         let upgrade: Mutex<Option<OnUpgrade>> = Mutex::default();
         let service = hyper::service::service_fn(|request: Request<Incoming>| {

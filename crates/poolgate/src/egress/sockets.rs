@@ -320,6 +320,24 @@ fn event(text: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ws::tests::pair;
+
+    /// reliability §9.
+    #[tokio::test]
+    async fn an_upstream_is_watched_during_a_turn_and_not_between_two() {
+        let (mut upstream, socket) = pair().await;
+        assert!(!socket.is_watched());
+        let (leg, slot) = (Leg::new(AccountId(1), 0, socket), Slot::default());
+        let wait = Duration::from_secs(20);
+        let begin = Turn::begin(leg, slot.clone(), Bytes::from_static(b"{}"), wait);
+        let created = Bytes::from_static(br#"{"type":"response.created"}"#);
+        let (turn, _) = tokio::join!(begin, upstream.say(created));
+        let mut turn = turn.unwrap();
+        assert!(turn.leg.as_ref().unwrap().socket.is_watched());
+        upstream.say(Bytes::from_static(br#"{"type":"response.completed"}"#)).await;
+        while std::future::poll_fn(|cx| turn.poll_event(cx)).await.is_some() {}
+        assert!(!slot.take().unwrap().socket.is_watched());
+    }
 
     #[test]
     fn knows_the_end_of_a_turn_and_of_a_leg() {

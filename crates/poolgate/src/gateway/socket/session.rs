@@ -388,3 +388,7 @@ fn alone(headers: &HeaderMap) -> HeaderMap {
     let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
     headers.iter().filter_map(|(name, value)| Some((name.clone(), copy(value)?))).collect()
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

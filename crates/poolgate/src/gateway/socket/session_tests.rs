@@ -1,0 +1,60 @@
+use super::*;
+use crate::clock::SystemClock;
+use crate::config::{Config, RawConfig};
+use crate::keys::generate;
+use crate::ws::tests::pair;
+
+/// reliability §9: a client that is gone without a word is noticed while it has a turn.
+#[tokio::test]
+async fn a_client_is_watched_during_a_turn_and_not_between_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = Some(dir.path().join("data"));
+    let config = Config::resolve(RawConfig { data_dir, ..RawConfig::default() }).unwrap();
+    let app = App::start(config, Arc::new(SystemClock)).await.unwrap();
+    let (key, new) = generate("test".into(), vec![], vec![], None).unwrap();
+    app.store.add_client_key(&new, app.clock.now()).await.unwrap();
+    app.reload().await.unwrap();
+    let key = app.keys.find(&key, app.clock.now()).unwrap();
+    let mut session = Session {
+        app: Arc::clone(&app),
+        caller: Caller { key },
+        headers: HeaderMap::new(),
+        query: None,
+        home: SessionKey::default(),
+        turn_state: None,
+        slot: Slot::default(),
+        contract: Contract::Strict,
+        asks: (String::new(), None),
+        had_turns: false,
+        moves: None,
+        told: None,
+        _permit: Permit::default(),
+    };
+    let (mut client, mut theirs) = pair().await;
+    let create = Bytes::from_static(br#"{"type":"response.create","model":"m","input":[]}"#);
+    let line = app.pool.line();
+
+    // Behind somebody else in the line it waits.
+    let ahead = line.join(0, 0).unwrap();
+    theirs.say(create.clone()).await;
+    let waits = async {
+        while line.waiting() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = session.serve(&mut client) => panic!("the socket stays"),
+        () = waits => {}
+    }
+    assert!(client.is_watched());
+
+    // There is no account.
+    drop(ahead);
+    theirs.say(create).await;
+    tokio::select! {
+        biased;
+        _ = session.serve(&mut client) => panic!("the socket stays"),
+        refused = theirs.said() => assert!(matches!(refused, Some(Said::Text(_)))),
+    }
+    assert!(!client.is_watched());
+}
