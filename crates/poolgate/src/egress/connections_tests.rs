@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
@@ -222,6 +223,27 @@ async fn an_upstream_that_never_answers_tls_was_sent_nothing() {
     let connections = connections(Duration::from_millis(50));
     let never = ask(&connections, &uri.replace("http:", "https:")).await;
     assert!(matches!(never, Err(SendError::Connect(_))), "{never:?}");
+    drop(listener);
+}
+
+/// Its clock runs from the first poll on. Whatever holds this machine up, what is due first comes first.
+#[tokio::test]
+async fn a_connection_has_the_time_that_was_set_and_no_more() {
+    let (listener, uri) = listen().await;
+    let uri = uri.replace("http:", "https:");
+    for limit in [30, 150].map(Duration::from_millis) {
+        let connections = connections(limit);
+        let began = Instant::now();
+        let mut asked = pin!(ask(&connections, &uri));
+        assert!(asked.as_mut().now_or_never().is_none());
+        let later = tokio::time::sleep(limit + Duration::from_millis(20));
+        tokio::select! {
+            biased;
+            never = asked => assert!(matches!(never, Err(SendError::Connect(_))), "{never:?}"),
+            () = later => panic!("it goes on after {limit:?}"),
+        }
+        assert!(began.elapsed() >= limit);
+    }
     drop(listener);
 }
 
