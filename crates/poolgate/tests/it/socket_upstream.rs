@@ -255,6 +255,32 @@ async fn a_refusal_inside_a_stream_names_no_account() {
     h.finish().await;
 }
 
+/// spec §6: nor does a failure behind output, or what an upstream quotes of a key.
+#[tokio::test]
+async fn what_a_failed_turn_tells_of_an_account_is_cut_out() {
+    let (h, _listener, mut client, mut upstream) = opened().await;
+    let text = json!({"type": "response.output_text.delta", "delta": "a"});
+    let told = json!({"code": "context_length_exceeded",
+        "message": "in org-9aXbYcZd0123456789abcdef by sk-proj-****abcd"});
+    let error = json!({"type": "error", "status": 400, "error": told});
+    let mut failed = event("response.failed", "resp_1");
+    failed["response"]["error"] = told;
+    for (failure, place) in [(error, "/error/message"), (failed, "/response/error/message")] {
+        for output in [&[][..], std::slice::from_ref(&text)] {
+            client.send(&create("hi")).await;
+            heard(&mut upstream).await;
+            let begun = event("response.created", "resp_1");
+            tell(&mut upstream, &[&[begun][..], output, std::slice::from_ref(&failure)].concat())
+                .await;
+            let events = client.rest_of_turn().await;
+            let last = events.last().unwrap();
+            assert_eq!(last.pointer(place), Some(&json!("in [removed] by [removed]")), "{last}");
+        }
+    }
+    drop((client, upstream));
+    h.finish().await;
+}
+
 /// codex-lb 1.7.
 #[tokio::test]
 async fn a_turn_may_be_interrupted_before_its_first_event() {
