@@ -368,28 +368,47 @@ pub fn scrub(body: &Bytes, account: &Account) -> Bytes {
     let text = String::from_utf8_lossy(body);
     let all = text.clone().into_owned();
     let clean = secrets.iter().fold(all, |text, secret| text.replace(secret, REMOVED));
-    let clean = without_masked(&without_owners(&clean));
+    let clean = without_masked(&without_owners(&clean), &secrets);
     // As it came, where there was nothing to remove: it may end in the middle of a character.
     if clean == text { body.clone() } else { Bytes::from(clean) }
 }
 
-/// An upstream that quotes the key it refuses leaves its beginning and its end.
+/// An upstream that quotes the key it refuses tells its beginning and its end (`OpenAI`: 8 characters and 4),
+/// with at least so many of these between.
 const MASK: &str = "***";
+/// Fewer known characters than these around it are chance: text may hold stars of its own.
+const TOLD_MIN: usize = 4;
+/// As many may be told on either side.
+const TOLD_MAX: usize = 64;
 
-fn without_masked(text: &str) -> String {
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"*-_".contains(&byte);
+fn without_masked(text: &str, secrets: &[String]) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find(MASK) {
-        let bytes = rest.as_bytes();
-        let before = bytes[..at].iter().rev().take_while(|byte| is_part(**byte)).count();
-        let behind = bytes[at..].iter().take_while(|byte| is_part(**byte)).count();
-        let (word, end) = (&rest[at - before..at + behind], at + behind);
-        out.push_str(&rest[..at - before]);
-        out.push_str(if word.bytes().all(|byte| byte == b'*') { word } else { REMOVED });
-        rest = &rest[end..];
+    let mut from = 0;
+    while let Some(at) = text[from..].find(MASK).map(|at| from + at) {
+        let stars = text[at..].bytes().take_while(|byte| *byte == b'*').count();
+        let (before, behind) = (&text[from..at], &text[at + stars..]);
+        let told = secrets.iter().map(|secret| told_of(secret, before, behind));
+        let (head, tail) = told.max_by_key(|(head, tail)| head + tail).unwrap_or_default();
+        from = at + stars;
+        if head + tail >= TOLD_MIN {
+            out.push_str(&before[..before.len() - head]);
+            out.push_str(REMOVED);
+            from += tail;
+        } else {
+            out.push_str(&text[at - before.len()..from]);
+        }
     }
-    out + rest
+    out + &text[from..]
+}
+
+/// How many bytes of its beginning end the text before, and of its end begin the one behind.
+fn told_of(secret: &str, before: &str, behind: &str) -> (usize, usize) {
+    let (secret, before, behind) = (secret.as_bytes(), before.as_bytes(), behind.as_bytes());
+    let longest = |text: &[u8]| secret.len().min(text.len()).min(TOLD_MAX);
+    let head = (1..=longest(before)).rev().find(|n| before.ends_with(&secret[..*n]));
+    let tail =
+        (1..=longest(behind)).rev().find(|n| behind.starts_with(&secret[secret.len() - n..]));
+    (head.unwrap_or(0), tail.unwrap_or(0))
 }
 
 /// How names of organisations and projects begin, which `OpenAI`'s errors tell, and a credential does
@@ -400,18 +419,27 @@ const OWNER_MIN: usize = 16;
 
 fn without_owners(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut rest = text;
+    let mut from = 0;
+    let find = |start: &str, from: usize| text[from..].find(start).map(|at| from + at);
+    // Each is sought again only behind where it was found: a text may be long and full of one.
+    let mut found = OWNERS.map(|start| (start, find(start, 0)));
     // Wherever it stands: behind a JSON escape it is no word of its own.
-    while let Some(at) = OWNERS.iter().filter_map(|start| rest.find(start)).min() {
-        let (before, name) = rest.split_at(at);
-        let start = name.find(['-', '_']).map_or(name.len(), |end| end + 1);
-        let length = name[start..].bytes().take_while(u8::is_ascii_alphanumeric).count();
-        let end = start + length;
-        out.push_str(before);
-        out.push_str(if length >= OWNER_MIN { REMOVED } else { &name[..end] });
-        rest = &name[end..];
+    while let Some((at, start)) =
+        found.iter().filter_map(|(start, at)| Some(((*at)?, *start))).min()
+    {
+        let name = at + start.len();
+        let length = text[name..].bytes().take_while(u8::is_ascii_alphanumeric).count();
+        let end = name + length;
+        out.push_str(&text[from..at]);
+        out.push_str(if length >= OWNER_MIN { REMOVED } else { &text[at..end] });
+        from = end;
+        for (start, at) in &mut found {
+            if at.is_some_and(|at| at < end) {
+                *at = find(start, end);
+            }
+        }
     }
-    out + rest
+    out + &text[from..]
 }
 
 /// The same for a refusal inside a stream, with what is said behind it, which may repeat it. All in
@@ -466,15 +494,30 @@ mod tests {
         }
     }
 
+    /// As `OpenAI` quotes it (2026-04), and others; text of a client's own has stars too, and stays JSON.
     #[test]
     fn what_a_refusal_quotes_of_a_key_is_cut_out() {
+        let secrets = ["sk-VKMIsAbCdEfGhIjKlwjh3".to_owned(), "0123-account".to_owned()];
         for (text, clean) in [
-            ("provided: sk-proj-********abcd. You", "provided: [removed]. You"),
-            ("\"sk-***\" and ***x", "\"[removed]\" and [removed]"),
-            ("**a** or *** stay, \u{e4}", "**a** or *** stay, \u{e4}"),
+            ("provided: sk-VKMIs*****wjh3. You", "provided: [removed]. You"),
+            (r#"{"a":"b\nsk-V***","c":"****wjh3"}"#, r#"{"a":"b\n[removed]","c":"[removed]"}"#),
+            ("sk-V***wjh3sk-V***wjh3", "[removed][removed]"),
+            (r"in: \n*** Begin Patch, \u00a0***", r"in: \n*** Begin Patch, \u00a0***"),
+            (
+                "**a**, ***a***, *** or 3*** stay, \u{e4}",
+                "**a**, ***a***, *** or 3*** stay, \u{e4}",
+            ),
+            ("another's sk-AbcdE****1234", "another's sk-AbcdE****1234"),
         ] {
-            assert_eq!(without_masked(text), clean);
+            assert_eq!(without_masked(text, &secrets), clean);
         }
+    }
+
+    /// An upstream may echo what its client sent. Read again for each hit, this takes minutes.
+    #[test]
+    fn what_is_cleaned_is_read_once() {
+        let (text, secrets) = ("an org-chart, proj_x*** ".repeat(1 << 16), ["n".repeat(99)]);
+        assert_eq!(without_masked(&without_owners(&text), &secrets), text);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use poolgate::clock::Clock;
 use poolgate_sim::Fault;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, messages, responses};
@@ -16,8 +16,11 @@ fn token_calls(h: &Harness) -> usize {
 #[tokio::test]
 async fn an_api_key_that_is_refused_is_asked_once_and_its_words_are_told() {
     let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
-    let wrong = r#"{"error":{"message":"Incorrect API key provided: sk-proj-****abcd.","code":"invalid_api_key"}}"#;
-    a.fault(Fault::status(401, wrong)).forever();
+    let key = a.credential();
+    let quoted = format!("{}****{}", &key[..8], &key[key.len() - 4..]);
+    let words = format!("Incorrect API key provided: {quoted}.");
+    let wrong = json!({"error": {"message": words, "code": "invalid_api_key"}}).to_string();
+    a.fault(Fault::status(401, &wrong)).forever();
     let got = h.post("/v1/responses", &responses("hi", true)).await;
     assert!(got.status == 503 && got.text().contains("provided: [removed]."), "{}", got.text());
     assert_eq!(h.rows("SELECT outcome, status FROM attempts").await, [["token_refused", "401"]]);

@@ -260,8 +260,10 @@ async fn a_refusal_inside_a_stream_names_no_account() {
 async fn what_a_failed_turn_tells_of_an_account_is_cut_out() {
     let (h, _listener, mut client, mut upstream) = opened().await;
     let text = json!({"type": "response.output_text.delta", "delta": "a"});
-    let told = json!({"code": "context_length_exceeded",
-        "message": "in org-9aXbYcZd0123456789abcdef by sk-proj-****abcd"});
+    let key = h.app.pool.accounts()[0].credential.identifiers().remove(0);
+    let quoted = format!("{}****{}", &key[..8], &key[key.len() - 4..]);
+    let message = format!("in org-9aXbYcZd0123456789abcdef by {quoted}\n*** Begin");
+    let told = json!({"code": "context_length_exceeded", "message": message});
     let error = json!({"type": "error", "status": 400, "error": told});
     let mut failed = event("response.failed", "resp_1");
     failed["response"]["error"] = told;
@@ -274,7 +276,11 @@ async fn what_a_failed_turn_tells_of_an_account_is_cut_out() {
                 .await;
             let events = client.rest_of_turn().await;
             let last = events.last().unwrap();
-            assert_eq!(last.pointer(place), Some(&json!("in [removed] by [removed]")), "{last}");
+            assert_eq!(
+                last.pointer(place),
+                Some(&json!("in [removed] by [removed]\n*** Begin")),
+                "{last}"
+            );
         }
     }
     drop((client, upstream));
