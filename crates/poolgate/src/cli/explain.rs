@@ -64,7 +64,7 @@ fn undecided(told: &Explained) -> String {
     match told.account.as_deref().filter(|_| is_killed) {
         Some(account) => {
             let account = clean(account);
-            format!("\nits process ended before it did; it was on {account}")
+            format!("\nits process ended before it did; it was first given to {account}")
         }
         None => "\nno decision is on record: it was refused before, or it is too old".into(),
     }

@@ -459,7 +459,10 @@ async fn explain_tells_on_whom_a_request_was_when_its_process_was_killed() {
         }
     };
     let told = tokio::time::timeout(PATIENCE, told).await.expect("the row has an end");
-    assert!(told.ends_with("its process ended before it did; it was on alice\n"), "{told}");
+    assert!(
+        told.ends_with("its process ended before it did; it was first given to alice\n"),
+        "{told}"
+    );
     gateway.signal("TERM").await;
     assert!(gateway.ended().await.success());
 }
