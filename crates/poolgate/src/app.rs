@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
+use poolgate_core::account::AccountId;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
@@ -145,23 +146,23 @@ impl App {
         let configured = vault::seal_settings(&config.accounts, &self.data_key)?;
         self.store.sync_config_accounts(&configured, self.clock.now()).await?;
         let _only = self.loading.lock().await;
-        let loaded = self.load().await?;
+        let (loaded, unreadable) = self.load().await?;
         let live = Arc::new(Live::of(config));
         self.live.store(Arc::clone(&live));
-        self.pool.replace(loaded, &live.pools);
+        self.pool.replace(loaded, &unreadable, &live.pools);
         Ok(())
     }
 
     /// Takes over accounts and keys as the store has them now.
     pub async fn reload(&self) -> anyhow::Result<()> {
         let _only = self.loading.lock().await;
-        let loaded = self.load().await?;
-        self.pool.replace(loaded, &self.live.load().pools);
+        let (loaded, unreadable) = self.load().await?;
+        self.pool.replace(loaded, &unreadable, &self.live.load().pools);
         Ok(())
     }
 
-    /// Keys, which count at once, and the accounts.
-    async fn load(&self) -> anyhow::Result<Vec<pool::Loaded>> {
+    /// Keys, which count at once, and the accounts; and those that cannot be read.
+    async fn load(&self) -> anyhow::Result<(Vec<pool::Loaded>, Vec<AccountId>)> {
         self.keys.replace(self.store.client_keys().await?);
         let known = self.pool.begin_reload();
         let dir = self.config.data_dir.join("credentials");

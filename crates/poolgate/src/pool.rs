@@ -181,8 +181,9 @@ impl Default for Pool {
 
 impl Pool {
     /// Takes over accounts and pools as they are now configured. What was learnt about an account
-    /// that stays is kept, unless an operator has resumed it since.
-    pub fn replace(&self, loaded: Vec<Loaded>, pools: &[PoolSpec]) {
+    /// that stays is kept, unless an operator has resumed it since. Those of `unreadable` that are here
+    /// go on as they were.
+    pub fn replace(&self, loaded: Vec<Loaded>, unreadable: &[AccountId], pools: &[PoolSpec]) {
         let mut state = self.state.lock();
         let mut old: HashMap<AccountId, Live> =
             state.live.drain(..).map(|live| (live.facts.id, live)).collect();
@@ -190,6 +191,8 @@ impl Pool {
             let known = old.remove(&one.facts.id);
             state.live.push(Live::of(one, known));
         }
+        state.live.extend(unreadable.iter().filter_map(|id| old.remove(id)));
+        state.live.sort_by_key(|live| live.facts.id);
         // Of those that have left, requests that wait for a head go elsewhere, as after a pause.
         for live in old.values() {
             live.interrupt.cancel();
@@ -223,6 +226,11 @@ impl Pool {
         drop(state);
         self.line.freed();
         self.polls.notify_one();
+    }
+
+    /// Where the session is at home.
+    pub fn home(&self, session: SessionKey, now: Timestamp) -> Option<AccountId> {
+        self.state.lock().homes.home(&session, now)
     }
 
     pub fn line(&self) -> &Arc<Line> {

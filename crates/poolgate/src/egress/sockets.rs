@@ -14,7 +14,6 @@ use poolgate_core::account::AccountId;
 use tokio::time::timeout;
 
 use super::{BodyError, SendError};
-use crate::pool::SessionKey;
 use crate::providers::{event_kind, is_metadata, response_id};
 use crate::ws::{Said, Socket};
 
@@ -65,8 +64,8 @@ struct Held {
     said: Option<VecDeque<Bytes>>,
     /// It speaks HTTP only.
     without: Option<AccountId>,
-    /// The session of its handshake, if others were left before the leg was opened.
-    others_failed_for: Option<SessionKey>,
+    /// Others were left before the leg was opened.
+    others_failed: bool,
 }
 
 impl Slot {
@@ -94,16 +93,15 @@ impl Slot {
     }
 
     /// An account was left when a socket was to be opened.
-    pub fn note_failed(&self, session: Option<SessionKey>) {
-        self.0.lock().others_failed_for = session;
+    pub fn note_failed(&self) {
+        self.0.lock().others_failed = true;
     }
 
-    /// Whose leg was opened behind the failure of others, for this session: another may be at home
-    /// elsewhere. Once.
-    pub fn take_opener(&self, session: Option<SessionKey>) -> Option<AccountId> {
+    /// Whose leg was opened behind the failure of others. Once.
+    pub fn take_opener(&self) -> Option<AccountId> {
         let mut held = self.0.lock();
-        let of = held.others_failed_for.take()?;
-        held.leg.as_ref().filter(|_| session == Some(of)).map(|leg| leg.account)
+        let others_failed = std::mem::take(&mut held.others_failed);
+        held.leg.as_ref().filter(|_| others_failed).map(|leg| leg.account)
     }
 
     pub fn is_bridged(&self, account: AccountId) -> bool {

@@ -98,7 +98,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                 let id = lease.account.id;
                 tried.push(id);
                 if let Some(over) = &call.over {
-                    over.note_failed(call.head.session);
+                    over.note_failed();
                 }
                 tracing::info!(
                     request.id = record.id(),

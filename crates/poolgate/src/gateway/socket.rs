@@ -50,7 +50,7 @@ use crate::egress::{Leg, NotBegun, Received, SendError, Slot, Turn, Upgrade};
 use crate::error::{Dialect, Error};
 use crate::json::{Document, Text, TextBody};
 use crate::metrics::Ending;
-use crate::pool::{Account, SessionKey};
+use crate::pool::Account;
 use crate::ws::derive_accept_key;
 use session::Session;
 
@@ -82,16 +82,16 @@ impl OverSocket {
     }
 
     /// For the first turn: whose leg was opened when others had refused the handshake.
-    pub fn opener(&self, session: Option<SessionKey>) -> Option<AccountId> {
+    pub fn opener(&self) -> Option<AccountId> {
         match self.wants {
             Wants::Socket => None,
-            Wants::Turn { .. } => self.slot.take_opener(session),
+            Wants::Turn { .. } => self.slot.take_opener(),
         }
     }
 
-    pub fn note_failed(&self, session: Option<SessionKey>) {
+    pub fn note_failed(&self) {
         if self.wants == Wants::Socket {
-            self.slot.note_failed(session);
+            self.slot.note_failed();
         }
     }
 

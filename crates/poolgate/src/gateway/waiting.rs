@@ -30,14 +30,20 @@ fn wish<'a>(call: &'a Call, tried: &'a [AccountId]) -> Wish<'a> {
 }
 
 /// For a socket's first turn: with the leg that was opened when others had refused the handshake, which the
-/// strategy may choose again. `None`: it does not serve at once, or others wait.
+/// strategy may choose again. `None`: it does not serve at once, the turn belongs elsewhere, or others wait.
 pub fn lease_of_leg(app: &App, call: &Call, over: &OverSocket) -> Option<Lease> {
-    let opener = over.opener(call.head.session)?;
-    if call.head.owner.is_some() || call.turn.is_some() || app.pool.line().waiting() > 0 {
+    let opener = over.opener()?;
+    let now = app.clock.now();
+    let home = call.head.session.and_then(|session| app.pool.home(session, now));
+    if home.is_some_and(|home| home != opener)
+        || call.head.owner.is_some()
+        || call.turn.is_some()
+        || app.pool.line().waiting() > 0
+    {
         return None;
     }
     let wish = Wish { leg: Some(opener), ..wish(call, &[]) };
-    app.pool.lease(&wish, app.clock.now()).ok()
+    app.pool.lease(&wish, now).ok()
 }
 
 /// Waits in line, within bounds, while somebody is expected to become able.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use poolgate_core::account::Kind;
+use poolgate_core::account::{AccountId, Kind};
 use poolgate_core::availability::Account as Facts;
 use poolgate_core::health::Health;
 use poolgate_core::quota::Quota;
@@ -18,7 +18,7 @@ use crate::sealing::DataKey;
 use crate::store::{AccountRow, Store};
 
 /// All accounts of the store, with their credentials read. A row that no longer resolves is left
-/// out, loudly.
+/// out, loudly. The ids are of accounts whose settings cannot be read.
 ///
 /// `known` are the accounts loaded before: their credentials are kept, since one may be in the
 /// middle of a refresh. `dir` is where notes about credentials go.
@@ -28,14 +28,10 @@ pub async fn load(
     dir: &Path,
     known: &[Arc<Account>],
     now: Timestamp,
-) -> anyhow::Result<Vec<Loaded>> {
+) -> anyhow::Result<(Vec<Loaded>, Vec<AccountId>)> {
     let quotas = store.quotas().await?;
     let mut loaded = Vec::new();
     let (rows, unreadable) = store.all_accounts().await?;
-    // Who serves already goes on, as it is.
-    if let Some(account) = known.iter().find(|account| unreadable.contains(&account.id)) {
-        anyhow::bail!("the settings of {} cannot be read any more", account.name);
-    }
     for row in rows {
         let name = row.settings.name.clone();
         match resolve(&row, Some(data_key)) {
@@ -58,7 +54,7 @@ pub async fn load(
             }
         }
     }
-    Ok(loaded)
+    Ok((loaded, unreadable))
 }
 
 /// An account's settings, checked. Without `key` one whose proxy has a login does not resolve.

@@ -12,7 +12,7 @@ fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {
         strategy: Strategy::Fallback,
         rebalance_threshold: None,
     };
-    pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[first]);
+    pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[], &[first]);
     pool.observe(AccountId(1), &weekly(99.5), Source::Answer, NOW);
     let stale = after(Duration::from_hours(2));
     let leases: Vec<Lease> = std::thread::scope(|scope| {
@@ -104,10 +104,27 @@ fn a_clock_that_is_set_back_makes_no_reading_newer_than_a_refusal() {
     let spent = Outcome::ModelLimited { until: after(WEEK) };
     pool.settle(AccountId(1), spent, Attempt { ask, ..AT });
     let back = Duration::from_hours(3);
-    pool.set_back(back);
     let now = after(Duration::from_mins(1)).minus(back);
+    pool.set_back(back, now);
     pool.observe(AccountId(1), &weekly(6.0), Source::Answer, now);
     assert!(pool.lease(&wish, now).is_err());
+}
+
+/// An answer that came before anybody noticed.
+#[test]
+fn a_clock_that_is_set_back_makes_no_new_reading_old() {
+    let pool = pool(vec![loaded(1, 0)]);
+    let back = Duration::from_hours(3);
+    let now = NOW.minus(back);
+    pool.observe(
+        AccountId(1),
+        &weekly(100.0),
+        Source::Answer,
+        now.minus(Duration::from_millis(400)),
+    );
+    pool.set_back(back, now);
+    let refusal = pool.lease(&wish(None, 1), now).unwrap_err().refusal;
+    assert!(matches!(refusal, Refusal::Later(later) if later.quota), "{refusal:?}");
 }
 
 /// spec §3.2.
@@ -192,7 +209,7 @@ fn being_served_and_reloads_leave_the_polls_as_they_are() {
     };
     let mut same = subscription();
     same.account.credential = Arc::clone(&pool.accounts()[0].credential);
-    pool.replace(vec![same], &[]);
+    pool.replace(vec![same], &[], &[]);
     assert!(due(&pool, NOW).is_empty(), "a reload is no reason to ask");
     let minutes = |count| after(Duration::from_mins(count));
     pool.observe(AccountId(1), &weekly(99.6), Source::Answer, minutes(40));
@@ -203,7 +220,7 @@ fn being_served_and_reloads_leave_the_polls_as_they_are() {
     pool.observe(AccountId(1), &weekly(99.6), Source::Answer, minutes(102));
     fail(minutes(162));
     assert_eq!(due(&pool, minutes(163)).len(), 1, "being served has ended the row of failures");
-    pool.replace(vec![subscription()], &[]);
+    pool.replace(vec![subscription()], &[], &[]);
     assert_eq!(due(&pool, minutes(163)).len(), 1, "another credential is asked at once");
 }
 

@@ -55,7 +55,7 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
 
 fn pool(accounts: Vec<Loaded>) -> Arc<Pool> {
     let pool = Pool::default();
-    pool.replace(accounts, &[]);
+    pool.replace(accounts, &[], &[]);
     Arc::new(pool)
 }
 
@@ -129,7 +129,7 @@ fn a_look_corrects_what_a_reload_saw_of_a_credential() {
     let pool = pool(vec![first]);
     assert!(pool.follow_credential(AccountId(1), NOW), "there is none");
     assert_eq!(states(&pool, NOW), ["unavailable"]);
-    pool.replace(vec![again], &[]);
+    pool.replace(vec![again], &[], &[]);
     assert_eq!(states(&pool, NOW), ["ready"]);
     assert!(pool.follow_credential(AccountId(1), NOW), "there is still none");
     assert_eq!(states(&pool, NOW), ["unavailable"]);
@@ -171,7 +171,7 @@ fn a_reload_keeps_what_was_learnt() {
     let pool = pool(vec![loaded(1, 1), loaded(2, 0)]);
     let lease = pool.lease(&Wish { tried: &[AccountId(2)], ..wish(None, 1) }, NOW).unwrap();
     pool.settle(AccountId(2), Outcome::Stopped(Stop::NeedsLogin), AT);
-    pool.replace(vec![loaded(1, 1), loaded(2, 0), loaded(3, 0)], &[]);
+    pool.replace(vec![loaded(1, 1), loaded(2, 0), loaded(3, 0)], &[], &[]);
     assert_eq!(pool.in_flight(), 1, "the running attempt still counts");
     let states: Vec<String> = pool.view(NOW).accounts.into_iter().map(|a| a.state).collect();
     assert_eq!(states, ["ready", "needs_login", "ready"], "an unsaved stop stays");
@@ -187,17 +187,17 @@ fn no_reload_forgets_a_stop_before_the_store_has_it() {
     pool.settle(AccountId(1), Outcome::Stopped(stop), AT);
     for round in ["first", "second"] {
         pool.begin_reload();
-        pool.replace(vec![loaded(1, 0)], &[]);
+        pool.replace(vec![loaded(1, 0)], &[], &[]);
         assert_eq!(states(&pool, NOW), ["deactivated"], "the {round} reload");
     }
     pool.begin_reload();
     let saved = pool.take_unsaved_stops();
     assert_eq!(saved, [(AccountId(1), Some(stop))], "it is still to be saved");
-    pool.replace(vec![loaded(1, 0)], &[]);
+    pool.replace(vec![loaded(1, 0)], &[], &[]);
     assert_eq!(states(&pool, NOW), ["deactivated"], "it was saved behind the reading");
     assert_eq!(pool.take_unsaved_stops(), []);
     pool.begin_reload();
-    pool.replace(vec![loaded(1, 0)], &[]);
+    pool.replace(vec![loaded(1, 0)], &[], &[]);
     assert_eq!(states(&pool, NOW), ["ready"], "what is in the store counts from then on");
 }
 
@@ -209,7 +209,7 @@ async fn an_account_that_leaves_lets_go_of_who_waits_for_it() {
         pool.lease(&Wish { tried: &others, ..wish(None, 1) }, NOW).unwrap()
     };
     let (leaves, stays) = (on(1), on(2));
-    pool.replace(vec![loaded(2, 0)], &[]);
+    pool.replace(vec![loaded(2, 0)], &[], &[]);
     assert!(leaves.interrupted().now_or_never().is_some());
     assert!(stays.interrupted().now_or_never().is_none());
 }
@@ -223,10 +223,10 @@ fn an_operators_resume_clears_what_was_learnt() {
         || -> Vec<String> { pool.view(NOW).accounts.into_iter().map(|a| a.state).collect() };
     assert_eq!(states(), ["disabled", "cooling"]);
     let resumed = |id| Loaded { resumed_at: Some(NOW), ..loaded(id, 0) };
-    pool.replace(vec![resumed(1), resumed(2)], &[]);
+    pool.replace(vec![resumed(1), resumed(2)], &[], &[]);
     assert_eq!(states(), ["ready", "ready"]);
     pool.settle(AccountId(2), Outcome::Strike, AT);
-    pool.replace(vec![resumed(1), resumed(2)], &[]);
+    pool.replace(vec![resumed(1), resumed(2)], &[], &[]);
     assert_eq!(states(), ["ready", "cooling"], "one resume clears once");
 }
 
@@ -238,9 +238,9 @@ fn an_operators_resume_forgets_the_windows_that_say_no() {
     let five = Reading { length: FIVE_HOURS, ..weekly(3.0).remove(0) };
     pool.observe(AccountId(1), &[five, weekly(100.0).remove(0)], Source::Answer, NOW);
     pool.take_unsaved_quotas();
-    pool.replace(vec![loaded(1, 0)], &[]);
+    pool.replace(vec![loaded(1, 0)], &[], &[]);
     assert_eq!(states(&pool, NOW), ["limited"]);
-    pool.replace(vec![Loaded { resumed_at: Some(NOW), ..loaded(1, 0) }], &[]);
+    pool.replace(vec![Loaded { resumed_at: Some(NOW), ..loaded(1, 0) }], &[], &[]);
     assert_eq!(states(&pool, NOW), ["ready"]);
     let saved: Vec<usize> =
         pool.take_unsaved_quotas().iter().map(|q| q.1.windows().len()).collect();
@@ -258,7 +258,7 @@ fn pools_limit_who_may_serve() {
         strategy: Strategy::Fallback,
         rebalance_threshold: None,
     };
-    pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[keys]);
+    pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[], &[keys]);
     let pool = Arc::new(pool);
     let names = ["keys".to_owned()];
     let lease = pool.lease(&Wish { pools: &names, ..wish(None, 1) }, NOW).unwrap();
@@ -297,7 +297,7 @@ fn each_pool_takes_its_own_turns() {
     };
     let pool = Arc::new(Pool::default());
     let accounts = (1..=3).map(|id| loaded(id, 0)).collect();
-    pool.replace(accounts, &[spec("ours", ["a1", "a2"]), spec("theirs", ["a2", "a3"])]);
+    pool.replace(accounts, &[], &[spec("ours", ["a1", "a2"]), spec("theirs", ["a2", "a3"])]);
     let (ours, theirs) = (["ours".to_owned()], ["theirs".to_owned()]);
     let on = |pools, surface| {
         let wish = Wish { pools, ask: Ask { surface, ..ASK }, ..wish(None, 1) };
@@ -396,7 +396,7 @@ async fn a_rebalance_moves_the_requests_of_its_own_pool_once() {
         rebalance_threshold: Some(20.0),
     };
     let pool = Arc::new(Pool::default());
-    pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[spec("ours"), spec("theirs")]);
+    pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[], &[spec("ours"), spec("theirs")]);
     let (ours, theirs) = (["ours".to_owned()], ["theirs".to_owned()]);
     let lease =
         |pools, session| pool.lease(&Wish { pools, ..wish(Some([session; 16]), 1) }, NOW).unwrap();
@@ -468,7 +468,7 @@ proptest::proptest! {
                     let id = held[at % held.len()].0.account.id;
                     pool.settle(id, Outcome::UpstreamError, AT);
                 }
-                4 => pool.replace(vec![loaded(1, 3), loaded(2, 0), loaded(3, 1)], &[]),
+                4 => pool.replace(vec![loaded(1, 3), loaded(2, 0), loaded(3, 1)], &[], &[]),
                 5 if !held.is_empty() => {
                     let id = held[at % held.len()].0.account.id;
                     pool.settle(id, Outcome::Served, AT);

@@ -77,11 +77,12 @@ async fn nobody_waits_for_the_leg_of_an_account_that_rests() {
 /// spec §7: whoever alone can serve a turn, or is its home, counts for more than the leg; where nobody is,
 /// this strategy takes the first.
 #[tokio::test]
-async fn a_first_turn_that_belongs_elsewhere_does_not_stay_with_the_leg() {
-    for (field, value) in [
-        ("previous_response_id", None),
-        ("client_metadata", Some(json!({"x-codex-turn-state": "of another socket"}))),
-        ("prompt_cache_key", Some(json!("another session"))),
+async fn only_a_first_turn_that_belongs_elsewhere_leaves_the_leg() {
+    for (field, value, want) in [
+        ("previous_response_id", None, "a"),
+        ("client_metadata", Some(json!({"x-codex-turn-state": "of another socket"})), "a"),
+        ("prompt_cache_key", Some(json!("another session")), "a"),
+        ("prompt_cache_key", Some(json!("a new session")), "b"),
     ] {
         let (h, (a, _)) = Harness::start(|s: &mut Setup| {
             s.in_order();
@@ -90,13 +91,14 @@ async fn a_first_turn_that_belongs_elsewhere_does_not_stay_with_the_leg() {
         .await;
         let mut stored = responses("hi", false);
         stored["store"] = json!(true);
+        stored["prompt_cache_key"] = json!("another session");
         let stored = h.post("/v1/responses", &stored).await.json()["id"].clone();
         a.fault(Fault::server_error(503)).on_handshakes().times(2);
         let mut client = connect(&h, &[]).await.unwrap();
         let mut frame = create("hi");
         frame[field] = value.unwrap_or(stored);
         client.turn(&frame).await;
-        assert_eq!(turns(&h), ["a"], "{field}");
+        assert_eq!(turns(&h), [want], "{field}");
         drop(client);
         h.finish().await;
     }
