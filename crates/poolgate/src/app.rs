@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
-use poolgate_core::account::AccountId;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
@@ -22,7 +21,7 @@ use crate::reconfigure::{Last, Live};
 use crate::sealing::DataKey;
 use crate::serve::memory::Memory;
 use crate::serve::strangers::Strangers;
-use crate::store::Store;
+use crate::store::{Store, Unread};
 use crate::tasks::{Sockets, Tasks};
 use crate::vault;
 
@@ -146,23 +145,23 @@ impl App {
         let configured = vault::seal_settings(&config.accounts, &self.data_key)?;
         self.store.sync_config_accounts(&configured, self.clock.now()).await?;
         let _only = self.loading.lock().await;
-        let (loaded, unreadable) = self.load().await?;
+        let (loaded, unread) = self.load().await?;
         let live = Arc::new(Live::of(config));
         self.live.store(Arc::clone(&live));
-        self.pool.replace(loaded, &unreadable, &live.pools);
+        self.pool.replace(loaded, &unread, &live.pools);
         Ok(())
     }
 
     /// Takes over accounts and keys as the store has them now.
     pub async fn reload(&self) -> anyhow::Result<()> {
         let _only = self.loading.lock().await;
-        let (loaded, unreadable) = self.load().await?;
-        self.pool.replace(loaded, &unreadable, &self.live.load().pools);
+        let (loaded, unread) = self.load().await?;
+        self.pool.replace(loaded, &unread, &self.live.load().pools);
         Ok(())
     }
 
     /// Keys, which count at once, and the accounts; and those that cannot be read.
-    async fn load(&self) -> anyhow::Result<(Vec<pool::Loaded>, Vec<AccountId>)> {
+    async fn load(&self) -> anyhow::Result<(Vec<pool::Loaded>, Vec<Unread>)> {
         self.keys.replace(self.store.client_keys().await?);
         let known = self.pool.begin_reload();
         let dir = self.config.data_dir.join("credentials");

@@ -60,7 +60,7 @@ async fn follow_changes(app: &App, mut revision: String) {
         let back = now.until(looked_at);
         if back > SET_BACK {
             tracing::warn!(seconds = back.as_secs(), "the clock was set back");
-            app.pool.set_back(back, now);
+            app.pool.set_back(back);
         }
         looked_at = now;
         match app.store.revision().await {

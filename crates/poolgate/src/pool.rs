@@ -38,6 +38,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
 use crate::credentials::{Credential, Likeness, Owner};
+use crate::store::Unread;
 
 use line::Line;
 
@@ -181,9 +182,9 @@ impl Default for Pool {
 
 impl Pool {
     /// Takes over accounts and pools as they are now configured. What was learnt about an account
-    /// that stays is kept, unless an operator has resumed it since. Those of `unreadable` that are here
-    /// go on as they were.
-    pub fn replace(&self, loaded: Vec<Loaded>, unreadable: &[AccountId], pools: &[PoolSpec]) {
+    /// that stays is kept, unless an operator has resumed it since. Those of `unread` that are here go
+    /// on as they were, unless an operator has paused or resumed them.
+    pub fn replace(&self, loaded: Vec<Loaded>, unread: &[Unread], pools: &[PoolSpec]) {
         let mut state = self.state.lock();
         let mut old: HashMap<AccountId, Live> =
             state.live.drain(..).map(|live| (live.facts.id, live)).collect();
@@ -191,7 +192,14 @@ impl Pool {
             let known = old.remove(&one.facts.id);
             state.live.push(Live::of(one, known));
         }
-        state.live.extend(unreadable.iter().filter_map(|id| old.remove(id)));
+        for one in unread {
+            let Some(mut live) = old.remove(&one.id) else { continue };
+            if one.paused && !live.facts.paused {
+                std::mem::take(&mut live.interrupt).cancel();
+            }
+            live.facts.paused = one.paused;
+            state.live.push(live);
+        }
         state.live.sort_by_key(|live| live.facts.id);
         // Of those that have left, requests that wait for a head go elsewhere, as after a pause.
         for live in old.values() {

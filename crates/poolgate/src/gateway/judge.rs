@@ -376,10 +376,8 @@ pub fn scrub(body: &Bytes, account: &Account) -> Bytes {
 /// An upstream that quotes the key it refuses tells its beginning and its end (`OpenAI`: 8 characters and 4),
 /// with at least so many of these between.
 const MASK: &str = "***";
-/// Fewer known characters than these around it are chance: text may hold stars of its own.
+/// Fewer known characters than these on one side of it are chance: text may hold stars of its own.
 const TOLD_MIN: usize = 4;
-/// As many may be told on either side.
-const TOLD_MAX: usize = 64;
 
 fn without_masked(text: &str, secrets: &[String]) -> String {
     let mut out = String::with_capacity(text.len());
@@ -390,7 +388,7 @@ fn without_masked(text: &str, secrets: &[String]) -> String {
         let told = secrets.iter().map(|secret| told_of(secret, before, behind));
         let (head, tail) = told.max_by_key(|(head, tail)| head + tail).unwrap_or_default();
         from = at + stars;
-        if head + tail >= TOLD_MIN {
+        if head.max(tail) >= TOLD_MIN {
             out.push_str(&before[..before.len() - head]);
             out.push_str(REMOVED);
             from += tail;
@@ -404,11 +402,25 @@ fn without_masked(text: &str, secrets: &[String]) -> String {
 /// How many bytes of its beginning end the text before, and of its end begin the one behind.
 fn told_of(secret: &str, before: &str, behind: &str) -> (usize, usize) {
     let (secret, before, behind) = (secret.as_bytes(), before.as_bytes(), behind.as_bytes());
-    let longest = |text: &[u8]| secret.len().min(text.len()).min(TOLD_MAX);
-    let head = (1..=longest(before)).rev().find(|n| before.ends_with(&secret[..*n]));
-    let tail =
-        (1..=longest(behind)).rev().find(|n| behind.starts_with(&secret[secret.len() - n..]));
+    let ends = |n: &usize| {
+        secret[n - 1] == before[before.len() - 1]
+            && before.ends_with(&secret[..*n])
+            && !is_in_escape(&before[..before.len() - n])
+    };
+    let begins = |n: &usize| {
+        let end = &secret[secret.len() - n..];
+        end[0] == behind[0] && behind.starts_with(end)
+    };
+    let head = (1..=secret.len().min(before.len())).rev().find(ends);
+    let tail = (1..=secret.len().min(behind.len())).rev().find(begins);
     (head.unwrap_or(0), tail.unwrap_or(0))
+}
+
+/// Whether what follows belongs to an escape of JSON.
+fn is_in_escape(text: &[u8]) -> bool {
+    let digits = text.iter().rev().take(4).take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let is_odd = text.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1;
+    is_odd || digits < 4 && text[..text.len() - digits].ends_with(b"\\u")
 }
 
 /// How names of organisations and projects begin, which `OpenAI`'s errors tell, and a credential does
@@ -428,14 +440,19 @@ fn without_owners(text: &str) -> String {
         found.iter().filter_map(|(start, at)| Some(((*at)?, *start))).min()
     {
         let name = at + start.len();
-        let length = text[name..].bytes().take_while(u8::is_ascii_alphanumeric).count();
-        let end = name + length;
+        let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'*';
+        let length = text[name..].bytes().take_while(is_part).count();
         out.push_str(&text[from..at]);
-        out.push_str(if length >= OWNER_MIN { REMOVED } else { &text[at..end] });
-        from = end;
+        if length >= OWNER_MIN {
+            out.push_str(REMOVED);
+            from = name + length;
+        } else {
+            out.push_str(start);
+            from = name;
+        }
         for (start, at) in &mut found {
-            if at.is_some_and(|at| at < end) {
-                *at = find(start, end);
+            if at.is_some_and(|at| at < from) {
+                *at = find(start, from);
             }
         }
     }
@@ -487,6 +504,7 @@ mod tests {
             ),
             (format!("{org},{org}"), "[removed],[removed]"),
             (format!(r"limit.\n{org}\u00a0{project}"), r"limit.\n[removed]\u00a0[removed]"),
+            (format!("org-{project}, org-9aXb****************"), "org-[removed], [removed]"),
             ("an org-chart, a proj_x, \u{e4}org-".into(), "an org-chart, a proj_x, \u{e4}org-"),
         ];
         for (text, clean) in cases {
@@ -497,11 +515,17 @@ mod tests {
     /// As `OpenAI` quotes it (2026-04), and others; text of a client's own has stars too, and stays JSON.
     #[test]
     fn what_a_refusal_quotes_of_a_key_is_cut_out() {
-        let secrets = ["sk-VKMIsAbCdEfGhIjKlwjh3".to_owned(), "0123-account".to_owned()];
+        let long = format!("sk-{}", "a1B2".repeat(40));
+        let secrets =
+            ["sk-VKMIsAbCdEfGhIjKlwjh3".to_owned(), "e4nv-account-\u{e4}".into(), long.clone()];
+        let quoted = format!("{}***{}", &long[..120], &long[150..]);
         for (text, clean) in [
             ("provided: sk-VKMIs*****wjh3. You", "provided: [removed]. You"),
             (r#"{"a":"b\nsk-V***","c":"****wjh3"}"#, r#"{"a":"b\n[removed]","c":"[removed]"}"#),
             ("sk-V***wjh3sk-V***wjh3", "[removed][removed]"),
+            (&quoted, "[removed]"),
+            ("e4nv***\u{e4}", "[removed]"),
+            (r"\\e4nv***, \u00e4nv***", r"\\[removed], \u00e4nv***"),
             (r"in: \n*** Begin Patch, \u00a0***", r"in: \n*** Begin Patch, \u00a0***"),
             (
                 "**a**, ***a***, *** or 3*** stay, \u{e4}",
@@ -516,8 +540,11 @@ mod tests {
     /// An upstream may echo what its client sent. Read again for each hit, this takes minutes.
     #[test]
     fn what_is_cleaned_is_read_once() {
-        let (text, secrets) = ("an org-chart, proj_x*** ".repeat(1 << 16), ["n".repeat(99)]);
-        assert_eq!(without_masked(&without_owners(&text), &secrets), text);
+        let secrets = ["n".repeat(99)];
+        for text in ["an org-chart, xxxxxx, ", "an x, proj_x, xxxxxx, ", "stars*** and n***xxxx "] {
+            let text = text.repeat(1 << 17);
+            assert!(without_masked(&without_owners(&text), &secrets) == text);
+        }
     }
 
     #[test]

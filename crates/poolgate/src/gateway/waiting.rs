@@ -35,7 +35,8 @@ pub fn lease_of_leg(app: &App, call: &Call, over: &OverSocket) -> Option<Lease> 
     let opener = over.opener()?;
     let now = app.clock.now();
     let home = call.head.session.and_then(|session| app.pool.home(session, now));
-    if home.is_some_and(|home| home != opener)
+    let serves = |home| app.pool.able(home, call.ask(), now).is_some();
+    if home.is_some_and(|home| home != opener && serves(home))
         || call.head.owner.is_some()
         || call.turn.is_some()
         || app.pool.line().waiting() > 0

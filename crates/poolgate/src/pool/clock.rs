@@ -8,19 +8,11 @@ use std::time::Duration;
 
 use poolgate_core::network::Network;
 use poolgate_core::quota::{Quota, Window};
-use poolgate_core::units::Timestamp;
 
 use super::Pool;
 
-/// It is noticed within half of this.
-const NOTICED_IN: Duration = Duration::from_secs(1);
-
 impl Pool {
-    /// `now`: by the clock as it was set.
-    pub fn set_back(&self, by: Duration, now: Timestamp) {
-        // What was told since has the right time already.
-        let is_of_now = |at: Timestamp| (now.minus(NOTICED_IN)..=now).contains(&at);
-        let seen_at = |at: Timestamp| if is_of_now(at) { at } else { at.minus(by) };
+    pub fn set_back(&self, by: Duration) {
         let mut state = self.state.lock();
         state.network = Network::default();
         for live in &mut state.live {
@@ -32,7 +24,7 @@ impl Pool {
             // What was observed in the future would be newer than anything that comes; and older than
             // a refusal it stays.
             let windows = live.facts.quota.windows().iter().cloned();
-            let seen = windows.map(|w| Window { observed_at: seen_at(w.observed_at), ..w });
+            let seen = windows.map(|w| Window { observed_at: w.observed_at.minus(by), ..w });
             live.facts.quota = Quota::new(seen.collect());
             live.poll_anew();
         }

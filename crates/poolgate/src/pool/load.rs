@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use poolgate_core::account::{AccountId, Kind};
+use poolgate_core::account::Kind;
 use poolgate_core::availability::Account as Facts;
 use poolgate_core::health::Health;
 use poolgate_core::quota::Quota;
@@ -15,10 +15,10 @@ use super::{Account, Loaded};
 use crate::config::{AccountSpec, CredentialSource};
 use crate::credentials::{Books, Credential, Source, Stored};
 use crate::sealing::DataKey;
-use crate::store::{AccountRow, Store};
+use crate::store::{AccountRow, Store, Unread};
 
-/// All accounts of the store, with their credentials read. A row that no longer resolves is left
-/// out, loudly. The ids are of accounts whose settings cannot be read.
+/// All accounts of the store, with their credentials read. A row that cannot be read or
+/// does not resolve is told apart, loudly.
 ///
 /// `known` are the accounts loaded before: their credentials are kept, since one may be in the
 /// middle of a refresh. `dir` is where notes about credentials go.
@@ -28,10 +28,10 @@ pub async fn load(
     dir: &Path,
     known: &[Arc<Account>],
     now: Timestamp,
-) -> anyhow::Result<(Vec<Loaded>, Vec<AccountId>)> {
+) -> anyhow::Result<(Vec<Loaded>, Vec<Unread>)> {
     let quotas = store.quotas().await?;
     let mut loaded = Vec::new();
-    let (rows, unreadable) = store.all_accounts().await?;
+    let (rows, mut unread) = store.all_accounts().await?;
     for row in rows {
         let name = row.settings.name.clone();
         match resolve(&row, Some(data_key)) {
@@ -50,11 +50,16 @@ pub async fn load(
                 loaded.push(assemble(&row, spec, quota.unwrap_or_default(), credential, now));
             }
             Err(errors) => {
-                tracing::error!(account = name, errors = errors.join("; "), "left out an account");
+                tracing::error!(
+                    account = name,
+                    errors = errors.join("; "),
+                    "its settings do not resolve"
+                );
+                unread.push(Unread { id: row.id, paused: row.paused });
             }
         }
     }
-    Ok((loaded, unreadable))
+    Ok((loaded, unread))
 }
 
 /// An account's settings, checked. Without `key` one whose proxy has a login does not resolve.

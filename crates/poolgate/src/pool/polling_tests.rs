@@ -104,27 +104,10 @@ fn a_clock_that_is_set_back_makes_no_reading_newer_than_a_refusal() {
     let spent = Outcome::ModelLimited { until: after(WEEK) };
     pool.settle(AccountId(1), spent, Attempt { ask, ..AT });
     let back = Duration::from_hours(3);
+    pool.set_back(back);
     let now = after(Duration::from_mins(1)).minus(back);
-    pool.set_back(back, now);
     pool.observe(AccountId(1), &weekly(6.0), Source::Answer, now);
     assert!(pool.lease(&wish, now).is_err());
-}
-
-/// An answer that came before anybody noticed.
-#[test]
-fn a_clock_that_is_set_back_makes_no_new_reading_old() {
-    let pool = pool(vec![loaded(1, 0)]);
-    let back = Duration::from_hours(3);
-    let now = NOW.minus(back);
-    pool.observe(
-        AccountId(1),
-        &weekly(100.0),
-        Source::Answer,
-        now.minus(Duration::from_millis(400)),
-    );
-    pool.set_back(back, now);
-    let refusal = pool.lease(&wish(None, 1), now).unwrap_err().refusal;
-    assert!(matches!(refusal, Refusal::Later(later) if later.quota), "{refusal:?}");
 }
 
 /// spec §3.2.

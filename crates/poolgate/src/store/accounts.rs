@@ -28,6 +28,13 @@ impl Origin {
     }
 }
 
+/// An account whose settings this release cannot read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    pub id: AccountId,
+    pub paused: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct AccountRow {
     pub id: AccountId,
@@ -49,8 +56,8 @@ impl Store {
         Ok(self.all_accounts().await?.0)
     }
 
-    /// And the ids of those that are left out.
-    pub async fn all_accounts(&self) -> anyhow::Result<(Vec<AccountRow>, Vec<AccountId>)> {
+    /// And those whose settings cannot be read.
+    pub async fn all_accounts(&self) -> anyhow::Result<(Vec<AccountRow>, Vec<Unread>)> {
         let rows = sqlx::query(
             "SELECT a.id, a.name, a.origin, a.settings, a.paused, a.stop, a.resumed_at,
                     c.sealed, c.version
@@ -60,13 +67,14 @@ impl Store {
         )
         .fetch_all(&self.read)
         .await?;
-        let mut unreadable = Vec::new();
+        let mut unread = Vec::new();
         let mut settings_of = |row: &SqliteRow| match serde_json::from_str(row.get("settings")) {
             Ok(settings) => Some(settings),
             Err(error) => {
                 let account: &str = row.get("name");
                 tracing::error!(account, %error, "its settings are of another release");
-                unreadable.push(AccountId(row.get("id")));
+                let id = AccountId(row.get("id"));
+                unread.push(Unread { id, paused: row.get::<i64, _>("paused") != 0 });
                 None
             }
         };
@@ -87,7 +95,7 @@ impl Store {
             })
         });
         let accounts = accounts.collect();
-        Ok((accounts, unreadable))
+        Ok((accounts, unread))
     }
 
     /// Adds an account, or takes over a removed one of the same name and its history; what was known of

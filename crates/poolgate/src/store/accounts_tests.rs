@@ -152,7 +152,7 @@ async fn one_accounts_settings_of_another_release_keep_no_other_from_serving() {
     let names: Vec<_> =
         store.accounts().await.unwrap().into_iter().map(|a| a.settings.name).collect();
     assert_eq!(names, ["b"]);
-    assert_eq!(store.all_accounts().await.unwrap().1, [AccountId(1)]);
+    assert_eq!(store.all_accounts().await.unwrap().1, [Unread { id: AccountId(1), paused: false }]);
 }
 
 /// spec §2: the file decides, read-only elsewhere.

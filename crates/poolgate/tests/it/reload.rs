@@ -156,12 +156,24 @@ async fn settings_that_cannot_be_read_stop_no_reload() {
     assert_eq!(states(), ["a ready", "b ready"]);
     assert_eq!(ask().await, 200);
 
-    h.rows("UPDATE accounts SET origin = 'cli', settings = '{' WHERE name = 'b'").await;
     config.accounts.pop();
-    h.rows("UPDATE accounts SET paused = 1 WHERE name = 'a'").await;
-    h.app.reconfigure(&config).await.unwrap();
-    assert_eq!(states(), ["a paused", "b ready"]);
-    assert_eq!(ask().await, 200);
+    for unread in [
+        "UPDATE accounts SET origin = 'cli', settings = json_set(settings, '$.base_url', 'nowhere')
+         WHERE name = 'b'",
+        "UPDATE accounts SET settings = '{' WHERE name = 'b'",
+    ] {
+        h.rows(unread).await;
+        for (paused, want) in [
+            ("UPDATE accounts SET paused = name = 'a'", ["a paused", "b ready"]),
+            ("UPDATE accounts SET paused = name = 'b'", ["a ready", "b paused"]),
+        ] {
+            h.rows(paused).await;
+            h.app.reconfigure(&config).await.unwrap();
+            assert_eq!(states(), want, "{unread}");
+            assert_eq!(ask().await, 200);
+        }
+    }
+    h.rows("UPDATE accounts SET paused = 1").await;
     config.limits.body_max = 10;
     h.rows("DELETE FROM accounts WHERE name = 'b'").await;
     h.app.reconfigure(&config).await.unwrap();
