@@ -26,6 +26,7 @@ mod prepare;
 mod read;
 mod relay;
 mod route;
+mod scrub;
 mod settle;
 mod socket;
 mod span;

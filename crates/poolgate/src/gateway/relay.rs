@@ -25,10 +25,11 @@ use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::admit::Admitted;
-use super::judge::{judge_late, observe_events, scrub};
+use super::judge::{judge_late, observe_events};
 use super::limits::{Lines, in_event};
 use super::opening::Opening;
 use super::read::{scoped, unscoped};
+use super::scrub::scrub;
 use super::settle::Record;
 use super::span::{Span, Spent};
 use super::splitter::{CodexEvents, Form, Splitter};
