@@ -34,7 +34,9 @@ fn without_masked(text: &str, secrets: &[String]) -> String {
         let stars = text[at..].bytes().take_while(|byte| *byte == b'*').count();
         let (before, behind) = (&text[from..at], &text[at + stars..]);
         let told = secrets.iter().map(|secret| told_of(secret, before, behind));
-        let (head, tail) = told.max_by_key(|(head, tail)| head + tail).unwrap_or_default();
+        // The surest of them, and the longest.
+        let (head, tail) =
+            told.max_by_key(|&(head, tail)| (head.max(tail), head + tail)).unwrap_or_default();
         from = at + stars;
         if head.max(tail) >= TOLD_MIN {
             out.push_str(&before[..before.len() - head]);
@@ -154,6 +156,8 @@ mod tests {
         ] {
             assert_eq!(without_masked(text, &secrets), clean);
         }
+        let two = ["xs1s--------".to_owned(), "s1s------zz".into()];
+        assert_eq!(without_masked("xs1s***zz", &two), "[removed]zz");
     }
 
     /// An upstream may echo what its client sent. Read again for each hit, this takes minutes.
