@@ -183,7 +183,7 @@ impl Default for Pool {
 impl Pool {
     /// Takes over accounts and pools as they are now configured. What was learnt about an account
     /// that stays is kept, unless an operator has resumed it since. Those of `unread` that are here go
-    /// on as they were, unless an operator has paused or resumed them.
+    /// on as they were, but for a pause.
     pub fn replace(&self, loaded: Vec<Loaded>, unread: &[Unread], pools: &[PoolSpec]) {
         let mut state = self.state.lock();
         let mut old: HashMap<AccountId, Live> =

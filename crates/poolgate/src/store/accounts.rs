@@ -28,7 +28,7 @@ impl Origin {
     }
 }
 
-/// An account whose settings this release cannot read.
+/// An account whose settings this release cannot read, or make nothing of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unread {
     pub id: AccountId,

@@ -104,6 +104,31 @@ async fn only_a_first_turn_that_belongs_elsewhere_leaves_the_leg() {
     }
 }
 
+/// A home that cannot serve would only lead back to who refused.
+#[tokio::test]
+async fn a_session_whose_home_is_paused_stays_with_the_leg() {
+    let (h, (a, ..)) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        (s.openai("a"), s.openai("b"), s.openai("c"))
+    })
+    .await;
+    let mut one = responses("hi", false);
+    one["prompt_cache_key"] = json!("another session");
+    h.rows("UPDATE accounts SET paused = name <> 'c'").await;
+    h.app.reload().await.unwrap();
+    assert_eq!(h.post("/v1/responses", &one).await.status, 200);
+    h.rows("UPDATE accounts SET paused = name = 'c'").await;
+    h.app.reload().await.unwrap();
+    a.fault(Fault::server_error(503)).on_handshakes().times(2);
+    let mut client = connect(&h, &[]).await.unwrap();
+    let mut frame = create("hi");
+    frame["prompt_cache_key"] = one["prompt_cache_key"].clone();
+    client.turn(&frame).await;
+    assert_eq!(turns(&h), ["b"]);
+    drop(client);
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn spec_10_a_refused_handshake_has_a_row_and_an_opened_one_has_none() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
