@@ -219,10 +219,16 @@ async fn proxy(
     };
     let mut response = match served {
         Ok(Served::Relay(head, parts)) => {
-            let (app, lease, admitted, opening, of) = *parts;
-            let mut relay = Relay::new(app, lease, record, admitted, opening, of);
+            let (lease, admitted, opening, of) = *parts;
+            let key = Arc::clone(&of.key);
+            let of_app = Arc::clone(&app);
+            let mut relay = Relay::new(of_app, lease, record, admitted, opening, of);
             relay.settle_if_whole().await;
-            head.map(|()| Outgoing::Relay(Box::new(relay)))
+            let mut response = Response::new(Outgoing::Relay(Box::new(relay)));
+            *response.status_mut() = head.status;
+            *response.headers_mut() = headers::to_client(head.headers);
+            limits::tell(&app, &key, surface, response.headers_mut());
+            response
         }
         Ok(Served::Whole(response)) => response,
         Err(error) => {
@@ -249,10 +255,11 @@ where
     }
 }
 
-type RelayParts = (Arc<App>, crate::pool::Lease, Admitted, opening::Opening, Relayed);
+type RelayParts = (crate::pool::Lease, Admitted, Box<opening::Opening>, Relayed);
 
 enum Served {
-    Relay(Response<()>, Box<RelayParts>),
+    /// With the upstream's head.
+    Relay(http::response::Parts, Box<RelayParts>),
     Whole(Response<Outgoing>),
 }
 
@@ -291,7 +298,7 @@ async fn serve(
         over: None,
     };
     let dispatched = dispatch::dispatch(&app, &call, record).await?;
-    Ok(answer(app, call, dispatched, contract, admitted, record))
+    Ok(answer(&app, call, dispatched, contract, admitted, record))
 }
 
 /// Nobody goes on from a response of another key, which an account that both use would allow.
@@ -303,7 +310,7 @@ fn refuse_anothers(app: &App, head: &read::Head) -> Result<(), Error> {
 
 /// The body is no longer needed: nothing is sent again from here on.
 fn answer(
-    app: Arc<App>,
+    app: &App,
     call: Call,
     dispatched: Dispatched,
     contract: Contract,
@@ -318,11 +325,7 @@ fn answer(
             let is_ours = answer.head.extensions.get::<judge::Ours>().is_some();
             let has_limits =
                 over.is_some() || tells_limits(lease.account.kind, surface, &answer.head.headers);
-            let mut response = Response::new(());
-            *response.status_mut() = answer.head.status;
-            remember_turn(&app, &caller, &lease, &answer.head.headers);
-            *response.headers_mut() = headers::to_client(answer.head.headers);
-            limits::tell(&app, &caller.key, surface, response.headers_mut());
+            remember_turn(app, &caller, &lease, &answer.head.headers);
             let of = Relayed {
                 surface,
                 model: request_head.model,
@@ -336,11 +339,11 @@ fn answer(
                     Contract::Codex => CodexEvents::LimitsExchanged,
                 }),
             };
-            return Served::Relay(response, Box::new((app, lease, admitted, answer.opening, of)));
+            return Served::Relay(answer.head, Box::new((lease, admitted, answer.opening, of)));
         }
         Dispatched::Whole(lease, reply, usage) => (lease, reply, usage),
     };
-    remember_turn(&app, &caller, &lease, &reply.head.headers);
+    remember_turn(app, &caller, &lease, &reply.head.headers);
     let status = client_status(reply.head.status);
     record.headed(status.as_u16());
     record.relayed(reply.body.len());
@@ -361,7 +364,7 @@ fn answer(
     if retry_after(response.headers(), app.clock.now()).is_some_and(|wait| wait > LONG_WAIT) {
         response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
     }
-    limits::tell(&app, &caller.key, surface, response.headers_mut());
+    limits::tell(app, &caller.key, surface, response.headers_mut());
     Served::Whole(response)
 }
 

@@ -59,7 +59,7 @@ pub enum Interjected {
 #[derive(Debug, Default)]
 struct Held {
     /// It waits here for the next turn.
-    leg: Option<Leg>,
+    leg: Option<Box<Leg>>,
     /// What the client says to the turn under way, or to be; `None`: none is, on a socket.
     said: Option<VecDeque<Bytes>>,
     /// It speaks HTTP only.
@@ -69,11 +69,11 @@ struct Held {
 }
 
 impl Slot {
-    pub fn put(&self, leg: Leg) {
+    pub fn put(&self, leg: Box<Leg>) {
         self.0.lock().leg = Some(leg);
     }
 
-    pub fn take(&self) -> Option<Leg> {
+    pub fn take(&self) -> Option<Box<Leg>> {
         self.0.lock().leg.take()
     }
 
@@ -151,7 +151,7 @@ impl Slot {
 #[derive(Debug)]
 pub struct Turn {
     /// `None`: the turn is over.
-    leg: Option<Leg>,
+    leg: Option<Box<Leg>>,
     slot: Slot,
     /// What came before the first event that is of the turn itself, and that one.
     first: VecDeque<Bytes>,
@@ -170,7 +170,7 @@ pub enum NotBegun {
 impl Turn {
     /// Sends the frame, and waits for the first event, as one waits for the head of an answer.
     pub async fn begin(
-        mut leg: Leg,
+        mut leg: Box<Leg>,
         slot: Slot,
         frame: Bytes,
         wait: Duration,
@@ -190,7 +190,7 @@ impl Turn {
         let mut turn = Self { leg: Some(leg), slot, first: VecDeque::new(), response: None };
         let first = timeout(wait, turn.hear_first()).await;
         let first = first.map_err(|_| NotBegun::Failed(SendError::Timeout))?;
-        let Some(first) = first else { return Err(ended(turn.leg.as_ref())) };
+        let Some(first) = first else { return Err(ended(turn.leg.as_deref())) };
         let is_of_another = event_kind(&first) == b"error" && turn.is_interjected();
         if is_of_another || end_of_turn(&first) == Some(End::Leg) {
             return Err(NotBegun::Closed);
@@ -325,7 +325,7 @@ mod tests {
     async fn an_upstream_is_watched_during_a_turn_and_not_between_two() {
         let (mut upstream, socket) = pair().await;
         assert!(!socket.is_watched());
-        let (leg, slot) = (Leg::new(AccountId(1), 0, socket), Slot::default());
+        let (leg, slot) = (Box::new(Leg::new(AccountId(1), 0, socket)), Slot::default());
         let wait = Duration::from_secs(20);
         let begin = Turn::begin(leg, slot.clone(), Bytes::from_static(b"{}"), wait);
         let created = Bytes::from_static(br#"{"type":"response.created"}"#);

@@ -83,7 +83,8 @@ impl Pieces {
 
 /// Reads to the end, or as long as `span` lets it.
 pub async fn assemble(answer: Answer, mut span: Span) -> Assembled {
-    let Answer { mut head, opening: Opening { held, mut rest, tap, mut create }, .. } = answer;
+    let Answer { mut head, opening, .. } = answer;
+    let Opening { held, mut rest, tap, mut create } = *opening;
     // The opening's tap has seen the held bytes already; a second one sees all of them in order.
     let mut tap = Tap::again(&tap);
     let mut parts = Pieces::default();

@@ -100,10 +100,11 @@ pub struct Sent {
 /// Sends, up to the head of the answer.
 pub async fn send(app: &App, call: &Call, target: &Target<'_>) -> Result<Sent, AttemptError> {
     if let Some(over) = &call.over {
-        let (response, create) = Box::pin(socket::send(app, call, target, over)).await?;
+        let (response, create) = socket::send(app, call, target, over).await?;
         return Ok(Sent { response, streams: true, create });
     }
-    send_over_http(app, call, target).await
+    // Boxed: large, and a turn on a socket does without.
+    Box::pin(send_over_http(app, call, target)).await
 }
 
 pub async fn send_over_http(

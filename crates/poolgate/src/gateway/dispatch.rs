@@ -194,7 +194,7 @@ impl SameText {
         self,
         app: &App,
         lease: Lease,
-        bad: Bad,
+        bad: Box<Bad>,
         began: Timestamp,
     ) -> Result<Dispatched, Error> {
         let charges = self.0.into_iter().filter_map(|(_, id, charge)| Some((id, charge?)));
@@ -222,7 +222,7 @@ fn give_up(
     app: &Arc<App>,
     call: &Call,
     lease: Lease,
-    bad: Bad,
+    bad: Box<Bad>,
     tried: &[AccountId],
 ) -> Result<Dispatched, Error> {
     match (bad.outcome, bad.reply) {

@@ -1,6 +1,7 @@
 //! From an upstream's answer to an outcome. Reads no more of a body than it needs: the first bytes
 //! of a good answer, and all of a small bad one.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,7 +44,7 @@ pub struct Ours;
 #[derive(Debug)]
 pub struct Answer {
     pub head: Parts,
-    pub opening: Opening,
+    pub opening: Box<Opening>,
     /// It is the upstream's refusal in an event of a stream, and would be this one as an answer.
     pub refused: Option<(Outcome, u16)>,
 }
@@ -60,7 +61,7 @@ pub struct Reply {
 #[derive(Debug)]
 pub enum Judged {
     Good(Answer),
-    Bad(Bad),
+    Bad(Box<Bad>),
 }
 
 #[derive(Debug)]
@@ -82,15 +83,55 @@ pub async fn judge(
     create: Permit,
 ) -> Judged {
     let now = app.clock.now();
-    let (head, body) = response.into_parts();
+    let (mut head, body) = response.into_parts();
     if head.extensions.get::<Ours>().is_none() {
         observe_headers(app, account, ask, &head.headers, now);
     }
-    if head.status.is_success() {
-        judge_success(app, account, ask, (head, body, create), now).await
-    } else {
+    if !head.status.is_success() {
         drop(create);
-        Judged::Bad(Box::pin(judge_failure(app, account, ask, head, body, now)).await)
+        let bad = Box::pin(judge_failure(app, account, ask, head, body, now)).await;
+        return Judged::Bad(Box::new(bad));
+    }
+    let surface = ask.surface;
+    let is_stream = has_type(&head.headers, "text/event-stream");
+    let status = Some(head.status.as_u16());
+    let bad = |outcome, text: &str| {
+        let error = Error::Upstream(text.into());
+        Judged::Bad(Box::new(Bad { outcome, status, reply: None, error, spent: None }))
+    };
+    let is_encoded = is_encoded(&head.headers);
+    let tap =
+        if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
+    let silence = app.limits().stream_idle_timeout;
+    let plain = (!is_stream && !is_encoded).then_some(silence);
+    let mut opening = Box::new(Opening { held: VecDeque::new(), rest: None, tap, create });
+    match open(body, &mut opening, plain).await {
+        Opened::Good => {
+            if opening.tap.is_event_stream() && !is_stream {
+                // A stream under another name, which its client would not read as one.
+                let kind = HeaderValue::from_static("text/event-stream");
+                head.headers.insert(header::CONTENT_TYPE, kind);
+            }
+            observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
+            Judged::Good(Answer { head, opening, refused: None })
+        }
+        Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
+        Opened::Broke => bad(Outcome::Broke, "its answer broke off"),
+        Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),
+        Opened::Failed => {
+            let fields = opening.tap.error.take().unwrap_or_default();
+            observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
+            let outcome = judge_event(app, account, ask, &fields, now);
+            if matches!(outcome, Outcome::RequestFault | Outcome::PolicyBlock) {
+                // The client is told in the upstream's own words; nothing of worth follows.
+                let refused = Some((outcome, status_of(&fields, ask)));
+                opening.tap.error = Some(fields);
+                opening.tap.finished = true;
+                Box::pin(scrub_opening(&mut opening, account)).await;
+                return Judged::Good(Answer { head, opening, refused });
+            }
+            Judged::Bad(Box::new(refusal_of_event(account, ask, head, &fields, outcome)))
+        }
     }
 }
 
@@ -109,54 +150,6 @@ fn observe_headers(
 pub fn observe_events(app: &App, account: &Account, readings: &[Reading]) {
     if !readings.is_empty() {
         app.pool.observe(account.id, readings, Source::Answer, app.clock.now());
-    }
-}
-
-async fn judge_success(
-    app: &App,
-    account: &Account,
-    ask: Ask<'_>,
-    (mut head, body, create): (Parts, Received, Permit),
-    now: Timestamp,
-) -> Judged {
-    let surface = ask.surface;
-    let is_stream = has_type(&head.headers, "text/event-stream");
-    let status = Some(head.status.as_u16());
-    let bad = |outcome, text: &str| {
-        let error = Error::Upstream(text.into());
-        Judged::Bad(Bad { outcome, status, reply: None, error, spent: None })
-    };
-    let is_encoded = is_encoded(&head.headers);
-    let tap =
-        if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
-    let silence = app.limits().stream_idle_timeout;
-    let plain = (!is_stream && !is_encoded).then_some(silence);
-    match open(body, tap, create, plain).await {
-        Opened::Good(mut opening) => {
-            if opening.tap.is_event_stream() && !is_stream {
-                // A stream under another name, which its client would not read as one.
-                let kind = HeaderValue::from_static("text/event-stream");
-                head.headers.insert(header::CONTENT_TYPE, kind);
-            }
-            observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
-            Judged::Good(Answer { head, opening, refused: None })
-        }
-        Opened::Lost => bad(Outcome::Lost, "its answer broke off before it began"),
-        Opened::Broke => bad(Outcome::Broke, "its answer broke off"),
-        Opened::Garbage => bad(Outcome::UpstreamError, "its answer is not JSON"),
-        Opened::Failed(fields, mut opening) => {
-            observe_events(app, account, &std::mem::take(&mut opening.tap.readings));
-            let outcome = judge_event(app, account, ask, &fields, now);
-            if matches!(outcome, Outcome::RequestFault | Outcome::PolicyBlock) {
-                // The client is told in the upstream's own words; nothing of worth follows.
-                Box::pin(scrub_opening(&mut opening, account)).await;
-                let refused = Some((outcome, status_of(&fields, ask)));
-                opening.tap.error = Some(fields);
-                opening.tap.finished = true;
-                return Judged::Good(Answer { head, opening, refused });
-            }
-            Judged::Bad(refusal_of_event(account, ask, head, &fields, outcome))
-        }
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::admission::Permit;
 use crate::egress::Received;
-use crate::providers::{ErrorFields, Tap};
+use crate::providers::Tap;
 
 const HOLD_MAX: usize = 64 << 10;
 const HOLD_FOR: Duration = Duration::from_secs(2);
@@ -39,12 +39,12 @@ impl Opening {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
     /// Committed: this goes to the client.
-    Good(Opening),
-    /// The upstream reported an error before any output, and this is what it said.
-    Failed(ErrorFields, Opening),
+    Good,
+    /// The upstream reported an error before any output: the tap has it.
+    Failed,
     /// The body broke, or ended without being whole, before any output.
     Lost,
     /// The same behind the commit: another account would be charged for the same answer.
@@ -53,12 +53,11 @@ pub enum Opened {
     Garbage,
 }
 
-/// `plain`: for a body that does not call itself a stream, how long it may stay away. It is withheld until
-/// it is whole or a bound is reached.
-pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Duration>) -> Opened {
+/// Fills an opening that is empty. `plain`: for a body that does not call itself a stream, how long it may
+/// stay away. It is withheld until it is whole or a bound is reached.
+pub async fn open(mut body: Received, opening: &mut Opening, plain: Option<Duration>) -> Opened {
     let began = Instant::now();
     let mut until = began + plain.unwrap_or(HOLD_FOR);
-    let mut opening = Opening { held: VecDeque::new(), rest: None, tap, create };
     if opening.tap.created {
         opening.create.release();
     }
@@ -84,9 +83,9 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Du
             break;
         }
         // However large it is.
-        if let Some(error) = opening.tap.error.take() {
+        if opening.tap.error.is_some() {
             opening.rest = (!body.is_end_stream()).then_some(body);
-            return Opened::Failed(error, opening);
+            return Opened::Failed;
         }
         if size >= HOLD_MAX {
             break;
@@ -95,13 +94,8 @@ pub async fn open(mut body: Received, tap: Tap, create: Permit, plain: Option<Du
     // With a Content-Length the last byte may be here already, and nobody asks for the end.
     let whole = body.is_end_stream() && opening.tap.end();
     opening.rest = (!whole).then_some(body);
-    match opening.tap.error.take() {
-        Some(error) if whole && !opening.tap.is_event_stream() => Opened::Failed(error, opening),
-        error => {
-            opening.tap.error = error;
-            Opened::Good(opening)
-        }
-    }
+    let fails = whole && !opening.tap.is_event_stream() && opening.tap.error.is_some();
+    if fails { Opened::Failed } else { Opened::Good }
 }
 
 /// After two seconds it would have been committed, but for its name.
@@ -109,15 +103,12 @@ fn lost(began: Instant, plain: bool) -> Opened {
     if plain && began.elapsed() > HOLD_FOR { Opened::Broke } else { Opened::Lost }
 }
 
-fn ended(mut opening: Opening, json: bool, began: Instant) -> Opened {
+fn ended(opening: &mut Opening, json: bool, began: Instant) -> Opened {
     if !opening.tap.end() {
         return lost(began, json);
     }
     if json && opening.tap.garbled {
         return Opened::Garbage;
     }
-    if let Some(error) = opening.tap.error.take() {
-        return Opened::Failed(error, opening);
-    }
-    Opened::Good(opening)
+    if opening.tap.error.is_some() { Opened::Failed } else { Opened::Good }
 }

@@ -58,7 +58,7 @@ pub struct Relay {
     app: Arc<App>,
     lease: Lease,
     record: Record,
-    opening: Opening,
+    opening: Box<Opening>,
     surface: Surface,
     model: String,
     key: Arc<ClientKey>,
@@ -136,7 +136,7 @@ impl Relay {
         lease: Lease,
         record: Record,
         admitted: Admitted,
-        opening: Opening,
+        opening: Box<Opening>,
         of: Relayed,
     ) -> Self {
         let idle = app.limits().stream_idle_timeout;

@@ -49,16 +49,16 @@ async fn reliability_8_an_answer_that_only_lives_ends_after_half_an_hour() {
         };
         let now = app.clock.now();
         let lease = app.pool.lease(&wish, now).unwrap();
-        let leg = Leg::new(lease.account.id, 0, socket);
+        let leg = Box::new(Leg::new(lease.account.id, 0, socket));
         let begin = Turn::begin(leg, Slot::default(), Bytes::from_static(b"{}"), HOUR);
         let created = Bytes::from_static(br#"{"type":"response.created"}"#);
         let (turn, _) = tokio::join!(begin, upstream.say(created));
-        let opening = Opening {
+        let opening = Box::new(Opening {
             held: VecDeque::new(),
             rest: Some(Received::Turn(Box::new(turn.unwrap()))),
             tap: Tap::new(Surface::Responses, true, now),
             create: Permit::default(),
-        };
+        });
         let of = Relayed {
             surface: Surface::Responses,
             model: "m".into(),

@@ -51,7 +51,7 @@ use crate::error::{Dialect, Error};
 use crate::json::{Document, Text, TextBody};
 use crate::metrics::Ending;
 use crate::pool::Account;
-use crate::ws::derive_accept_key;
+use crate::ws::{Socket, derive_accept_key};
 use session::Session;
 
 /// What clients of this protocol ask for, and upstreams require.
@@ -61,6 +61,7 @@ pub const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06"
 const VERSION: &str = "13";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 
 /// For one with an upstream.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -267,34 +268,20 @@ pub async fn send(
     let kept = over.slot.take().filter(|leg| leg.account == account.id && leg.mark == mark);
     let is_kept = kept.is_some();
     let is_chained = over.is_chained();
-    let mut response = opened();
-    let leg = match kept {
-        Some(leg) => leg,
+    let (leg, headers) = match kept {
+        Some(leg) => (leg, HeaderMap::new()),
         None if is_chained => return Err(AttemptError::ChainLost),
-        None if over.slot.is_bridged(account.id) => {
-            return send_without_socket(app, call, target, over).await;
-        }
-        None => match connect(app, call, target).await? {
-            Upgrade::Open(head, socket) => {
-                *response.headers_mut() = head;
-                Leg::new(account.id, mark, socket)
+        // Boxed: seldom needed, and large.
+        None => match Box::pin(reach(app, call, target, over)).await? {
+            Reached::Leg(socket, headers) => {
+                (Box::new(Leg::new(account.id, mark, socket)), headers)
             }
-            Upgrade::Refused(response) if bridge::lacks_sockets(response.status()) => {
-                over.slot.bridge(account.id);
-                judge::log_refusal(account, response).await;
-                return send_without_socket(app, call, target, over).await;
-            }
-            Upgrade::Refused(response) if response.status().is_success() => {
-                let why = format!("it answered a handshake with {}", response.status());
-                return Err(SendError::Broke(why).into());
-            }
-            Upgrade::Refused(response) => return Ok((response, Permit::default())),
+            Reached::Answer(response, create) => return Ok((response, create)),
         },
     };
     if over.wants == Wants::Socket {
-        response.headers_mut().insert(CONTENT_TYPE, JSON);
         over.slot.put(leg);
-        return Ok((response, Permit::default()));
+        return Ok((opened(headers), Permit::default()));
     }
     let create = match stage::create(app, call, true) {
         Ok(create) => create,
@@ -304,24 +291,68 @@ pub async fn send(
             return Err(full.into());
         }
     };
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     let wanted = Wanted { surface: call.surface, stream: true, moved: target.moved };
-    let prepared = prepare::prepare(account, target.payload, wanted);
+    let frame = prepare::prepare(account, target.payload, wanted).body.to_bytes();
     let wait = app.limits().stream_head_timeout;
-    let turn = Turn::begin(leg, over.slot.clone(), prepared.body.to_bytes(), wait).await;
-    match turn {
-        Ok(turn) => *response.body_mut() = Received::Turn(Box::new(turn)),
+    match Turn::begin(leg, over.slot.clone(), frame, wait).await {
+        Ok(turn) => {
+            let mut response = Response::new(Received::Turn(Box::new(turn)));
+            *response.headers_mut() = headers;
+            response.headers_mut().insert(CONTENT_TYPE, EVENTS);
+            Ok((response, create))
+        }
         // It was closed while it waited, and the two have crossed on the way: nobody's failure.
-        Err(NotBegun::Closed) if is_chained => return Err(AttemptError::ChainLost),
+        Err(NotBegun::Closed) if is_chained => Err(AttemptError::ChainLost),
         Err(NotBegun::Closed) if is_kept => {
             // The other one takes a place too.
             drop(create);
-            return Box::pin(send(app, call, target, over)).await;
+            Box::pin(send(app, call, target, over)).await
         }
-        Err(NotBegun::Closed) => return Err(SendError::Broke("the socket closed".into()).into()),
-        Err(NotBegun::Failed(error)) => return Err(error.into()),
+        Err(NotBegun::Closed) => Err(SendError::Broke("the socket closed".into()).into()),
+        Err(NotBegun::Failed(error)) => Err(error.into()),
     }
-    Ok((response, create))
+}
+
+/// What an account has instead of a socket in the slot.
+enum Reached {
+    /// A new one, with the headers of its handshake's answer.
+    Leg(Socket, HeaderMap),
+    /// It refuses, or speaks HTTP only.
+    Answer(Response<Received>, Permit),
+}
+
+async fn reach(
+    app: &App,
+    call: &Call,
+    target: &Target<'_>,
+    over: &OverSocket,
+) -> Result<Reached, AttemptError> {
+    let account = target.account;
+    if !over.slot.is_bridged(account.id) {
+        match connect(app, call, target).await? {
+            Upgrade::Open(headers, socket) => return Ok(Reached::Leg(socket, headers)),
+            Upgrade::Refused(response) if bridge::lacks_sockets(response.status()) => {
+                over.slot.bridge(account.id);
+                judge::log_refusal(account, response).await;
+            }
+            Upgrade::Refused(response) if response.status().is_success() => {
+                let why = format!("it answered a handshake with {}", response.status());
+                return Err(SendError::Broke(why).into());
+            }
+            Upgrade::Refused(response) => {
+                return Ok(Reached::Answer(response, Permit::default()));
+            }
+        }
+    }
+    let (response, create) = match over.wants {
+        Wants::Socket => (opened(HeaderMap::new()), Permit::default()),
+        Wants::Turn { .. } => {
+            // Over HTTP nobody could be told.
+            over.slot.stop_listening();
+            bridge::send(app, call, target).await?
+        }
+    };
+    Ok(Reached::Answer(response, create))
 }
 
 /// What a socket is opened with. One that was opened by another person's sign-in, or leads elsewhere,
@@ -334,26 +365,11 @@ pub fn mark(account: &Account) -> u64 {
 }
 
 /// A yes without a body, in a shape that is judged like any other answer.
-fn opened() -> Response<Received> {
+fn opened(headers: HeaderMap) -> Response<Received> {
     let mut response = Response::new(Received::Whole(Full::from(&b"{}"[..])));
+    *response.headers_mut() = headers;
     response.headers_mut().insert(CONTENT_TYPE, JSON);
     response
-}
-
-async fn send_without_socket(
-    app: &App,
-    call: &Call,
-    target: &Target<'_>,
-    over: &OverSocket,
-) -> Result<(Response<Received>, Permit), AttemptError> {
-    match over.wants {
-        Wants::Socket => Ok((opened(), Permit::default())),
-        Wants::Turn { .. } => {
-            // Over HTTP nobody could be told.
-            over.slot.stop_listening();
-            bridge::send(app, call, target).await
-        }
-    }
 }
 
 async fn connect(app: &App, call: &Call, target: &Target<'_>) -> Result<Upgrade, AttemptError> {

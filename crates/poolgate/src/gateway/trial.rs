@@ -26,7 +26,7 @@ pub enum Tried {
     Done(Dispatched),
     /// Left for another account; `enough`: no further one may be asked.
     Failed {
-        bad: Bad,
+        bad: Box<Bad>,
         lease: Lease,
         enough: bool,
     },
@@ -125,7 +125,7 @@ pub async fn try_account(
     }
 }
 
-fn relayed(bad: Bad, lease: Lease) -> Result<Tried, Error> {
+fn relayed(bad: Box<Bad>, lease: Lease) -> Result<Tried, Error> {
     Ok(Tried::Done(Dispatched::Whole(lease, bad.reply.ok_or(bad.error)?, None)))
 }
 
@@ -150,30 +150,32 @@ async fn send(
     lease: &Lease,
     payload: &Payload,
     bearer: &Result<Bearer, CredentialError>,
-) -> Result<Sent, Bad> {
+) -> Result<Sent, Box<Bad>> {
     let account = &lease.account;
     let bearer = match bearer {
         Ok(bearer) => bearer,
-        Err(error) => return Err(judge_error(&AttemptError::from(error.clone()))),
+        Err(error) => return Err(Box::new(judge_error(&AttemptError::from(error.clone())))),
     };
     let target = Target { account, bearer, payload, moved: lease.moved };
-    attempt::send(app, call, &target).await.map_err(|error| judge_error(&error))
+    attempt::send(app, call, &target).await.map_err(|error| Box::new(judge_error(&error)))
 }
 
 /// What came of it. `None`: a turn on a socket that has to move; over HTTP an answer whose head is there
 /// is finished, even if that head says that the account can serve no more.
-async fn came(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Option<Result<Answered, Bad>> {
-    if call.over.is_none() {
-        return Some(answered(app, call, lease, sent).await);
-    }
+async fn came(
+    app: &App,
+    call: &Call,
+    lease: &Lease,
+    sent: Sent,
+) -> Option<Result<Answered, Box<Bad>>> {
     tokio::select! {
         biased;
         answered = answered(app, call, lease, sent) => Some(answered),
-        () = lease.interrupted() => None,
+        () = lease.interrupted(), if call.over.is_some() => None,
     }
 }
 
-async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<Answered, Bad> {
+async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<Answered, Box<Bad>> {
     let account = &lease.account;
     let Sent { response, streams, create } = sent;
     match judge(app, account, call.ask(), response, create).await {
@@ -192,11 +194,11 @@ async fn assembled(
     call: &Call,
     account: &Account,
     answer: Answer,
-) -> Result<Answered, Bad> {
+) -> Result<Answered, Box<Bad>> {
     let ask = call.ask();
     if let Some((outcome, _)) = answer.refused {
         let fields = answer.opening.tap.error.unwrap_or_default();
-        return Err(refusal_of_event(account, ask, answer.head, &fields, outcome));
+        return Err(Box::new(refusal_of_event(account, ask, answer.head, &fields, outcome)));
     }
     let span = Span::new(Instant::now(), app.limits().stream_idle_timeout, call.deadline);
     let assemble::Assembled { head, body, mut tap } = assemble::assemble(answer, span).await;
@@ -209,16 +211,16 @@ async fn assembled(
         spent: Some(tap.usage),
     };
     let Some(fields) = tap.error.take() else {
-        let body = body.ok_or_else(|| broke(Outcome::Broke))?;
+        let body = body.ok_or_else(|| Box::new(broke(Outcome::Broke)))?;
         return Ok(Answered::Assembled(Reply { head, body, is_own: true }, tap.usage));
     };
     let outcome = judge_late(app, account, ask, &fields);
     let refusal = refusal_of_event(account, ask, head, &fields, outcome);
     let is_requests = outcome.is_requests();
-    Err(match tap.semantic {
+    Err(Box::new(match tap.semantic {
         // Nothing was made that could have been charged for.
         false => refusal,
         true if is_requests => Bad { spent: Some(tap.usage), ..refusal },
         true => broke(outcome),
-    })
+    }))
 }

@@ -60,7 +60,7 @@ async fn messages(pieces: &[&[u8]]) -> Vec<Option<Bytes>> {
 /// Turns until the upstream's socket ends or breaks, each as its events; and whether it was kept.
 async fn turns(pieces: &[&[u8]]) -> Vec<(Vec<u8>, bool)> {
     let (slot, mut all) = (Slot::default(), Vec::new());
-    slot.put(Leg::new(AccountId(1), 1, Socket::client(opened(pieces).await).await));
+    slot.put(Box::new(Leg::new(AccountId(1), 1, Socket::client(opened(pieces).await).await)));
     while let Some(leg) = slot.take() {
         let frame = Bytes::from_static(b"{\"type\":\"response.create\"}");
         let Ok(mut turn) = Turn::begin(leg, slot.clone(), frame, Duration::from_secs(9)).await

@@ -64,10 +64,10 @@ impl Telling<'_> {
     pub async fn relay(
         &self,
         client: &mut Socket,
-        relay: Relay,
+        relay: Box<Relay>,
         told: &mut Option<Limits>,
     ) -> Result<(), Left> {
-        let mut body = Outgoing::Relay(Box::new(relay));
+        let mut body = Outgoing::Relay(relay);
         let said = self.events(client, &mut body).await;
         if let Outgoing::Relay(relay) = &mut body {
             *told = relay.told.take().or(told.take());
@@ -193,7 +193,8 @@ impl Meanwhile<'_> {
                     }
                 }
             };
-            if let Err(left) = say_error(client, &error).await {
+            // Boxed: seldom, and large.
+            if let Err(left) = Box::pin(say_error(client, &error)).await {
                 return left;
             }
         }

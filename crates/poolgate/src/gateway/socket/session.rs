@@ -238,7 +238,7 @@ impl Session {
             Ok(document) => document,
             Err(error) => {
                 self.log(&error, "");
-                return say_error(client, &error).await;
+                return Box::pin(say_error(client, &error)).await;
             }
         };
         let mut record = record(&self.app, &self.caller.key, &document);
@@ -246,7 +246,7 @@ impl Session {
             Ok(call) => call,
             Err(error) => {
                 record.fail(&error);
-                return say_error(client, &error).await;
+                return Box::pin(say_error(client, &error)).await;
             }
         };
         self.asks = (call.head.model.clone(), call.gate.clone());
@@ -261,7 +261,7 @@ impl Session {
             Err(limit) => {
                 let error = Error::from(limit);
                 record.fail(&error);
-                return say_error(client, &error).await;
+                return Box::pin(say_error(client, &error)).await;
             }
         };
         if call.head.purpose != Purpose::WarmUp {
@@ -279,20 +279,21 @@ impl Session {
         };
         let served = dispatched.map(|dispatched| {
             let admitted = Admitted { lane: Permit::default(), key };
-            answer(Arc::clone(&app), call, dispatched, self.contract, admitted, &mut record)
+            answer(&app, call, dispatched, self.contract, admitted, &mut record)
         });
         match served {
             Ok(Served::Relay(_, parts)) => {
-                let (of_app, lease, admitted, opening, of) = *parts;
+                let (lease, admitted, opening, of) = *parts;
+                let of_app = Arc::clone(&app);
                 self.moves = lease.moves();
                 let telling = Telling {
                     meanwhile,
                     is_refused: opening.tap.finished && !opening.tap.semantic,
                 };
-                let relay = Relay::new(of_app, lease, record, admitted, opening, of);
+                let relay = Box::new(Relay::new(of_app, lease, record, admitted, opening, of));
                 telling.relay(client, relay, &mut self.told).await
             }
-            Ok(Served::Whole(response)) => say_refusal(client, response).await,
+            Ok(Served::Whole(response)) => Box::pin(say_refusal(client, response)).await,
             Err(error) => {
                 // On a socket the remedy for all of these is one: the whole of it.
                 let error = match error {
@@ -301,7 +302,7 @@ impl Session {
                 };
                 record.fail(&error);
                 self.log(&error, record.id());
-                say_error(client, &error).await
+                Box::pin(say_error(client, &error)).await
             }
         }
     }
