@@ -1,7 +1,7 @@
 //! Sockets to upstreams: one for each client's socket, for turns one after the other.
 //!
-//! A turn is told as a stream of server-sent events, one for each message, so that what reads and
-//! relays answers over HTTP does so here too.
+//! A turn's body is its messages as they came, one in each frame, so that what reads and relays the
+//! bodies of answers over HTTP does so here too.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -280,7 +280,7 @@ impl Turn {
             }
             None => {}
         }
-        Poll::Ready(Some(Ok(event(&text))))
+        Poll::Ready(Some(Ok(text)))
     }
 }
 
@@ -301,18 +301,6 @@ fn end_of_turn(text: &[u8]) -> Option<End> {
         }
         _ => None,
     }
-}
-
-/// As an event of a stream. A line feed stands between the tokens of JSON, or not at all.
-fn event(text: &[u8]) -> Bytes {
-    let mut event = [b"data: ", text, b"\n\n"].concat();
-    // Rarely any, and sought many bytes at a time.
-    let mut from = 0;
-    while let Some(at) = memchr::memchr2(b'\n', b'\r', &event[from..event.len() - 2]) {
-        event[from + at] = b' ';
-        from += at + 1;
-    }
-    Bytes::from(event)
 }
 
 #[cfg(test)]
@@ -351,10 +339,5 @@ mod tests {
         for (text, want) in cases {
             assert_eq!(end_of_turn(text.as_bytes()), want, "{text}");
         }
-    }
-
-    #[test]
-    fn a_message_of_several_lines_is_one_event() {
-        assert_eq!(event(b"{\"a\":\r\n1\n}"), "data: {\"a\":  1 }\n\n");
     }
 }

@@ -93,15 +93,19 @@ pub async fn judge(
         return Judged::Bad(Box::new(bad));
     }
     let surface = ask.surface;
-    let is_stream = has_type(&head.headers, "text/event-stream");
+    let is_turn = matches!(body, Received::Turn(_));
+    let is_stream = is_turn || has_type(&head.headers, "text/event-stream");
     let status = Some(head.status.as_u16());
     let bad = |outcome, text: &str| {
         let error = Error::Upstream(text.into());
         Judged::Bad(Box::new(Bad { outcome, status, reply: None, error, spent: None }))
     };
     let is_encoded = is_encoded(&head.headers);
-    let tap =
-        if is_encoded { Tap::opaque(surface, now) } else { Tap::new(surface, is_stream, now) };
+    let tap = match is_encoded {
+        _ if is_turn => Tap::messages(surface, now),
+        true => Tap::opaque(surface, now),
+        false => Tap::new(surface, is_stream, now),
+    };
     let silence = app.limits().stream_idle_timeout;
     let plain = (!is_stream && !is_encoded).then_some(silence);
     let mut opening = Box::new(Opening { held: VecDeque::new(), rest: None, tap, create });
@@ -350,20 +354,29 @@ fn has_type(headers: &HeaderMap, wanted: &str) -> bool {
     value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(wanted))
 }
 
-/// The same for a refusal inside a stream, with what is said behind it, which may repeat it. All in
-/// one piece: an identifier may be torn between two.
+/// The same for a refusal inside a stream, with what is said behind it, which may repeat it. All bytes
+/// in one piece: an identifier may be torn between two.
 async fn scrub_opening(opening: &mut Opening, account: &Account) {
-    let mut whole = opening.held.make_contiguous().concat();
+    let held = &mut opening.held;
     if let Some(mut rest) = opening.rest.take() {
+        let mut size: usize = held.iter().map(Bytes::len).sum();
         let until = Instant::now() + REST_FOR;
-        while whole.len() < ERROR_MAX
+        while size < ERROR_MAX
             && let Ok(Some(Ok(frame))) = timeout_at(until, rest.frame()).await
         {
-            whole.extend(frame.into_data().unwrap_or_default());
+            let data = frame.into_data().unwrap_or_default();
+            size += data.len();
+            held.push_back(data);
         }
     }
-    opening.held.clear();
-    opening.held.push_back(scrub(&Bytes::from(whole), account));
+    if !opening.tap.is_in_messages() {
+        let whole = held.make_contiguous().concat();
+        held.clear();
+        held.push_back(Bytes::from(whole));
+    }
+    for piece in held {
+        *piece = scrub(piece, account);
+    }
 }
 
 /// Of a scrubbed body, for the log.

@@ -218,6 +218,11 @@ impl Relay {
         Poll::Pending
     }
 
+    /// Each piece that it gives is an event without framing, and otherwise bytes of a stream.
+    pub fn is_in_messages(&self) -> bool {
+        self.opening.tap.is_in_messages()
+    }
+
     /// What it gave last were our own words.
     pub fn is_cutting(&self) -> bool {
         self.state == State::Cutting
@@ -312,10 +317,17 @@ impl Relay {
             return None;
         }
         let text = match self.surface {
-            Surface::Responses | Surface::Compact => format!(
-                "event: response.failed\ndata: {{\"type\":\"response.failed\",\"response\":{{\"status\":\"failed\",\
-                 \"error\":{{\"code\":\"{code}\",\"message\":\"{message}\"}}}}}}\n\n"
-            ),
+            Surface::Responses | Surface::Compact => {
+                let event = format!(
+                    "{{\"type\":\"response.failed\",\"response\":{{\"status\":\"failed\",\
+                     \"error\":{{\"code\":\"{code}\",\"message\":\"{message}\"}}}}}}"
+                );
+                if self.is_in_messages() {
+                    event
+                } else {
+                    format!("event: response.failed\ndata: {event}\n\n")
+                }
+            }
             Surface::Messages | Surface::CountTokens => format!(
                 "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":\"{message}\"}}}}\n\n"
             ),
@@ -375,6 +387,9 @@ impl Relay {
                     self.learn();
                     let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
                     let data = match &mut self.splitter {
+                        Some(splitter) if self.opening.tap.is_in_messages() => {
+                            splitter.pass_message(&data, limits)
+                        }
                         Some(splitter) => splitter.pass(&data, limits),
                         None => data,
                     };

@@ -56,7 +56,7 @@ async fn reliability_8_an_answer_that_only_lives_ends_after_half_an_hour() {
         let opening = Box::new(Opening {
             held: VecDeque::new(),
             rest: Some(Received::Turn(Box::new(turn.unwrap()))),
-            tap: Tap::new(Surface::Responses, true, now),
+            tap: Tap::messages(Surface::Responses, now),
             create: Permit::default(),
         });
         let of = Relayed {
@@ -84,7 +84,7 @@ async fn reliability_8_an_answer_that_only_lives_ends_after_half_an_hour() {
         let told = next(&mut relay).await.map(|told| told.unwrap().unwrap());
         assert_eq!(told.is_some(), ends, "{said}: {told:?}");
         if let Some(told) = told {
-            assert!(told.ends_with(b"the answer is incomplete\"}}}\n\n"), "{told:?}");
+            assert!(told.ends_with(b"the answer is incomplete\"}}}"), "{told:?}");
         }
     }
 }

@@ -61,7 +61,6 @@ pub const BETA: (&str, &str) = ("openai-beta", "responses_websockets=2026-02-06"
 const VERSION: &str = "13";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 
 /// For one with an upstream.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -298,7 +297,6 @@ pub async fn send(
         Ok(turn) => {
             let mut response = Response::new(Received::Turn(Box::new(turn)));
             *response.headers_mut() = headers;
-            response.headers_mut().insert(CONTENT_TYPE, EVENTS);
             Ok((response, create))
         }
         // It was closed while it waited, and the two have crossed on the way: nobody's failure.

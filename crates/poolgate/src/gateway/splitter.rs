@@ -41,7 +41,29 @@ impl Splitter {
         Self { codex_events, pending: Vec::new(), line: 0, searched: 0 }
     }
 
-    /// The bytes that may go on now. `limits` are those of the pool.
+    /// What may go on of an event without framing. `limits` are those of the pool.
+    pub fn pass_message(
+        &self,
+        data: &Bytes,
+        mut limits: impl FnMut(Form) -> Option<Value>,
+    ) -> Bytes {
+        if !mentions_codexs_own(data) {
+            return data.clone();
+        }
+        match self.way(kind_of([b"", event_kind(data)])) {
+            Way::On => data.clone(),
+            Way::Nowhere => Bytes::new(),
+            Way::Exchanged => {
+                limits(Form::Event).map(|limits| limits.to_string().into()).unwrap_or_default()
+            }
+            Way::Filtered => match filtered(data, || limits(Form::Headers)) {
+                Ok(changed) => changed.unwrap_or_else(|| data.clone()),
+                Err(_) => Bytes::new(),
+            },
+        }
+    }
+
+    /// The bytes that may go on now, likewise.
     pub fn pass(&mut self, bytes: &Bytes, mut limits: impl FnMut(Form) -> Option<Value>) -> Bytes {
         if self.pending.is_empty() && is_event_end(bytes) && !mentions_codexs_own(bytes) {
             return bytes.clone();
@@ -54,7 +76,7 @@ impl Splitter {
         let mut start = 0;
         loop {
             let event = &self.pending[start..end];
-            match self.way(event) {
+            match self.way(kind(event)) {
                 Way::On => out.extend_from_slice(event),
                 Way::Nowhere => {}
                 Way::Exchanged => put_limits(&mut out, &mut limits),
@@ -111,7 +133,7 @@ impl Splitter {
         if !is_whole {
             rest.extend_from_slice(b"\n\n");
         }
-        let way = self.way(&rest);
+        let way = self.way(kind(&rest));
         rest.truncate(size);
         match way {
             Way::On => {}
@@ -132,8 +154,8 @@ impl Splitter {
         Bytes::from(rest)
     }
 
-    fn way(&self, event: &[u8]) -> Way {
-        match (self.codex_events, kind(event)) {
+    fn way(&self, kind: Kind) -> Way {
+        match (self.codex_events, kind) {
             (_, Kind::Other) | (CodexEvents::LimitsExchanged, Kind::Codex) => Way::On,
             (CodexEvents::LeftOut, Kind::Codex | Kind::Limits | Kind::Metadata) => Way::Nowhere,
             (CodexEvents::LimitsExchanged, Kind::Limits) => Way::Exchanged,
@@ -202,17 +224,20 @@ fn kind(event: &[u8]) -> Kind {
     let mut found = Kind::Other;
     if mentions_codexs_own(event) {
         Scanner::default().feed(event, |event| {
-            let names = [event.name, event_kind(event.data)];
-            let begins = |kind: &[u8]| names.iter().any(|name| name.starts_with(kind));
-            found = match names {
-                _ if begins(b"codex.rate_limits") => Kind::Limits,
-                _ if names.iter().any(|name| is_metadata(name)) => Kind::Metadata,
-                _ if begins(b"codex.") => Kind::Codex,
-                _ => Kind::Other,
-            };
+            found = kind_of([event.name, event_kind(event.data)]);
         });
     }
     found
+}
+
+fn kind_of(names: [&[u8]; 2]) -> Kind {
+    let begins = |kind: &[u8]| names.iter().any(|name| name.starts_with(kind));
+    match names {
+        _ if begins(b"codex.rate_limits") => Kind::Limits,
+        _ if names.iter().any(|name| is_metadata(name)) => Kind::Metadata,
+        _ if begins(b"codex.") => Kind::Codex,
+        _ => Kind::Other,
+    }
 }
 
 #[cfg(test)]
@@ -298,6 +323,33 @@ mod tests {
                 assert_eq!(split(CodexEvents::LimitsExchanged, &stream, size), want, "{size}");
                 assert_eq!(split(CodexEvents::LeftOut, &stream, size), text, "{size}");
             }
+        }
+    }
+
+    #[test]
+    fn a_message_becomes_what_its_event_becomes() {
+        let state = r#"{"type":"response.metadata","headers":{"x-codex-turn-state":"s"}}"#;
+        let used = r#"{"type":"response.metadata","headers":{"x-codex-primary-used-percent":"9"}}"#;
+        let filtered = r#"{"type":"response.metadata","headers":{"pool":1}}"#;
+        let text = r#"{"type":"response.x","delta":"codex.rate_limits, response.metadata"}"#;
+        let lines = "{\"type\":\"response.x\",\n\"delta\":\"d\"}";
+        for (message, exchanged, left_out) in [
+            (r#"{"type":"codex.rate_limits","x":9}"#, r#"{"pool":1}"#, ""),
+            (r#"{"x":9,"type":"codex.rate_limits"}"#, r#"{"pool":1}"#, ""),
+            (r#"{"type":"codex.other"}"#, r#"{"type":"codex.other"}"#, ""),
+            (state, state, ""),
+            (used, filtered, ""),
+            (r#"{"type":"response.metadata","headers":"#, "", ""),
+            (text, text, text),
+            (lines, lines, lines),
+        ] {
+            let limits = |_| Some(serde_json::json!({"pool": 1}));
+            let of = |codex_events| {
+                Splitter::new(codex_events)
+                    .pass_message(&Bytes::from_static(message.as_bytes()), limits)
+            };
+            assert_eq!(of(CodexEvents::LimitsExchanged), exchanged, "{message}");
+            assert_eq!(of(CodexEvents::LeftOut), left_out, "{message}");
         }
     }
 

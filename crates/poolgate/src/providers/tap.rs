@@ -66,6 +66,8 @@ pub struct Tap {
 #[derive(Debug)]
 enum Format {
     Events(Scanner),
+    /// Each piece is an event, without a stream's framing.
+    Messages,
     Json(Kept),
     /// Compressed though nobody asked for it: passed on, and not understood.
     Opaque,
@@ -123,6 +125,11 @@ impl Tap {
         Self::with(surface, format, now)
     }
 
+    /// For a turn on a socket.
+    pub fn messages(surface: Surface, now: Timestamp) -> Self {
+        Self::with(surface, Format::Messages, now)
+    }
+
     /// For bytes that cannot be read here.
     pub fn opaque(surface: Surface, now: Timestamp) -> Self {
         Self::with(surface, Format::Opaque, now)
@@ -132,7 +139,7 @@ impl Tap {
         Self {
             surface,
             now,
-            created: !matches!(format, Format::Events(_)),
+            created: !matches!(format, Format::Events(_) | Format::Messages),
             format,
             semantic: false,
             finished: false,
@@ -162,6 +169,11 @@ impl Tap {
         let kept;
         let (mut scanner, pieces) = match &mut self.format {
             Format::Events(scanner) => (std::mem::take(scanner), std::slice::from_ref(bytes)),
+            Format::Messages => {
+                let kind = event_kind(bytes);
+                self.see(kind, bytes);
+                return also(kind, bytes);
+            }
             Format::Opaque => {
                 (self.semantic, self.moved) = (true, true);
                 return;
@@ -243,13 +255,18 @@ impl Tap {
     }
 
     pub fn is_event_stream(&self) -> bool {
-        matches!(self.format, Format::Events(_))
+        matches!(self.format, Format::Events(_) | Format::Messages)
+    }
+
+    pub fn is_in_messages(&self) -> bool {
+        matches!(self.format, Format::Messages)
     }
 
     /// An event of ours would not end up inside one of the upstream's.
     pub fn is_between_events(&self) -> bool {
         match &self.format {
             Format::Events(scanner) => scanner.is_between_events(),
+            Format::Messages => true,
             Format::Json(_) | Format::Opaque => false,
         }
     }

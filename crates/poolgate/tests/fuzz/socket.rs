@@ -16,7 +16,6 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use poolgate::egress::{Leg, Slot, Turn};
 use poolgate::providers::event_kind;
-use poolgate::sse::Scanner;
 use poolgate::ws::{Said, Socket};
 use poolgate_core::account::AccountId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -72,7 +71,7 @@ async fn turns(pieces: &[&[u8]]) -> Vec<(Vec<u8>, bool)> {
             assert!(!broke, "it went on behind its break");
             match event {
                 Ok(event) => {
-                    is_one_event(&event);
+                    assert!(!event_kind(&event).is_empty(), "it is no event");
                     events.extend_from_slice(&event);
                 }
                 Err(_) => broke = true,
@@ -83,13 +82,6 @@ async fn turns(pieces: &[&[u8]]) -> Vec<(Vec<u8>, bool)> {
         all.push((events, slot.account().is_some()));
     }
     all
-}
-
-fn is_one_event(event: &[u8]) {
-    let (mut scanner, mut kinds) = (Scanner::default(), Vec::new());
-    scanner.feed(event, |event| kinds.push(event_kind(event.data).to_vec()));
-    assert!(scanner.is_between_events(), "half an event");
-    assert!(matches!(kinds.as_slice(), [kind] if !kind.is_empty()), "{kinds:?}");
 }
 
 /// A connection that says one thing after the other and then ends.

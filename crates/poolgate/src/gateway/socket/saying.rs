@@ -104,8 +104,16 @@ impl Telling<'_> {
             };
             let Some(Ok(frame)) = frame else { return Ok(has_ended) };
             let Ok(data) = frame.into_data() else { continue };
+            let (is_message, is_own_word) = match body {
+                Outgoing::Relay(relay) => (relay.is_in_messages(), relay.is_cutting()),
+                _ => (false, false),
+            };
             let mut events = Vec::new();
-            scanner.feed(&data, |event| events.push(Bytes::copy_from_slice(event.data)));
+            if is_message {
+                events.push(data);
+            } else {
+                scanner.feed(&data, |event| events.push(Bytes::copy_from_slice(event.data)));
+            }
             for event in events {
                 let kind = event_kind(&event);
                 // `[DONE]` ends a stream, and is no message.
@@ -113,7 +121,6 @@ impl Telling<'_> {
                     continue;
                 }
                 has_ended = ends_turn(kind);
-                let is_own_word = matches!(body, Outgoing::Relay(relay) if relay.is_cutting());
                 let is_failure = matches!(kind, b"error" | b"response.failed");
                 let event = if is_failure && !is_own_word { self.as_ours(event) } else { event };
                 taken(client.put(event)).await?;
