@@ -91,7 +91,7 @@ pub struct Call {
     pub caller: Caller,
     pub surface: Surface,
     pub query: Option<String>,
-    pub headers: HeaderMap,
+    pub headers: Arc<HeaderMap>,
     pub payload: read::Payload,
     pub head: read::Head,
     /// The additional limit that governs the model, if any.
@@ -289,7 +289,7 @@ async fn serve(
         turn: read::turn_of(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
         gate: app.gates.of(&peeked.model).cloned(),
-        headers: std::mem::take(&mut head.headers),
+        headers: Arc::new(std::mem::take(&mut head.headers)),
         caller,
         surface,
         payload,

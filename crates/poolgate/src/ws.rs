@@ -38,7 +38,10 @@ const SILENT_MAX: u32 = 2;
 pub struct Socket {
     stream: WebSocketStream<TokioIo<Upgraded>>,
     is_closing: bool,
+    /// Since it was watched first. Not watched any more, it goes off once again at most: a turn that follows
+    /// soon finds it running.
     pulse: Option<Pulse>,
+    is_watched: bool,
 }
 
 /// Whether the other end is there (reliability §9). What is idle needs none.
@@ -92,7 +95,7 @@ impl Socket {
             .max_frame_size(Some(most));
         let stream = TokioIo::new(upgraded);
         let stream = WebSocketStream::from_raw_socket(stream, role, Some(config)).await;
-        Self { stream, is_closing: false, pulse: None }
+        Self { stream, is_closing: false, pulse: None, is_watched: false }
     }
 
     /// The other end has said that it closes.
@@ -102,22 +105,34 @@ impl Socket {
 
     /// A turn is under way: an end that is gone without a word is to be noticed.
     pub fn watch(&mut self) {
-        self.pulse = Some(Pulse::new(PING_EVERY));
+        self.watch_every(PING_EVERY);
     }
 
-    pub fn unwatch(&mut self) {
-        self.pulse = None;
+    fn watch_every(&mut self, every: Duration) {
+        self.is_watched = true;
+        match &mut self.pulse {
+            Some(pulse) => (pulse.heard, pulse.silent) = (true, 0),
+            None => self.pulse = Some(Pulse::new(every)),
+        }
+    }
+
+    pub const fn unwatch(&mut self) {
+        self.is_watched = false;
     }
 
     #[cfg(test)]
     pub const fn is_watched(&self) -> bool {
-        self.pulse.is_some()
+        self.is_watched
     }
 
     /// Resolves when the other end is as good as gone.
     fn poll_pulse(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(pulse) = &mut self.pulse else { return Poll::Pending };
         while pulse.alarm.as_mut().poll(cx).is_ready() {
+            if !self.is_watched {
+                self.pulse = None;
+                return Poll::Pending;
+            }
             if !pulse.beats() {
                 return Poll::Ready(());
             }
@@ -269,16 +284,31 @@ pub mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_not_heard_in_one_turn_is_not_held_against_the_next() {
+        let (mut ours, _theirs) = pair().await;
+        ours.watch();
+        for _ in 1..SILENT_MAX {
+            let pulse = ours.pulse.as_mut().unwrap();
+            pulse.heard = false;
+            assert!(pulse.beats());
+        }
+        ours.unwatch();
+        ours.watch();
+        let pulse = ours.pulse.as_mut().unwrap();
+        assert!(pulse.beats() && pulse.silent == 0, "{pulse:?}");
+    }
+
+    #[tokio::test]
     async fn an_end_that_answers_pings_is_there_and_one_that_does_not_is_gone() {
         let (mut ours, mut theirs) = pair().await;
         let every = Duration::from_millis(20);
         let long = every * 10;
-        ours.pulse = Some(Pulse::new(every));
+        ours.watch_every(every);
         let both = async { tokio::join!(ours.said(), theirs.said()) };
         assert!(timeout(long, both).await.is_err(), "they listen");
         ours.unwatch();
         assert!(timeout(long, ours.said()).await.is_err(), "nothing is expected of it");
-        ours.pulse = Some(Pulse::new(every));
+        ours.watch_every(every);
         assert!(ours.said().await.is_none(), "nobody answers");
     }
 }

@@ -83,7 +83,7 @@ impl Record {
 
     /// The name is the client's text: kept short, for people to read.
     pub fn model(&mut self, name: &str) {
-        self.end.begin.model = Cow::Owned(name.chars().take(100).collect());
+        self.end.begin.model = Cow::Owned(short(name));
     }
 
     /// Before the first upstream byte: from here on a crash leaves a trace.
@@ -131,7 +131,7 @@ impl Record {
 
     /// The upstream's code for why it failed behind its head: its text, kept short.
     pub fn coded(&mut self, code: &str) {
-        self.end.code = (!code.is_empty()).then(|| code.chars().take(100).collect());
+        self.end.code = (!code.is_empty()).then(|| Cow::Owned(short(code)));
     }
 
     pub fn relayed(&mut self, bytes: usize) {
@@ -229,6 +229,12 @@ impl Record {
     fn elapsed_ms(&self) -> i64 {
         i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
+}
+
+/// Of somebody else's text, as much as people will read.
+fn short(text: &str) -> String {
+    const MOST: usize = 100;
+    if text.len() <= MOST { text.to_owned() } else { text.chars().take(MOST).collect() }
 }
 
 fn recorded(result: std::io::Result<()>) {

@@ -173,7 +173,7 @@ async fn handshake_of(
             stores: false,
             purpose: Purpose::WarmUp,
         },
-        headers: std::mem::take(&mut head.headers),
+        headers: Arc::new(std::mem::take(&mut head.headers)),
         caller,
         deadline: Instant::now() + app.limits().request_timeout.min(OPENING),
         over: Some(OverSocket { slot: slot.clone(), wants: Wants::Socket }),

@@ -52,7 +52,7 @@ const RESTART: u16 = 1012;
 pub struct Session {
     app: Arc<App>,
     caller: Caller,
-    headers: HeaderMap,
+    headers: Arc<HeaderMap>,
     query: Option<String>,
     /// Where turns belong that name no session of their own.
     home: SessionKey,
@@ -64,6 +64,8 @@ pub struct Session {
     asks: (String, Option<Arc<Gate>>),
     /// Whatever became of them.
     had_turns: bool,
+    /// One was served: what the handshake says of the first is said of none after it.
+    had_first: bool,
     /// Cancelled when a rebalance moves the session.
     moves: Option<CancellationToken>,
     /// The limits the client was told last.
@@ -91,7 +93,7 @@ impl Session {
         Self {
             app,
             caller,
-            headers: alone(&headers),
+            headers: Arc::new(alone(&headers)),
             query,
             home: head.session.unwrap_or_default(),
             turn_state: turn,
@@ -99,6 +101,7 @@ impl Session {
             contract,
             asks: (head.model, gate),
             had_turns: false,
+            had_first: false,
             moves,
             told: None,
             _permit: permit,
@@ -249,7 +252,9 @@ impl Session {
                 return Box::pin(say_error(client, &error)).await;
             }
         };
-        self.asks = (call.head.model.clone(), call.gate.clone());
+        if self.asks.0 != call.head.model {
+            self.asks = (call.head.model.clone(), call.gate.clone());
+        }
         let app = Arc::clone(&self.app);
         let key = match call.head.purpose {
             // It is nobody's request yet, and counts in no limit.
@@ -264,11 +269,13 @@ impl Session {
                 return Box::pin(say_error(client, &error)).await;
             }
         };
-        if call.head.purpose != Purpose::WarmUp {
-            // A turn that was refused before was none.
+        // A turn that was refused before was none.
+        if call.head.purpose != Purpose::WarmUp && !self.had_first {
+            self.had_first = true;
             self.turn_state = None;
+            let headers = Arc::make_mut(&mut self.headers);
             for of_the_first in &name::OF_A_TURN {
-                self.headers.remove(of_the_first);
+                headers.remove(of_the_first);
             }
         }
         let (slot, of) = (self.slot.clone(), Arc::clone(&self.caller.key));
@@ -372,8 +379,11 @@ impl Session {
         Ok(Call {
             turn: turn_in(&document, key.id).or(self.turn_state),
             query: self.query.clone(),
-            gate: self.app.gates.of(&head.model).cloned(),
-            headers: self.headers.clone(),
+            gate: match &self.asks {
+                (model, gate) if *model == head.model => gate.clone(),
+                _ => self.app.gates.of(&head.model).cloned(),
+            },
+            headers: Arc::clone(&self.headers),
             caller: Caller { key },
             surface: Surface::Responses,
             payload: Payload { wire: Text::from(text), encoding: None, document },

@@ -18,7 +18,7 @@ async fn a_client_is_watched_during_a_turn_and_not_between_two() {
     let mut session = Session {
         app: Arc::clone(&app),
         caller: Caller { key },
-        headers: HeaderMap::new(),
+        headers: Arc::default(),
         query: None,
         home: SessionKey::default(),
         turn_state: None,
@@ -26,6 +26,7 @@ async fn a_client_is_watched_during_a_turn_and_not_between_two() {
         contract: Contract::Strict,
         asks: (String::new(), None),
         had_turns: false,
+        had_first: false,
         moves: None,
         told: None,
         _permit: Permit::default(),
