@@ -38,7 +38,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{DEFAULT_POOL, PoolSpec, Upstream};
 use crate::credentials::{Credential, Likeness, Owner};
-use crate::store::Unread;
+use crate::store::{Unread, Whereabouts};
 
 use line::Line;
 
@@ -104,6 +104,8 @@ struct State {
 #[derive(Debug)]
 struct Live {
     account: Arc<Account>,
+    /// Where what is known of it was learnt.
+    whereabouts: Whereabouts,
     facts: Facts,
     counters: Counters,
     resumed_at: Option<Timestamp>,
@@ -155,6 +157,7 @@ struct Members {
 #[derive(Debug)]
 pub struct Loaded {
     pub account: Account,
+    pub whereabouts: Whereabouts,
     pub facts: Facts,
     /// When an operator last vouched for it.
     pub resumed_at: Option<Timestamp>,
@@ -182,8 +185,8 @@ impl Default for Pool {
 
 impl Pool {
     /// Takes over accounts and pools as they are now configured. What was learnt about an account
-    /// that stays is kept, unless an operator has resumed it since. Those of `unread` that are here go
-    /// on as they were, but for a pause.
+    /// that stays where it was is kept, unless an operator has resumed it since. Those of `unread` that
+    /// are here go on as they were, but for a pause.
     pub fn replace(&self, loaded: Vec<Loaded>, unread: &[Unread], pools: &[PoolSpec]) {
         let mut state = self.state.lock();
         let mut old: HashMap<AccountId, Live> =
@@ -345,13 +348,14 @@ impl Pool {
 impl Live {
     /// `known`: the same account as it was; what was learnt stays, unless an operator vouches anew.
     fn of(loaded: Loaded, known: Option<Self>) -> Self {
-        let Loaded { account, facts, resumed_at, plan_weight } = loaded;
+        let Loaded { account, whereabouts, facts, resumed_at, plan_weight } = loaded;
         let windows = facts.quota.windows().iter();
         let fresh = Self {
             heard_at: windows.map(|window| window.observed_at).max(),
             owner: account.credential.owner(),
             stands: None,
             account: Arc::new(account),
+            whereabouts,
             facts,
             counters: Counters::default(),
             resumed_at,
@@ -386,7 +390,13 @@ impl Live {
         self.logged_stop = known.logged_stop;
         let (old, new) = (&known.account.credential, &self.account.credential);
         let same = Arc::ptr_eq(old, new);
-        let likeness = if same { self.owner.since(known.owner) } else { old.compare(new) };
+        let likeness = if self.whereabouts != known.whereabouts {
+            Likeness::Other
+        } else if same {
+            self.owner.since(known.owner)
+        } else {
+            old.compare(new)
+        };
         if same && likeness == Likeness::Same && !vouched {
             (self.polls, self.polled) = (known.polls, known.polled);
             self.poll_probes_until = known.poll_probes_until;
@@ -417,7 +427,8 @@ impl Live {
         self
     }
 
-    /// The credential has become somebody else's, whose quota and troubles are not known.
+    /// The credential has become somebody else's, or the account was put in another place: quota and
+    /// troubles are not known there.
     fn forget(&mut self) {
         let facts = &mut self.facts;
         facts.quota = Quota::default();

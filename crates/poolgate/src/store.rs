@@ -25,7 +25,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Connection, SqlSafeStr, SqlitePool};
 use tokio::sync::Mutex;
 
-pub use accounts::{AccountRow, Origin, Unread};
+pub use accounts::{AccountRow, Origin, Unread, Whereabouts};
 pub use client_keys::{ClientKeyRow, KeyLimits, NewClientKey};
 pub use explained::RequestRow;
 pub use history::{History, PastAccount, PastRequest};

@@ -15,7 +15,7 @@ use super::{Account, Loaded};
 use crate::config::{AccountSpec, CredentialSource};
 use crate::credentials::{Books, Credential, Source, Stored};
 use crate::sealing::DataKey;
-use crate::store::{AccountRow, Store, Unread};
+use crate::store::{AccountRow, Store, Unread, Whereabouts};
 
 /// All accounts of the store, with their credentials read. A row that cannot be read or
 /// does not resolve is told apart, loudly.
@@ -143,7 +143,13 @@ fn assemble(
         upstream: spec.upstream,
         credential,
     };
-    Loaded { account, facts, resumed_at: row.resumed_at, plan_weight: spec.plan_weight }
+    Loaded {
+        account,
+        whereabouts: Whereabouts::of(&row.settings),
+        facts,
+        resumed_at: row.resumed_at,
+        plan_weight: spec.plan_weight,
+    }
 }
 
 /// Size of a plan relative to the smallest one. Claude plans read `plan/tier`.

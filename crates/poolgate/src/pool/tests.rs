@@ -9,6 +9,7 @@ use poolgate_core::quota::{FIVE_HOURS, Limit, Reading, Source, WEEK};
 use poolgate_core::units::Fraction;
 
 use super::*;
+use crate::config::RawAccount;
 use crate::credentials::Source as CredentialSource;
 use crate::providers::Usage;
 
@@ -50,7 +51,8 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
         in_flight: 0,
         probing_until: None,
     };
-    Loaded { account, facts, resumed_at: None, plan_weight: None }
+    let whereabouts = Whereabouts::of(&RawAccount::default());
+    Loaded { account, whereabouts, facts, resumed_at: None, plan_weight: None }
 }
 
 fn pool(accounts: Vec<Loaded>) -> Arc<Pool> {
@@ -177,6 +179,26 @@ fn a_reload_keeps_what_was_learnt() {
     assert_eq!(states, ["ready", "needs_login", "ready"], "an unsaved stop stays");
     drop(lease);
     assert_eq!(pool.in_flight(), 0);
+}
+
+/// spec §2: whatever has become of its credential, and of an operator's word.
+#[test]
+fn what_was_learnt_in_one_place_is_not_known_of_another() {
+    let pool = pool(vec![loaded(1, 0)]);
+    let known = || {
+        let view = pool.view(NOW).accounts.remove(0);
+        (view.windows.len(), view.state)
+    };
+    pool.observe(AccountId(1), &weekly(30.0), Source::Answer, NOW);
+    pool.settle(AccountId(1), Outcome::Strike, AT);
+    assert_eq!(known(), (1, "cooling".into()));
+    pool.take_unsaved_quotas();
+    let settings = RawAccount { base_url: Some("https://y".into()), ..Default::default() };
+    let elsewhere = Loaded { whereabouts: Whereabouts::of(&settings), ..loaded(1, 0) };
+    pool.replace(vec![elsewhere], &[], &[]);
+    assert_eq!(known(), (0, "ready".into()));
+    let unsaved = pool.take_unsaved_quotas();
+    assert_eq!(unsaved, [(AccountId(1), Quota::default())], "a late save may have brought it back");
 }
 
 /// spec §11: stops are saved every few seconds, and accounts are reloaded whenever they change.

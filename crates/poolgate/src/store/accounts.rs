@@ -1,5 +1,6 @@
 //! Accounts, their sealed credentials, and the last known quota windows.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use poolgate_core::account::AccountId;
@@ -33,6 +34,24 @@ impl Origin {
 pub struct Unread {
     pub id: AccountId,
     pub paused: bool,
+}
+
+/// Where an account's credential and its upstream are, as its settings say: what was learnt of it in
+/// one place is not about another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whereabouts {
+    kind: String,
+    auth_file: Option<PathBuf>,
+    key_env: Option<String>,
+    key_file: Option<PathBuf>,
+    base_url: Option<String>,
+}
+
+impl Whereabouts {
+    pub fn of(settings: &RawAccount) -> Self {
+        let RawAccount { kind, auth_file, key_env, key_file, base_url, .. } = settings.clone();
+        Self { kind, auth_file, key_env, key_file, base_url }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -177,7 +196,8 @@ impl Store {
                     .await?;
             let Some((id, known)) = known else { continue };
             // An older release may have written what is not understood any more.
-            if serde_json::from_str(&known).is_ok_and(|known| is_same_place(&known, settings)) {
+            let whereabouts = serde_json::from_str(&known).map(|known| Whereabouts::of(&known));
+            if whereabouts.is_ok_and(|known| known == Whereabouts::of(settings)) {
                 continue;
             }
             Self::forget(executor, id).await?;
@@ -447,15 +467,6 @@ impl Store {
         }
         tx.commit().await
     }
-}
-
-/// Both have their credential, and their upstream, in the same place.
-fn is_same_place(a: &RawAccount, b: &RawAccount) -> bool {
-    let place = |raw: &RawAccount| {
-        let RawAccount { kind, auth_file, key_env, key_file, base_url, .. } = raw.clone();
-        (kind, auth_file, key_env, key_file, base_url)
-    };
-    place(a) == place(b)
 }
 
 #[cfg(test)]

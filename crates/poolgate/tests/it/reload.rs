@@ -1,6 +1,7 @@
 //! The configuration is read again while the gateway runs: whole and right, or not at all.
 
 use poolgate::clock::Clock;
+use poolgate::config::RawAccount;
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -179,6 +180,37 @@ async fn settings_that_cannot_be_read_stop_no_reload() {
     h.app.reconfigure(&config).await.unwrap();
     assert_eq!(states(), ["a paused"]);
     assert_eq!(ask().await, 413);
+    h.finish().await;
+}
+
+/// spec §2: what was learnt in one place is not known of another, in memory as little as in the store.
+#[tokio::test]
+async fn an_account_that_is_put_in_another_place_leaves_its_quota_behind() {
+    let mut setup = Setup::new().await;
+    setup.codex("a");
+    let h = setup.start().await;
+    let windows = || h.app.pool.view(h.clock.now()).accounts[0].windows.len();
+    let ask = async || h.post("/v1/responses", &responses("hi", false)).await.status.as_u16();
+    assert_eq!((ask().await, windows()), (200, 2));
+
+    let mut config = h.app.config.clone();
+    let mut settings = config.accounts.remove(0).raw;
+    let mut reconfigure = async |settings: &RawAccount| {
+        config.accounts = vec![settings.clone().resolve().unwrap()];
+        h.app.reconfigure(&config).await.unwrap();
+    };
+    settings.priority = Some(7);
+    reconfigure(&settings).await;
+    assert_eq!(windows(), 2, "it is where it was");
+
+    let there = settings.base_url.clone();
+    settings.base_url = Some("http://127.0.0.1:1/elsewhere".into());
+    reconfigure(&settings).await;
+    assert_eq!(windows(), 0, "nothing is known of what is there");
+    settings.base_url = there;
+    reconfigure(&settings).await;
+    assert_eq!(windows(), 0, "nor does it come back");
+    assert_eq!((ask().await, windows()), (200, 2));
     h.finish().await;
 }
 
