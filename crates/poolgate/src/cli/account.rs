@@ -1,5 +1,7 @@
 //! `poolgate account`: the credentials that serve.
 
+mod list;
+
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -156,10 +158,11 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
         Command::Login(login) => return login::run(context, login).await,
         Command::Import(import) => import::run(context, import).await?,
         Command::Add(add) => self::add(context, add).await?,
-        Command::List => list(context).await?,
+        Command::List => list::show_all(context).await?,
         Command::Remove { name } => {
-            let row = find_own(context, &name).await?;
-            context.store.remove_account(row.id, context.now()).await?;
+            let (id, origin) = find_any(context, &name).await?;
+            check_own(&name, origin)?;
+            context.store.remove_account(id, context.now()).await?;
             show(context.json, &json!({"removed": name}), || format!("removed {name}"));
         }
         Command::Proxy { name, way } => set_proxy(context, &name, way).await?,
@@ -319,21 +322,33 @@ pub async fn known(context: &Context, name: &str) -> anyhow::Result<Option<Accou
         let configured = vault::seal_settings(configured, &data_key)?;
         context.store.sync_config_accounts(&configured, context.now()).await?;
     }
-    Ok(context.store.accounts().await?.into_iter().find(named))
+    let (rows, unread) = context.store.all_accounts().await?;
+    if let Some(one) = unread.iter().find(|one| one.name == name) {
+        bail!("the settings of {name:?} cannot be read: {}", one.why);
+    }
+    Ok(rows.into_iter().find(named))
+}
+
+/// For what takes no settings, and so works where they cannot be read.
+async fn find_any(context: &Context, name: &str) -> anyhow::Result<(AccountId, Origin)> {
+    let (_, unread) = context.store.all_accounts().await?;
+    if let Some(one) = unread.iter().find(|one| one.name == name) {
+        return Ok((one.id, one.origin));
+    }
+    let row = find(context, name).await?;
+    Ok((row.id, row.origin))
 }
 
 /// Accounts of the configuration file are changed there.
-async fn find_own(context: &Context, name: &str) -> anyhow::Result<AccountRow> {
-    let row = find(context, name).await?;
-    if row.origin == Origin::Config {
-        bail!("{name:?} stands in the configuration file: remove it there");
-    }
-    Ok(row)
+fn check_own(name: &str, origin: Origin) -> anyhow::Result<()> {
+    ensure!(origin != Origin::Config, "{name:?} stands in the configuration file: remove it there");
+    Ok(())
 }
 
 async fn set_proxy(context: &Context, name: &str, way: Way) -> anyhow::Result<()> {
     ensure!(way.proxy.is_some() || way.no_proxy, "say which with --proxy, or --no-proxy");
-    let row = find_own(context, name).await?;
+    let row = find(context, name).await?;
+    check_own(name, row.origin)?;
     let data_key = vault::unlock(&context.config, &context.store).await?;
     let proxy = way.proxy()?;
     let shown = proxy.as_ref().map(ProxyUrl::shown);
@@ -347,55 +362,14 @@ async fn set_proxy(context: &Context, name: &str, way: Way) -> anyhow::Result<()
 }
 
 async fn set_paused(context: &Context, name: &str, paused: bool) -> anyhow::Result<()> {
-    let row = find(context, name).await?;
+    let (id, _) = find_any(context, name).await?;
     if paused {
-        context.store.pause(row.id).await?;
+        context.store.pause(id).await?;
     } else {
-        context.store.resume(row.id, context.now()).await?;
+        context.store.resume(id, context.now()).await?;
     }
     let word = if paused { "paused" } else { "resumed" };
     show(context.json, &json!({ word: name }), || format!("{word} {name}"));
-    Ok(())
-}
-
-async fn list(context: &Context) -> anyhow::Result<()> {
-    let rows = context.store.accounts().await?;
-    let source = |row: &AccountRow| match &row.settings {
-        _ if row.sealed.is_some() => "stored".to_owned(),
-        RawAccount { auth_file: Some(path), .. } | RawAccount { key_file: Some(path), .. } => {
-            path.display().to_string()
-        }
-        RawAccount { key_env: Some(name), .. } => format!("${name}"),
-        _ => "missing".to_owned(),
-    };
-    let state = |row: &AccountRow| match (row.paused, row.stop) {
-        (true, _) => "paused",
-        (false, Some(stop)) => Stop::name(stop),
-        (false, None) => "enabled",
-    };
-    let origin = |row: &AccountRow| {
-        if row.origin == Origin::Config { "config" } else { "cli" }
-    };
-    let proxy = |row: &AccountRow| row.settings.proxy.as_ref().map(ProxyUrl::shown);
-    let as_json: Vec<_> = rows
-        .iter()
-        .map(|row| {
-            json!({"name": row.settings.name, "kind": row.settings.kind, "state": state(row),
-                "credential": source(row), "origin": origin(row), "proxy": proxy(row)})
-        })
-        .collect();
-    show(context.json, &json!(as_json), || {
-        if rows.is_empty() {
-            return "no accounts yet: poolgate account login --help, or add --help".into();
-        }
-        let line = |row: &AccountRow| {
-            let RawAccount { name, kind, .. } = &row.settings;
-            let way = proxy(row).map(|proxy| format!(" through {proxy}")).unwrap_or_default();
-            let (state, source, origin) = (state(row), source(row), origin(row));
-            format!("{name:<24} {kind:<11} {state:<12} {source} ({origin}){way}")
-        };
-        rows.iter().map(line).collect::<Vec<_>>().join("\n")
-    });
     Ok(())
 }
 

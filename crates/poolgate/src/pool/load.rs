@@ -50,12 +50,10 @@ pub async fn load(
                 loaded.push(assemble(&row, spec, quota.unwrap_or_default(), credential, now));
             }
             Err(errors) => {
-                tracing::error!(
-                    account = name,
-                    errors = errors.join("; "),
-                    "its settings do not resolve"
-                );
-                unread.push(Unread { id: row.id, paused: row.paused });
+                let why = errors.join("; ");
+                tracing::error!(account = name, errors = why, "its settings do not resolve");
+                let AccountRow { id, origin, paused, .. } = row;
+                unread.push(Unread { id, name, origin, paused, why });
             }
         }
     }

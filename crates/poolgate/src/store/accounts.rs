@@ -21,19 +21,45 @@ pub enum Origin {
 }
 
 impl Origin {
-    const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Config => "config",
             Self::Cli => "cli",
         }
     }
+
+    fn of(row: &SqliteRow) -> Self {
+        match row.get("origin") {
+            "config" => Self::Config,
+            _ => Self::Cli,
+        }
+    }
 }
 
 /// An account whose settings this release cannot read, or make nothing of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unread {
     pub id: AccountId,
+    pub name: String,
+    pub origin: Origin,
     pub paused: bool,
+    /// In few words, for people.
+    pub why: String,
+}
+
+impl Unread {
+    fn of(row: &SqliteRow, error: &serde_json::Error) -> Self {
+        let error = error.to_string();
+        // What follows is a list of all settings there are.
+        let why = error.split(", expected one of").next().unwrap_or_default().to_owned();
+        Self {
+            id: AccountId(row.get("id")),
+            name: row.get("name"),
+            origin: Origin::of(row),
+            paused: row.get::<i64, _>("paused") != 0,
+            why,
+        }
+    }
 }
 
 /// Where an account's credential and its upstream are, as its settings say: what was learnt of it in
@@ -92,8 +118,7 @@ impl Store {
             Err(error) => {
                 let account: &str = row.get("name");
                 tracing::error!(account, %error, "its settings are of another release");
-                let id = AccountId(row.get("id"));
-                unread.push(Unread { id, paused: row.get::<i64, _>("paused") != 0 });
+                unread.push(Unread::of(row, &error));
                 None
             }
         };
@@ -102,10 +127,7 @@ impl Store {
             let stop: Option<String> = row.get("stop");
             Some(AccountRow {
                 id: AccountId(row.get("id")),
-                origin: match row.get("origin") {
-                    "config" => Origin::Config,
-                    _ => Origin::Cli,
-                },
+                origin: Origin::of(row),
                 settings: settings_of(row)?,
                 paused: row.get::<i64, _>("paused") != 0,
                 stop: stop.and_then(|s| Stop::ALL.into_iter().find(|stop| stop.name() == s)),

@@ -152,7 +152,14 @@ async fn one_accounts_settings_of_another_release_keep_no_other_from_serving() {
     let names: Vec<_> =
         store.accounts().await.unwrap().into_iter().map(|a| a.settings.name).collect();
     assert_eq!(names, ["b"]);
-    assert_eq!(store.all_accounts().await.unwrap().1, [Unread { id: AccountId(1), paused: false }]);
+    let unread = Unread {
+        id: AccountId(1),
+        name: "a".into(),
+        origin: Origin::Cli,
+        paused: false,
+        why: "unknown field `of_tomorrow`".into(),
+    };
+    assert_eq!(store.all_accounts().await.unwrap().1, [unread]);
 }
 
 /// spec §2: the file decides, read-only elsewhere.

@@ -306,6 +306,38 @@ async fn accounts_are_added_tested_paused_and_removed() {
     h.finish().await;
 }
 
+/// As after a downgrade.
+#[tokio::test]
+async fn an_account_whose_settings_cannot_be_read_is_listed_paused_and_removed() {
+    let (h, _) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    let data = h.app.config.data_dir.clone();
+    h.rows(
+        r#"INSERT INTO accounts (name, origin, settings, created_at)
+           VALUES ('odd', 'cli', '{"of_tomorrow":1}', 0), ('filed', 'config', '{', 0)"#,
+    )
+    .await;
+    let listed = json(&data, &["account", "list"]).await;
+    assert_eq!((&listed[0]["name"], &listed[0]["problem"]), (&"a".into(), &Value::Null));
+    let odd = serde_json::json!({"name": "odd", "kind": null, "state": "unreadable", "origin": "cli",
+        "problem": "unknown field `of_tomorrow`", "credential": null, "proxy": null});
+    assert_eq!(listed[1], odd);
+    let listed = run(&data, &["account", "list"], "").await;
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let line = listed.lines().find(|line| line.starts_with("odd ")).unwrap();
+    assert!(line.contains("unreadable") && line.ends_with("`of_tomorrow` (cli)"), "{line}");
+
+    fails(&data, &["account", "test", "odd"], "cannot be read: unknown field").await;
+    fails(&data, &["account", "remove", "filed"], "stands in the configuration file").await;
+    json(&data, &["account", "pause", "odd"]).await;
+    assert_eq!(h.rows("SELECT paused FROM accounts WHERE name = 'odd'").await, [["1"]]);
+    json(&data, &["account", "remove", "odd"]).await;
+    fails(&data, &["account", "remove", "odd"], "no account named").await;
+    let left = json(&data, &["account", "list"]).await;
+    let names: Vec<_> = left.as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["a", "filed"], "nobody else");
+    h.finish().await;
+}
+
 /// Only `serve` changes the database, and only when nobody else uses it.
 #[tokio::test]
 async fn a_command_does_not_change_the_database_under_an_older_gateway() {
