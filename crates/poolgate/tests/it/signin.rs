@@ -472,6 +472,25 @@ async fn whose_an_imported_sign_in_is_becomes_known_when_it_is_renewed() {
     h.finish().await;
 }
 
+/// As after a downgrade: a sign-in with a browser would be lost, since the name is found taken behind it.
+#[tokio::test]
+async fn an_account_that_cannot_be_read_keeps_its_name() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.sim.codex("a")).await;
+    h.rows(
+        r#"INSERT INTO accounts (name, origin, settings, created_at)
+           VALUES ('codex', 'cli', '{"of_tomorrow":1}', 0)"#,
+    )
+    .await;
+    let file = h.dir.path().join("sign-in.json");
+    std::fs::write(&file, a.auth_json()).unwrap();
+    let import = ["account", "import", file.to_str().unwrap()];
+    let output = run(&data(&h), &with_places(&import, &places(&a)), "").await;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.contains("added codex-2"), "{said}");
+    h.finish().await;
+}
+
 /// spec §2; reliability §6.9: the file of one who is there already renews the account, unless it is
 /// older than what the account has.
 #[tokio::test]

@@ -71,8 +71,9 @@ pub async fn target(
 
 /// `codex`, `codex-2` …
 async fn free_name(context: &Context, kind: Kind) -> anyhow::Result<String> {
-    let rows = context.store.accounts().await?;
+    let (rows, unread) = context.store.all_accounts().await?;
     let stored = rows.iter().map(|row| row.settings.name.as_str());
+    let stored = stored.chain(unread.iter().map(|one| one.name.as_str()));
     let configured = context.config.accounts.iter().map(|spec| spec.name.as_str());
     let taken: Vec<&str> = stored.chain(configured).collect();
     let mut name = kind.name().to_owned();
