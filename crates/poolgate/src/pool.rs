@@ -186,7 +186,7 @@ impl Default for Pool {
 impl Pool {
     /// Takes over accounts and pools as they are now configured. What was learnt about an account
     /// that stays where it was is kept, unless an operator has resumed it since. Those of `unread` that
-    /// are here go on as they were, but for a pause.
+    /// are here go on as they were, but for a pause and an operator's word.
     pub fn replace(&self, loaded: Vec<Loaded>, unread: &[Unread], pools: &[PoolSpec]) {
         let mut state = self.state.lock();
         let mut old: HashMap<AccountId, Live> =
@@ -197,10 +197,7 @@ impl Pool {
         }
         for one in unread {
             let Some(mut live) = old.remove(&one.id) else { continue };
-            if one.paused && !live.facts.paused {
-                std::mem::take(&mut live.interrupt).cancel();
-            }
-            live.facts.paused = one.paused;
+            live.follow_unread(one);
             state.live.push(live);
         }
         state.live.sort_by_key(|live| live.facts.id);
@@ -425,6 +422,21 @@ impl Live {
             self.forget();
         }
         self
+    }
+
+    /// Its settings cannot be read: what an operator says of it all the same.
+    fn follow_unread(&mut self, one: &Unread) {
+        if one.paused && !self.facts.paused {
+            std::mem::take(&mut self.interrupt).cancel();
+        }
+        self.facts.paused = one.paused;
+        if self.resumed_at != one.resumed_at {
+            self.resumed_at = one.resumed_at;
+            self.facts.health = Health::default();
+            self.unsaved_stop = false;
+            self.unsaved |= self.facts.quota.forget_spent(self.facts.caps);
+            self.poll_anew();
+        }
     }
 
     /// The credential has become somebody else's, or the account was put in another place: quota and

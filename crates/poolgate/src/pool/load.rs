@@ -52,8 +52,8 @@ pub async fn load(
             Err(errors) => {
                 let why = errors.join("; ");
                 tracing::error!(account = name, errors = why, "its settings do not resolve");
-                let AccountRow { id, origin, paused, .. } = row;
-                unread.push(Unread { id, name, origin, paused, why });
+                let AccountRow { id, origin, paused, resumed_at, .. } = row;
+                unread.push(Unread { id, name, origin, paused, resumed_at, why });
             }
         }
     }

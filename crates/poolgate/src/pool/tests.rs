@@ -12,6 +12,7 @@ use super::*;
 use crate::config::RawAccount;
 use crate::credentials::Source as CredentialSource;
 use crate::providers::Usage;
+use crate::store::Origin;
 
 #[path = "polling_tests.rs"]
 mod polling;
@@ -250,6 +251,34 @@ fn an_operators_resume_clears_what_was_learnt() {
     pool.settle(AccountId(2), Outcome::Strike, AT);
     pool.replace(vec![resumed(1), resumed(2)], &[], &[]);
     assert_eq!(states(), ["ready", "cooling"], "one resume clears once");
+}
+
+/// Resuming needs no settings.
+#[test]
+fn an_operators_resume_reaches_who_cannot_be_read() {
+    let pool = pool(vec![loaded(1, 0), loaded(2, 0), loaded(3, 0)]);
+    pool.settle(AccountId(1), Outcome::Stopped(Stop::Disabled), AT);
+    pool.settle(AccountId(2), Outcome::Strike, AT);
+    pool.observe(AccountId(3), &weekly(100.0), Source::Answer, NOW);
+    let unread = |resumed_at| {
+        let one = |id| Unread {
+            id: AccountId(id),
+            name: format!("a{id}"),
+            origin: Origin::Cli,
+            paused: false,
+            resumed_at,
+            why: "unknown field".into(),
+        };
+        [one(1), one(2), one(3)]
+    };
+    pool.replace(vec![], &unread(None), &[]);
+    assert_eq!(states(&pool, NOW), ["disabled", "cooling", "limited"], "they go on as they were");
+    pool.replace(vec![], &unread(Some(NOW)), &[]);
+    assert_eq!(states(&pool, NOW), ["ready", "ready", "ready"]);
+    assert_eq!(pool.take_unsaved_stops(), [], "the store is not told of the old stop");
+    pool.settle(AccountId(2), Outcome::Strike, AT);
+    pool.replace(vec![], &unread(Some(NOW)), &[]);
+    assert_eq!(states(&pool, NOW), ["ready", "cooling", "ready"], "one resume clears once");
 }
 
 /// spec §4: an operator ends a limit like any fresh evidence, and what is wrong comes back with the

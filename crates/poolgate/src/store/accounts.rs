@@ -43,6 +43,8 @@ pub struct Unread {
     pub name: String,
     pub origin: Origin,
     pub paused: bool,
+    /// When an operator last vouched for it.
+    pub resumed_at: Option<Timestamp>,
     /// In few words, for people.
     pub why: String,
 }
@@ -57,6 +59,7 @@ impl Unread {
             name: row.get("name"),
             origin: Origin::of(row),
             paused: row.get::<i64, _>("paused") != 0,
+            resumed_at: row.get::<Option<i64>, _>("resumed_at").map(Timestamp),
             why,
         }
     }

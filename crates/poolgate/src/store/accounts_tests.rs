@@ -157,6 +157,7 @@ async fn one_accounts_settings_of_another_release_keep_no_other_from_serving() {
         name: "a".into(),
         origin: Origin::Cli,
         paused: false,
+        resumed_at: None,
         why: "unknown field `of_tomorrow`".into(),
     };
     assert_eq!(store.all_accounts().await.unwrap().1, [unread]);
