@@ -47,9 +47,6 @@ impl Splitter {
         data: &Bytes,
         mut limits: impl FnMut(Form) -> Option<Value>,
     ) -> Bytes {
-        if !mentions_codexs_own(data) {
-            return data.clone();
-        }
         match self.way(kind_of([b"", event_kind(data)])) {
             Way::On => data.clone(),
             Way::Nowhere => Bytes::new(),

@@ -281,6 +281,8 @@ impl Session {
         let (slot, of) = (self.slot.clone(), Arc::clone(&self.caller.key));
         let meanwhile = Meanwhile { app: &app, key: &of, slot: &slot };
         let dispatched = tokio::select! {
+            // The turn first: it is what its client waits for.
+            biased;
             dispatched = dispatch(&app, &call, &mut record) => dispatched,
             left = meanwhile.hear(client) => return Err(left),
         };
