@@ -219,7 +219,7 @@ impl Tap {
                 });
                 self.format = Format::Events(scanner);
                 // Not everybody who speaks it says `[DONE]`.
-                self.finished |= self.stopped;
+                self.finished |= self.stopped && self.semantic;
             }
             _ => {}
         }

@@ -168,6 +168,17 @@ fn tells_garbage_from_the_unforeseen() {
 }
 
 #[test]
+fn junk_that_names_a_reason_is_no_end() {
+    for (chunk, want) in [
+        (r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, true),
+        (r#"{"choices":[{"delta":{}"finish_reason":"stop"}]}"#, false),
+        (r#"{"finish_reason":"stop"}"#, false),
+    ] {
+        assert_eq!(tap(Surface::Chat, &data(&[ROLE, chunk])).end(), want, "{chunk}");
+    }
+}
+
+#[test]
 fn an_unfinished_stream_is_not_whole() {
     let mut tap = tap(Surface::Responses, &data(&[CREATED]));
     assert!(!tap.end());
