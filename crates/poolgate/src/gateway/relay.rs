@@ -353,12 +353,15 @@ impl Relay {
         }
     }
 
-    /// Counts what is about to leave, and settles before the last of it does.
+    /// Counts what is about to leave, and settles before the last of it does: what was withheld may hold
+    /// the terminal event, which is behind all else then.
     fn hand_on(&mut self, data: Bytes) -> Option<Bytes> {
         if !data.is_empty() {
             self.record.relayed(data.len());
         }
-        if let Some(ending) = self.settle_if_finished() {
+        if self.opening.held.is_empty()
+            && let Some(ending) = self.settle_if_finished()
+        {
             self.record.finish(ending, self.opening.tap.usage);
         }
         (!data.is_empty()).then_some(data)
