@@ -355,7 +355,7 @@ fn answer(
             refreshed: false,
         };
         app.metrics.attempt(Outcome::Served);
-        app.pool.settle(lease.account.id, Outcome::Served, attempt);
+        app.pool.settle(&lease.account, Outcome::Served, attempt);
     }
     record.finish(Ending::Complete, usage.unwrap_or_default());
     let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));

@@ -60,10 +60,22 @@ pub const OWNED_FOR: Duration = Duration::from_hours(24);
 /// A hash of a session's or response's name, scoped by client key.
 pub type SessionKey = [u8; 16];
 
+/// Whom an account stands for: somebody else from when it is put in another place, or its credential
+/// becomes another person's. What a request finds is about whoever it was sent for.
+#[derive(Clone, Debug, Default)]
+pub struct Tenant(Arc<()>);
+
+impl PartialEq for Tenant {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// The unchanging side of an account, shared by all requests on it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Account {
     pub id: AccountId,
+    pub tenant: Tenant,
     pub name: String,
     pub kind: Kind,
     pub speaks: Speaks,
@@ -286,6 +298,10 @@ impl Pool {
         self.state.lock().live.iter().map(|live| Arc::clone(&live.account)).collect()
     }
 
+    pub fn account(&self, id: AccountId) -> Option<Arc<Account>> {
+        self.with(id, |live| Arc::clone(&live.account))
+    }
+
     /// The accounts as they are before the store is read for [`Self::replace`].
     pub fn begin_reload(&self) -> Vec<Arc<Account>> {
         for live in &mut self.state.lock().live {
@@ -374,6 +390,7 @@ impl Live {
     }
 
     fn after(mut self, known: Self) -> Self {
+        Arc::make_mut(&mut self.account).tenant = known.account.tenant.clone();
         let facts = &mut self.facts;
         let vouched = known.resumed_at != self.resumed_at;
         if !vouched {
@@ -440,8 +457,9 @@ impl Live {
     }
 
     /// The credential has become somebody else's, or the account was put in another place: quota and
-    /// troubles are not known there.
+    /// troubles are not known there, and requests that still run say nothing of it.
     fn forget(&mut self) {
+        Arc::make_mut(&mut self.account).tenant = Tenant::default();
         let facts = &mut self.facts;
         facts.quota = Quota::default();
         facts.health = Health::stored(facts.health.stop);

@@ -388,7 +388,7 @@ async fn with_account<T>(
     let stop = stop_signal()?;
     let app =
         App::open(context.config.clone(), Arc::new(SystemClock), context.store.clone()).await?;
-    let account = app.pool.accounts().into_iter().find(|account| account.id == id);
+    let account = app.pool.account(id);
     let account = account.context("the account's settings are wrong")?;
     let before = account.credential.content();
     let worked = stop.run_until_cancelled(work(&app, &account)).await;

@@ -23,7 +23,7 @@ use super::trial::{Tried, try_account};
 use super::waiting::{explain, lease, lease_of_leg, left};
 use crate::app::App;
 use crate::error::Error;
-use crate::pool::{Lease, Refused};
+use crate::pool::{Account, Lease, Refused};
 use crate::providers::ErrorFields;
 use crate::secret::sha256;
 
@@ -107,7 +107,7 @@ async fn attempts(app: &Arc<App>, call: &Call, record: &mut Record) -> Result<Di
                     status = bad.status,
                     "left an account"
                 );
-                if same.third(id, &bad, call.surface, &progress) {
+                if same.third(&lease.account, &bad, call.surface, &progress) {
                     return same.relay(app, lease, bad, began);
                 }
                 let of_a_count = refusal_of_a_count(call, &mut bad);
@@ -166,12 +166,18 @@ fn wait(reply: &Reply) -> u64 {
 /// when to come back: accounts that have run dry say the same, each about itself. A page or an empty body
 /// says nothing of the request: an edge that is down answers so for all accounts behind it.
 #[derive(Default)]
-struct SameText(Vec<([u8; 32], AccountId, Option<Charge>)>);
+struct SameText(Vec<([u8; 32], Arc<Account>, Option<Charge>)>);
 
 const SAME_TEXT_ACCOUNTS: usize = 3;
 
 impl SameText {
-    fn third(&mut self, id: AccountId, bad: &Bad, surface: Surface, progress: &Progress) -> bool {
+    fn third(
+        &mut self,
+        account: &Arc<Account>,
+        bad: &Bad,
+        surface: Surface,
+        progress: &Progress,
+    ) -> bool {
         let owned = matches!(
             bad.outcome,
             Outcome::Strike | Outcome::RateLimited { .. } | Outcome::UpstreamError
@@ -186,7 +192,7 @@ impl SameText {
         let digest = sha256(words.as_bytes());
         self.0.retain(|(known, ..)| *known == digest);
         let counts = bad.outcome.counts_on(surface);
-        self.0.push((digest, id, counts.then(|| progress.charge(bad.outcome))));
+        self.0.push((digest, Arc::clone(account), counts.then(|| progress.charge(bad.outcome))));
         self.0.len() >= SAME_TEXT_ACCOUNTS
     }
 
@@ -197,7 +203,8 @@ impl SameText {
         bad: Box<Bad>,
         began: Timestamp,
     ) -> Result<Dispatched, Error> {
-        let charges = self.0.into_iter().filter_map(|(_, id, charge)| Some((id, charge?)));
+        let charges =
+            self.0.into_iter().filter_map(|(_, account, charge)| Some((account, charge?)));
         app.pool.take_back(&charges.collect::<Vec<_>>(), began);
         Ok(Dispatched::Whole(lease, bad.reply.ok_or(bad.error)?, None))
     }

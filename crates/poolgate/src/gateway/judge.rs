@@ -147,13 +147,13 @@ fn observe_headers(
     now: Timestamp,
 ) {
     let readings = readings(ask.surface.family(), headers, now);
-    app.pool.observe(account.id, &readings, Source::Answer, now);
+    app.pool.observe(account, &readings, Source::Answer, now);
 }
 
 /// What events inside an answer say about the account's windows.
 pub fn observe_events(app: &App, account: &Account, readings: &[Reading]) {
     if !readings.is_empty() {
-        app.pool.observe(account.id, readings, Source::Answer, app.clock.now());
+        app.pool.observe(account, readings, Source::Answer, app.clock.now());
     }
 }
 
@@ -264,7 +264,7 @@ fn classify_fields(
     fields: &ErrorFields,
     now: Timestamp,
 ) -> Outcome {
-    let resets = app.pool.resets(account.id, ask, head.limit.as_deref(), now);
+    let resets = app.pool.resets(account, ask, head.limit.as_deref(), now);
     classify(&Evidence {
         family: ask.surface.family(),
         status: head.status,

@@ -161,12 +161,14 @@ mod tests {
     use super::*;
     use crate::config::Upstream;
     use crate::credentials::{Credential, Source};
+    use crate::pool::Tenant;
 
     fn account(kind: Kind, prefix: &str) -> Account {
         let upstream = Upstream::at("https://x", prefix);
         let credential = Arc::new(Credential::new(kind, Source::KeyEnv("NONE".into()), None));
         Account {
             id: AccountId(1),
+            tenant: Tenant::default(),
             name: "a".into(),
             kind,
             speaks: poolgate_core::account::Speaks::default(),

@@ -283,7 +283,7 @@ impl Relay {
         let attempt =
             Attempt { ask: self.ask(), sent_at: self.lease.sent_at, now, refreshed: false };
         self.app.metrics.attempt(outcome);
-        self.app.pool.settle(self.lease.account.id, outcome, attempt);
+        self.app.pool.settle(&self.lease.account, outcome, attempt);
         self.record.turned_out(outcome);
     }
 

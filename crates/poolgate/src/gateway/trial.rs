@@ -92,7 +92,7 @@ pub async fn try_account(
         let (now, refreshed) = (app.clock.now(), progress.refreshed);
         let attempt = Attempt { ask, sent_at, now, refreshed };
         app.metrics.attempt(bad.outcome);
-        app.pool.settle(account.id, bad.outcome, attempt);
+        app.pool.settle(&account, bad.outcome, attempt);
         let next = match bad.spent {
             Some(usage) => {
                 record.spent(usage);

@@ -16,7 +16,7 @@ use poolgate_core::resets::{Resets, resets};
 use poolgate_core::units::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::{Live, Pool, SessionKey, State, plan_weight};
+use super::{Account, Live, Pool, SessionKey, State, plan_weight};
 use crate::credentials::Likeness;
 use crate::providers::Usage;
 
@@ -107,18 +107,21 @@ impl State {
         self.live.iter_mut().find(|live| live.facts.id == id)
     }
 
+    /// `None`: the account has left, or stands for somebody else by now.
+    fn still(&mut self, account: &Account) -> Option<&mut Live> {
+        self.live(account.id).filter(|live| live.account.tenant == account.tenant)
+    }
+
     /// The account's upstream has answered: the network works, so what failed elsewhere counts.
-    fn answered(&mut self, id: AccountId, now: Timestamp) {
+    fn answered(&mut self, account: &Account, now: Timestamp) {
         if self.network.is_quiet() {
             return;
         }
-        let Some(live) = self.live.iter().find(|live| live.facts.id == id) else {
-            return;
-        };
-        let hop = live.account.upstream.first_hop();
+        let hop = account.upstream.first_hop();
         for Suspect { id: suspect, address, durable } in self.network.answered(&hop) {
-            // Itself by another way: its proxy was changed, and what failed was the old one.
-            if let Some(live) = self.live(suspect).filter(|_| suspect != id) {
+            // Its place or proxy may have been changed: what failed was the old one.
+            let is_there = |live: &&mut Live| live.account.upstream.first_hop() == address;
+            if let Some(live) = self.live(suspect).filter(is_there) {
                 tracing::info!(account = live.account.name, address, durable, "cannot connect");
                 live.learn(now, |live| live.facts.health.unreachable(durable, now));
             }
@@ -128,40 +131,39 @@ impl State {
 
 impl Pool {
     /// What an answer's headers or events say about the account's windows; none, if it says nothing.
-    pub fn observe(&self, id: AccountId, readings: &[Reading], source: Source, now: Timestamp) {
-        self.take_over(id, readings, source, now, now);
+    pub fn observe(&self, account: &Account, readings: &[Reading], source: Source, now: Timestamp) {
+        self.take_over(account, readings, source, now, now);
     }
 
     fn take_over(
         &self,
-        id: AccountId,
+        account: &Account,
         readings: &[Reading],
         source: Source,
         at: Timestamp,
         now: Timestamp,
     ) {
         let mut state = self.state.lock();
-        state.answered(id, now);
-        let Some(live) = state.live(id) else {
+        state.answered(account, now);
+        let Some(live) = state.still(account) else {
             return;
         };
         let was_probed = live.facts.probing_until.is_some();
         let seen = live.merge(readings, source, at, now);
-        let account = (!seen.is_empty()).then(|| Arc::clone(&live.account));
         drop(state);
         if was_probed {
             // Its lease may last for long yet.
             self.line.freed();
         }
-        if let Some(account) = account {
+        if !seen.is_empty() {
             log(&account.name, source, &seen);
         }
     }
 
     /// What the usage endpoint said when asked at `asked_at`: it does not know what came after that.
-    pub fn polled(&self, id: AccountId, usage: &Usage, asked_at: Timestamp, now: Timestamp) {
-        self.take_over(id, &usage.readings, Source::Poll, asked_at, now);
-        self.with(id, |live| {
+    pub fn polled(&self, account: &Account, usage: &Usage, asked_at: Timestamp, now: Timestamp) {
+        self.take_over(account, &usage.readings, Source::Poll, asked_at, now);
+        if let Some(live) = self.state.lock().still(account) {
             if let Some(limits) = &usage.limits {
                 live.facts.quota.keep_named(limits, asked_at);
                 live.unsaved = true;
@@ -169,24 +171,27 @@ impl Pool {
             if !usage.readings.is_empty() && is_below_caps(&live.facts, now) {
                 live.facts.health.quota_is_left(asked_at);
             }
-        });
+        }
         self.line.freed();
     }
 
     /// What an attempt came to.
-    pub fn settle(&self, id: AccountId, outcome: Outcome, attempt: Attempt<'_>) {
+    pub fn settle(&self, account: &Account, outcome: Outcome, attempt: Attempt<'_>) {
+        let id = account.id;
         let mut state = self.state.lock();
-        let Some(live) = state.live(id) else {
+        if let Some(live) = state.live(id) {
+            live.counters.served += u64::from(outcome == Outcome::Served);
+        }
+        let Some(live) = state.still(account) else {
             return;
         };
         let stop = live.facts.health.stop;
         live.learn(attempt.now, |live| outcome.apply(&mut live.facts, attempt));
         live.unsaved_stop |= live.facts.health.stop != stop;
-        live.counters.served += u64::from(outcome == Outcome::Served);
         if let Outcome::ConnectFailed { durable } = outcome
             && outcome.counts_on(attempt.ask.surface)
         {
-            let address = live.account.upstream.first_hop();
+            let address = account.upstream.first_hop();
             state.network.failed(Suspect { id, address, durable });
         }
         drop(state);
@@ -196,14 +201,15 @@ impl Pool {
     }
 
     /// The request turned out to be at fault: what it did to the accounts it went through is undone.
-    pub fn take_back(&self, charges: &[(AccountId, Charge)], since: Timestamp) {
-        for (id, charge) in charges {
-            self.with(*id, |live| {
-                let stop = live.facts.health.stop;
-                live.facts.health.take_back(*charge, since);
-                live.unsaved_stop |= live.facts.health.stop != stop;
-            });
+    pub fn take_back(&self, charges: &[(Arc<Account>, Charge)], since: Timestamp) {
+        let mut state = self.state.lock();
+        for (account, charge) in charges {
+            let Some(live) = state.still(account) else { continue };
+            let stop = live.facts.health.stop;
+            live.facts.health.take_back(*charge, since);
+            live.unsaved_stop |= live.facts.health.stop != stop;
         }
+        drop(state);
         self.line.freed();
     }
 
@@ -251,12 +257,14 @@ impl Pool {
     /// The resets that bear on a refusal of `ask`, which names the limit `active` as spent.
     pub fn resets(
         &self,
-        id: AccountId,
+        account: &Account,
         ask: Ask<'_>,
         active: Option<&str>,
         now: Timestamp,
     ) -> Resets {
-        self.with(id, |live| resets(&live.facts, ask, active, now)).unwrap_or_default()
+        let mut state = self.state.lock();
+        let live = state.still(account);
+        live.map(|live| resets(&live.facts, ask, active, now)).unwrap_or_default()
     }
 }
 

@@ -11,7 +11,7 @@ use poolgate_core::quota::Quota;
 use poolgate_core::refresh::Standing;
 use poolgate_core::units::Timestamp;
 
-use super::{Account, Loaded};
+use super::{Account, Loaded, Tenant};
 use crate::config::{AccountSpec, CredentialSource};
 use crate::credentials::{Books, Credential, Source, Stored};
 use crate::sealing::DataKey;
@@ -133,6 +133,7 @@ fn assemble(
     };
     let account = Account {
         id: row.id,
+        tenant: Tenant::default(),
         name: spec.name,
         kind: spec.kind,
         speaks: spec.speaks,

@@ -139,7 +139,7 @@ impl Polling {
     /// The usage endpoint answered as it should.
     pub fn answered(&mut self, usage: &Usage, now: Timestamp) {
         if !self.gone.is_cancelled() {
-            self.pool.polled(self.account.id, usage, self.asked_at, now);
+            self.pool.polled(&self.account, usage, self.asked_at, now);
         }
         self.end(|live| {
             live.polls.answered(now);

@@ -13,7 +13,7 @@ fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {
         rebalance_threshold: None,
     };
     pool.replace(vec![loaded(1, 0), loaded(2, 0)], &[], &[first]);
-    pool.observe(AccountId(1), &weekly(99.5), Source::Answer, NOW);
+    pool.observe(&account(&pool, 1), &weekly(99.5), Source::Answer, NOW);
     let stale = after(Duration::from_hours(2));
     let leases: Vec<Lease> = std::thread::scope(|scope| {
         let one = |seed| {
@@ -30,7 +30,7 @@ fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {
     drop(leases);
     let next = pool.lease(&wish(None, 1), stale).unwrap();
     assert_eq!(next.account.id, AccountId(1), "spec §3.5: the lease ended and found nothing");
-    pool.observe(AccountId(1), &weekly(99.5), Source::Answer, stale);
+    pool.observe(&account(&pool, 1), &weekly(99.5), Source::Answer, stale);
     let third = pool.lease(&wish(None, 1), stale).unwrap();
     assert_eq!(third.account.id, AccountId(2), "sub2api P19: its headers landed, and say the same");
 }
@@ -39,7 +39,7 @@ fn one_of_fifty_probes_a_stale_account_and_the_rest_go_elsewhere() {
 #[tokio::test]
 async fn the_head_of_a_probe_calls_who_waits_for_it() {
     let pool = pool(vec![loaded(1, 0)]);
-    pool.observe(AccountId(1), &weekly(99.5), Source::Answer, NOW);
+    pool.observe(&account(&pool, 1), &weekly(99.5), Source::Answer, NOW);
     let stale = after(Duration::from_hours(2));
     let probe = pool.lease(&wish(None, 1), stale).unwrap();
     let waiter = pool.line().join(1, 1).unwrap();
@@ -48,7 +48,7 @@ async fn the_head_of_a_probe_calls_who_waits_for_it() {
     assert_eq!(pool.lease(&wish(None, 2), stale).unwrap_err().refusal, Refusal::Busy);
     waiter.in_vain();
     assert!(waiter.called(far).now_or_never().is_none());
-    pool.observe(AccountId(1), &weekly(3.0), Source::Answer, stale);
+    pool.observe(&account(&pool, 1), &weekly(3.0), Source::Answer, stale);
     assert!(waiter.called(far).now_or_never().is_some());
     drop(pool.lease(&wish(None, 2), stale).unwrap());
     drop(probe);
@@ -61,13 +61,13 @@ fn a_poll_below_the_cap_ends_a_limit() {
     let spent = Outcome::QuotaSpent { until: Some(after(WEEK)) };
     let later = after(Duration::from_mins(1));
     let usage = |percent| Usage { readings: weekly(percent), ..Usage::default() };
-    pool.settle(AccountId(1), spent, AT);
-    pool.polled(AccountId(1), &usage(99.5), later, later);
+    pool.settle(&account(&pool, 1), spent, AT);
+    pool.polled(&account(&pool, 1), &usage(99.5), later, later);
     assert_eq!(states(&pool, later), ["limited"], "not below its cap");
-    pool.polled(AccountId(1), &usage(3.0), NOW.minus(Duration::from_secs(1)), later);
+    pool.polled(&account(&pool, 1), &usage(3.0), NOW.minus(Duration::from_secs(1)), later);
     assert_eq!(states(&pool, later), ["limited"], "asked before it was limited");
     let later = after(Duration::from_mins(2));
-    pool.polled(AccountId(1), &usage(3.0), later, later);
+    pool.polled(&account(&pool, 1), &usage(3.0), later, later);
     assert_eq!(states(&pool, later), ["ready"], "spec §4: nobody waits for Thursday");
 }
 
@@ -81,13 +81,13 @@ fn a_poll_ends_a_models_spent_limit() {
     let wish = Wish { ask, ..wish(None, 1) };
     let minute = |count| after(Duration::from_mins(count));
     let spent = Outcome::ModelLimited { until: after(WEEK) };
-    pool.settle(AccountId(1), spent, Attempt { ask, ..AT });
+    pool.settle(&account(&pool, 1), spent, Attempt { ask, ..AT });
     let refusal = pool.lease(&wish, minute(1)).unwrap_err().refusal;
     assert!(matches!(refusal, Refusal::Later(later) if later.quota), "{refusal:?}");
     let family = Limit::Named("seven_day_opus".into());
     let readings = vec![Reading { limit: family, ..weekly(5.0).remove(0) }];
     let usage = Usage { readings, ..Usage::default() };
-    pool.polled(AccountId(1), &usage, minute(2), minute(2));
+    pool.polled(&account(&pool, 1), &usage, minute(2), minute(2));
     assert!(pool.lease(&wish, minute(2)).is_ok());
 }
 
@@ -100,13 +100,13 @@ fn a_clock_that_is_set_back_makes_no_reading_newer_than_a_refusal() {
     let wish = Wish { ask, ..wish(None, 1) };
     let family = Limit::Named("seven_day_opus".into());
     let seen = vec![Reading { limit: family, ..weekly(5.0).remove(0) }];
-    pool.observe(AccountId(1), &seen, Source::Answer, NOW.minus(Duration::from_mins(1)));
+    pool.observe(&account(&pool, 1), &seen, Source::Answer, NOW.minus(Duration::from_mins(1)));
     let spent = Outcome::ModelLimited { until: after(WEEK) };
-    pool.settle(AccountId(1), spent, Attempt { ask, ..AT });
+    pool.settle(&account(&pool, 1), spent, Attempt { ask, ..AT });
     let back = Duration::from_hours(3);
     pool.set_back(back);
     let now = after(Duration::from_mins(1)).minus(back);
-    pool.observe(AccountId(1), &weekly(6.0), Source::Answer, now);
+    pool.observe(&account(&pool, 1), &weekly(6.0), Source::Answer, now);
     assert!(pool.lease(&wish, now).is_err());
 }
 
@@ -116,12 +116,12 @@ fn a_poll_that_was_overtaken_by_an_answer_lowers_nothing() {
     let pool = pool(vec![loaded(1, 0)]);
     let second = |count| after(Duration::from_secs(count));
     let used = || pool.view(second(9)).accounts[0].windows[0].used_percent.to_string();
-    pool.observe(AccountId(1), &weekly(10.0), Source::Answer, NOW);
-    pool.observe(AccountId(1), &weekly(50.0), Source::Answer, second(2));
+    pool.observe(&account(&pool, 1), &weekly(10.0), Source::Answer, NOW);
+    pool.observe(&account(&pool, 1), &weekly(50.0), Source::Answer, second(2));
     let usage = Usage { readings: weekly(10.0), ..Usage::default() };
-    pool.polled(AccountId(1), &usage, second(1), second(3));
+    pool.polled(&account(&pool, 1), &usage, second(1), second(3));
     assert_eq!(used(), "50", "asked before the last answer");
-    pool.polled(AccountId(1), &usage, second(4), second(5));
+    pool.polled(&account(&pool, 1), &usage, second(4), second(5));
     assert_eq!(used(), "10");
 }
 
@@ -195,12 +195,12 @@ fn being_served_and_reloads_leave_the_polls_as_they_are() {
     pool.replace(vec![same], &[], &[]);
     assert!(due(&pool, NOW).is_empty(), "a reload is no reason to ask");
     let minutes = |count| after(Duration::from_mins(count));
-    pool.observe(AccountId(1), &weekly(99.6), Source::Answer, minutes(40));
+    pool.observe(&account(&pool, 1), &weekly(99.6), Source::Answer, minutes(40));
     assert!(due(&pool, minutes(99)).is_empty(), "spec §3.4: an hour after it was served");
     let fail = |at| due(&pool, at).remove(0).failed(Failure::Away, at);
     fail(minutes(100));
     fail(minutes(101));
-    pool.observe(AccountId(1), &weekly(99.6), Source::Answer, minutes(102));
+    pool.observe(&account(&pool, 1), &weekly(99.6), Source::Answer, minutes(102));
     fail(minutes(162));
     assert_eq!(due(&pool, minutes(163)).len(), 1, "being served has ended the row of failures");
     pool.replace(vec![subscription()], &[], &[]);

@@ -27,6 +27,7 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
     let source = CredentialSource::KeyEnv("NONE".into());
     let account = Account {
         id: AccountId(id),
+        tenant: Tenant::default(),
         name: format!("a{id}"),
         kind: Kind::OpenAi,
         speaks: Speaks::default(),
@@ -56,10 +57,19 @@ fn loaded(id: i64, max_in_flight: u32) -> Loaded {
     Loaded { account, whereabouts, facts, resumed_at: None, plan_weight: None }
 }
 
+fn elsewhere(id: i64) -> Loaded {
+    let settings = RawAccount { base_url: Some("https://y".into()), ..Default::default() };
+    Loaded { whereabouts: Whereabouts::of(&settings), ..loaded(id, 0) }
+}
+
 fn pool(accounts: Vec<Loaded>) -> Arc<Pool> {
     let pool = Pool::default();
     pool.replace(accounts, &[], &[]);
     Arc::new(pool)
+}
+
+fn account(pool: &Pool, id: i64) -> Arc<Account> {
+    pool.account(AccountId(id)).unwrap()
 }
 
 fn wish(session: Option<SessionKey>, seed: u64) -> Wish<'static> {
@@ -104,7 +114,7 @@ fn a_burst_of_refusals_lowers_what_runs_at_the_same_time() {
         (0..6).map(|seed| pool.lease(&wish(None, seed), NOW).unwrap()).collect();
     let until = after(Duration::from_secs(5));
     for _ in 0..2 {
-        pool.settle(AccountId(1), Outcome::RateLimited { until }, AT);
+        pool.settle(&account(&pool, 1), Outcome::RateLimited { until }, AT);
     }
     drop(leases);
     let view = &pool.view(until).accounts[0];
@@ -119,7 +129,7 @@ fn a_burst_of_refusals_lowers_what_runs_at_the_same_time() {
     let later = until.plus(Duration::from_mins(1));
     for _ in 0..3 {
         let at = Attempt { sent_at: until, now: later, ..AT };
-        pool.settle(AccountId(1), Outcome::Served, at);
+        pool.settle(&account(&pool, 1), Outcome::Served, at);
     }
     assert_eq!(pool.view(later).accounts[0].concurrency, Some(4));
 }
@@ -147,8 +157,8 @@ fn a_count_that_cannot_connect_charges_nobody() {
     let pool = pool(vec![loaded(1, 0), other]);
     for (surface, want) in [(Surface::CountTokens, "ready"), (Surface::Responses, "cooling")] {
         let at = Attempt { ask: Ask { surface, ..ASK }, ..AT };
-        pool.settle(AccountId(1), Outcome::ConnectFailed { durable: true }, at);
-        pool.observe(AccountId(2), &[], Source::Answer, NOW);
+        pool.settle(&account(&pool, 1), Outcome::ConnectFailed { durable: true }, at);
+        pool.observe(&account(&pool, 2), &[], Source::Answer, NOW);
         assert_eq!(states(&pool, NOW)[0], want, "{surface:?}");
     }
 }
@@ -173,7 +183,7 @@ fn fifty_first_requests_of_one_session_land_on_one_account() {
 fn a_reload_keeps_what_was_learnt() {
     let pool = pool(vec![loaded(1, 1), loaded(2, 0)]);
     let lease = pool.lease(&Wish { tried: &[AccountId(2)], ..wish(None, 1) }, NOW).unwrap();
-    pool.settle(AccountId(2), Outcome::Stopped(Stop::NeedsLogin), AT);
+    pool.settle(&account(&pool, 2), Outcome::Stopped(Stop::NeedsLogin), AT);
     pool.replace(vec![loaded(1, 1), loaded(2, 0), loaded(3, 0)], &[], &[]);
     assert_eq!(pool.in_flight(), 1, "the running attempt still counts");
     let states: Vec<String> = pool.view(NOW).accounts.into_iter().map(|a| a.state).collect();
@@ -190,16 +200,70 @@ fn what_was_learnt_in_one_place_is_not_known_of_another() {
         let view = pool.view(NOW).accounts.remove(0);
         (view.windows.len(), view.state)
     };
-    pool.observe(AccountId(1), &weekly(30.0), Source::Answer, NOW);
-    pool.settle(AccountId(1), Outcome::Strike, AT);
+    pool.observe(&account(&pool, 1), &weekly(30.0), Source::Answer, NOW);
+    pool.settle(&account(&pool, 1), Outcome::Strike, AT);
     assert_eq!(known(), (1, "cooling".into()));
     pool.take_unsaved_quotas();
-    let settings = RawAccount { base_url: Some("https://y".into()), ..Default::default() };
-    let elsewhere = Loaded { whereabouts: Whereabouts::of(&settings), ..loaded(1, 0) };
-    pool.replace(vec![elsewhere], &[], &[]);
+    pool.replace(vec![elsewhere(1)], &[], &[]);
     assert_eq!(known(), (0, "ready".into()));
     let unsaved = pool.take_unsaved_quotas();
     assert_eq!(unsaved, [(AccountId(1), Quota::default())], "a late save may have brought it back");
+}
+
+/// spec §2: what a running request finds is about whoever it was sent to.
+#[test]
+fn a_request_that_outlives_a_move_tells_nothing_of_the_new_place() {
+    let pool = pool(vec![loaded(1, 0)]);
+    let known = || {
+        let view = pool.view(NOW).accounts.remove(0);
+        (view.windows.len(), view.state)
+    };
+    let running = pool.lease(&wish(None, 1), NOW).unwrap();
+    pool.replace(vec![Loaded { plan_weight: Some(2.0), ..loaded(1, 0) }], &[], &[]);
+    pool.observe(&running.account, &weekly(30.0), Source::Answer, NOW);
+    assert_eq!(known(), (1, "ready".into()), "it is where it was");
+    pool.replace(vec![elsewhere(1)], &[], &[]);
+    pool.observe(&running.account, &weekly(30.0), Source::Answer, NOW);
+    for outcome in [Outcome::TokenRefused { permanent: true }, Outcome::Strike, Outcome::Served] {
+        pool.settle(&running.account, outcome, Attempt { refreshed: true, ..AT });
+        assert_eq!(known(), (0, "ready".into()), "{outcome:?}");
+    }
+    assert_eq!(pool.in_flight(), 1, "it still runs");
+    let next = pool.lease(&wish(None, 2), NOW).unwrap();
+    pool.observe(&next.account, &weekly(100.0), Source::Answer, NOW);
+    assert_eq!(known(), (1, "limited".into()));
+    drop(running);
+    assert_eq!(pool.in_flight(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_outlives_its_sign_in_tells_nothing_of_the_next_persons() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let sign_in = |token: &str, person: &str| {
+        let tokens = serde_json::json!({"accessToken": token, "refreshToken": "r"});
+        let who = serde_json::json!({"accountUuid": person});
+        let document = serde_json::json!({"claudeAiOauth": tokens, "oauthAccount": who});
+        std::fs::write(file.path(), document.to_string()).unwrap();
+    };
+    let mut one = loaded(1, 0);
+    let source = CredentialSource::AuthFile(file.path().to_owned());
+    let credential = Arc::new(Credential::new(Kind::Claude, source, None));
+    one.account.credential = Arc::clone(&credential);
+    let windows = |pool: &Pool| pool.view(NOW).accounts[0].windows.len();
+    sign_in("t1", "ann");
+    credential.open().await;
+    let pool = pool(vec![one]);
+    let running = pool.lease(&wish(None, 1), NOW).unwrap();
+    for (token, person, want) in [("t2", "ann", 1), ("t3", "bob", 0)] {
+        sign_in(token, person);
+        assert!(credential.reload().await);
+        pool.credential_exchanged(AccountId(1));
+        pool.observe(&running.account, &weekly(30.0), Source::Answer, NOW);
+        assert_eq!(windows(&pool), want, "{person}");
+    }
+    let next = pool.lease(&wish(None, 2), NOW).unwrap();
+    pool.observe(&next.account, &weekly(30.0), Source::Answer, NOW);
+    assert_eq!(windows(&pool), 1);
 }
 
 /// spec §11: stops are saved every few seconds, and accounts are reloaded whenever they change.
@@ -207,7 +271,7 @@ fn what_was_learnt_in_one_place_is_not_known_of_another() {
 fn no_reload_forgets_a_stop_before_the_store_has_it() {
     let pool = pool(vec![loaded(1, 0)]);
     let stop = Stop::Deactivated;
-    pool.settle(AccountId(1), Outcome::Stopped(stop), AT);
+    pool.settle(&account(&pool, 1), Outcome::Stopped(stop), AT);
     for round in ["first", "second"] {
         pool.begin_reload();
         pool.replace(vec![loaded(1, 0)], &[], &[]);
@@ -240,15 +304,15 @@ async fn an_account_that_leaves_lets_go_of_who_waits_for_it() {
 #[test]
 fn an_operators_resume_clears_what_was_learnt() {
     let pool = pool(vec![loaded(1, 0), loaded(2, 0)]);
-    pool.settle(AccountId(1), Outcome::Stopped(Stop::Disabled), AT);
-    pool.settle(AccountId(2), Outcome::Strike, AT);
+    pool.settle(&account(&pool, 1), Outcome::Stopped(Stop::Disabled), AT);
+    pool.settle(&account(&pool, 2), Outcome::Strike, AT);
     let states =
         || -> Vec<String> { pool.view(NOW).accounts.into_iter().map(|a| a.state).collect() };
     assert_eq!(states(), ["disabled", "cooling"]);
     let resumed = |id| Loaded { resumed_at: Some(NOW), ..loaded(id, 0) };
     pool.replace(vec![resumed(1), resumed(2)], &[], &[]);
     assert_eq!(states(), ["ready", "ready"]);
-    pool.settle(AccountId(2), Outcome::Strike, AT);
+    pool.settle(&account(&pool, 2), Outcome::Strike, AT);
     pool.replace(vec![resumed(1), resumed(2)], &[], &[]);
     assert_eq!(states(), ["ready", "cooling"], "one resume clears once");
 }
@@ -257,9 +321,9 @@ fn an_operators_resume_clears_what_was_learnt() {
 #[test]
 fn an_operators_resume_reaches_who_cannot_be_read() {
     let pool = pool(vec![loaded(1, 0), loaded(2, 0), loaded(3, 0)]);
-    pool.settle(AccountId(1), Outcome::Stopped(Stop::Disabled), AT);
-    pool.settle(AccountId(2), Outcome::Strike, AT);
-    pool.observe(AccountId(3), &weekly(100.0), Source::Answer, NOW);
+    pool.settle(&account(&pool, 1), Outcome::Stopped(Stop::Disabled), AT);
+    pool.settle(&account(&pool, 2), Outcome::Strike, AT);
+    pool.observe(&account(&pool, 3), &weekly(100.0), Source::Answer, NOW);
     let unread = |resumed_at| {
         let one = |id| Unread {
             id: AccountId(id),
@@ -276,7 +340,7 @@ fn an_operators_resume_reaches_who_cannot_be_read() {
     pool.replace(vec![], &unread(Some(NOW)), &[]);
     assert_eq!(states(&pool, NOW), ["ready", "ready", "ready"]);
     assert_eq!(pool.take_unsaved_stops(), [], "the store is not told of the old stop");
-    pool.settle(AccountId(2), Outcome::Strike, AT);
+    pool.settle(&account(&pool, 2), Outcome::Strike, AT);
     pool.replace(vec![], &unread(Some(NOW)), &[]);
     assert_eq!(states(&pool, NOW), ["ready", "cooling", "ready"], "one resume clears once");
 }
@@ -287,7 +351,7 @@ fn an_operators_resume_reaches_who_cannot_be_read() {
 fn an_operators_resume_forgets_the_windows_that_say_no() {
     let pool = pool(vec![loaded(1, 0)]);
     let five = Reading { length: FIVE_HOURS, ..weekly(3.0).remove(0) };
-    pool.observe(AccountId(1), &[five, weekly(100.0).remove(0)], Source::Answer, NOW);
+    pool.observe(&account(&pool, 1), &[five, weekly(100.0).remove(0)], Source::Answer, NOW);
     pool.take_unsaved_quotas();
     pool.replace(vec![loaded(1, 0)], &[], &[]);
     assert_eq!(states(&pool, NOW), ["limited"]);
@@ -296,7 +360,7 @@ fn an_operators_resume_forgets_the_windows_that_say_no() {
     let saved: Vec<usize> =
         pool.take_unsaved_quotas().iter().map(|q| q.1.windows().len()).collect();
     assert_eq!(saved, [1], "the other window stays, and the store is told");
-    pool.observe(AccountId(1), &weekly(100.0), Source::Answer, NOW);
+    pool.observe(&account(&pool, 1), &weekly(100.0), Source::Answer, NOW);
     assert_eq!(states(&pool, NOW), ["limited"]);
 }
 
@@ -326,7 +390,7 @@ fn an_owner_is_waited_for_and_a_sockets_leg_is_not() {
     let pool = pool(vec![loaded(1, 0), loaded(2, 0)]);
     pool.own([9; 16], AccountId(1), NOW);
     let until = after(Duration::from_secs(5));
-    pool.settle(AccountId(1), Outcome::RateLimited { until }, AT);
+    pool.settle(&account(&pool, 1), Outcome::RateLimited { until }, AT);
     let refused = |wish: &Wish<'_>| pool.lease(wish, NOW).unwrap_err().refusal;
     let owner = Wish { owner: Some([9; 16]), ..wish(None, 1) };
     assert!(matches!(refused(&owner), Refusal::Owner(Some(later)) if later.until == Some(until)));
@@ -399,14 +463,19 @@ fn a_failed_connect_is_charged_when_another_address_answers() {
     let failed = Outcome::ConnectFailed { durable: true };
     let accounts = || vec![at(1, "https://x"), at(2, "https://x"), at(3, "https://y")];
     let pool = pool(accounts());
-    pool.settle(AccountId(1), failed, AT);
+    pool.settle(&account(&pool, 1), failed, AT);
     assert_eq!(states(&pool, NOW), ["ready", "ready", "ready"], "not yet known whose fault it is");
-    pool.observe(AccountId(3), &[], Source::Answer, NOW);
+    pool.observe(&account(&pool, 3), &[], Source::Answer, NOW);
     assert_eq!(states(&pool, NOW), ["cooling", "ready", "ready"], "sub2api F15");
+    let moved = self::pool(accounts());
+    moved.settle(&account(&moved, 1), failed, AT);
+    moved.replace(vec![at(1, "https://z"), at(3, "https://y")], &[], &[]);
+    moved.observe(&account(&moved, 3), &[], Source::Answer, NOW);
+    assert_eq!(states(&moved, NOW), ["ready", "ready"], "it goes elsewhere by now");
     let down = self::pool(accounts());
-    down.settle(AccountId(1), failed, AT);
-    down.settle(AccountId(3), failed, AT);
-    down.observe(AccountId(2), &[], Source::Answer, NOW);
+    down.settle(&account(&down, 1), failed, AT);
+    down.settle(&account(&down, 3), failed, AT);
+    down.observe(&account(&down, 2), &[], Source::Answer, NOW);
     assert_eq!(
         states(&down, NOW),
         ["ready", "ready", "ready"],
@@ -422,7 +491,7 @@ async fn each_time_an_account_becomes_unable_its_waiting_requests_are_told() {
     let rated = |now: Timestamp| {
         let until = now.plus(Duration::from_secs(5));
         pool.settle(
-            AccountId(1),
+            &account(&pool, 1),
             Outcome::RateLimited { until },
             Attempt { sent_at: now, now, ..AT },
         );
@@ -453,8 +522,8 @@ async fn a_rebalance_moves_the_requests_of_its_own_pool_once() {
         |pools, session| pool.lease(&Wish { pools, ..wish(Some([session; 16]), 1) }, NOW).unwrap();
     let (first, other) = (lease(&ours, 1), lease(&theirs, 2));
     assert_eq!((first.account.id, other.account.id), (AccountId(1), AccountId(1)));
-    pool.observe(AccountId(1), &weekly(50.0), Source::Poll, NOW);
-    pool.observe(AccountId(2), &weekly(10.0), Source::Poll, NOW);
+    pool.observe(&account(&pool, 1), &weekly(50.0), Source::Poll, NOW);
+    pool.observe(&account(&pool, 2), &weekly(10.0), Source::Poll, NOW);
     let moved = lease(&ours, 1);
     assert_eq!(moved.account.id, AccountId(2));
     assert_eq!(first.interrupted().now_or_never(), Some(()), "it was told to move");
@@ -467,7 +536,7 @@ async fn a_rebalance_moves_the_requests_of_its_own_pool_once() {
 fn two_windows_of_one_length_do_not_stand_side_by_side() {
     let pool = pool(vec![loaded(1, 0)]);
     let five = Reading { length: FIVE_HOURS, ..weekly(3.0).remove(0) };
-    pool.observe(AccountId(1), &[five.clone(), five], Source::Answer, NOW);
+    pool.observe(&account(&pool, 1), &[five.clone(), five], Source::Answer, NOW);
     assert_eq!(pool.view(NOW).accounts[0].windows.len(), 1);
 }
 
@@ -483,10 +552,20 @@ fn a_visible_change_is_one_line_in_the_log() {
         let five = Reading { length: FIVE_HOURS, ..weekly(3.0).remove(0) };
         let both = [five, weekly(12.0).remove(0)];
         for _ in 0..3 {
-            pool.observe(AccountId(1), &both, Source::Answer, NOW);
+            pool.observe(&account(&pool, 1), &both, Source::Answer, NOW);
         }
-        pool.observe(AccountId(1), &weekly(12.004), Source::Poll, after(Duration::from_secs(1)));
-        pool.observe(AccountId(1), &weekly(12.5), Source::Poll, after(Duration::from_secs(2)));
+        pool.observe(
+            &account(&pool, 1),
+            &weekly(12.004),
+            Source::Poll,
+            after(Duration::from_secs(1)),
+        );
+        pool.observe(
+            &account(&pool, 1),
+            &weekly(12.5),
+            Source::Poll,
+            after(Duration::from_secs(2)),
+        );
     });
     let (mut lines, mut text) = (&*lines, String::new());
     lines.rewind().unwrap();
@@ -516,13 +595,13 @@ proptest::proptest! {
                 }
                 2 if !held.is_empty() => drop(held.swap_remove(at % held.len())),
                 3 if !held.is_empty() => {
-                    let id = held[at % held.len()].0.account.id;
-                    pool.settle(id, Outcome::UpstreamError, AT);
+                    let account = Arc::clone(&held[at % held.len()].0.account);
+                    pool.settle(&account, Outcome::UpstreamError, AT);
                 }
                 4 => pool.replace(vec![loaded(1, 3), loaded(2, 0), loaded(3, 1)], &[], &[]),
                 5 if !held.is_empty() => {
-                    let id = held[at % held.len()].0.account.id;
-                    pool.settle(id, Outcome::Served, AT);
+                    let account = Arc::clone(&held[at % held.len()].0.account);
+                    pool.settle(&account, Outcome::Served, AT);
                 }
                 _ => {}
             }

@@ -215,13 +215,13 @@ async fn codex_lb_h18_each_refusal_is_one_line_of_the_log() {
 #[tokio::test]
 async fn spec_9_what_an_account_was_learnt_to_take_is_shown() {
     let (h, _) = bounded(RawLimits::default()).await;
-    let account = h.app.pool.accounts()[0].id;
+    let account = h.app.pool.accounts().remove(0);
     let running = [endless(&h).await, endless(&h).await, endless(&h).await, endless(&h).await];
     let now = h.clock.now();
     let ask = Ask { surface: Surface::Responses, model: "gpt-5.5", gate: None };
     let at = Attempt { ask, sent_at: now, now, refreshed: false };
     for _ in 0..2 {
-        h.app.pool.settle(account, Outcome::RateLimited { until: now }, at);
+        h.app.pool.settle(&account, Outcome::RateLimited { until: now }, at);
     }
     let shown = admin(&h, "/api/admin/status").await.json()["accounts"][0].clone();
     assert_eq!((&shown["state"], &shown["concurrency"]), (&json!("ready"), &json!(2)));

@@ -192,8 +192,10 @@ impl Session {
             return false;
         }
         let now = self.app.clock.now();
-        if let Some(id) = self.slot.account() {
-            self.app.pool.observe(id, &codex_windows(text, now), Source::Answer, now);
+        if let Some((id, leg)) = self.slot.account().zip(self.slot.mark())
+            && let Some(account) = self.app.pool.account(id).filter(|account| mark(account) == leg)
+        {
+            self.app.pool.observe(&account, &codex_windows(text, now), Source::Answer, now);
         }
         true
     }

@@ -123,8 +123,8 @@ async fn usage_answers_are_read_and_taken_over() {
         let usage = usage.unwrap_or_else(|| panic!("{name}: {}", answer.text()));
         assert_eq!(usage.plan.as_deref(), (name == "a").then_some("plus"));
         assert!(usage.credits.is_some(), "{name}");
-        let id = h.app.pool.accounts().iter().find(|a| a.name == name).unwrap().id;
-        h.app.pool.polled(id, &usage, now, now);
+        let known = h.app.pool.accounts().into_iter().find(|a| a.name == name).unwrap();
+        h.app.pool.polled(&known, &usage, now, now);
         assert_eq!(used(&h, name), windows(12.0, 34.0), "{name}");
         assert_eq!(view(&h, name).state, "ready", "{name}: a poll below the cap ends the limit");
         let seconds = view(&h, name).windows[0].resets_at.unwrap() / 1000 - now.unix_seconds();
