@@ -11,15 +11,39 @@ use crate::config::{AccountSpec, Config, CredentialSource};
 use crate::credentials::{SignIn, place};
 use crate::pool::{DEACTIVATED, DISABLED, resolve};
 use crate::sealing::DataKey;
-use crate::store::{AccountRow, Store};
+use crate::store::{AccountRow, Origin, Store, Unread};
 use crate::table::span;
 
 /// An account of the configuration file, the database, or both.
 pub struct Found {
     pub name: String,
     /// Or what is wrong with its settings.
-    pub spec: Result<AccountSpec, Vec<String>>,
+    pub spec: Result<AccountSpec, Check>,
     row: Option<AccountRow>,
+}
+
+impl Found {
+    fn stored(row: AccountRow, key: Option<&DataKey>) -> Self {
+        let name = row.settings.name.clone();
+        let advice = "correct its settings, or remove it: poolgate account remove NAME";
+        let wrong = |errors: Vec<String>| Check::problem(about(&name), errors.join("; "), advice);
+        Self { spec: resolve(&row, key).map_err(wrong), name, row: Some(row) }
+    }
+
+    fn unread(Unread { name, origin, why, .. }: Unread) -> Self {
+        let advice = match origin {
+            Origin::Cli => &format!(
+                "use the poolgate that wrote them, or remove it: poolgate account remove {name}"
+            ),
+            Origin::Config => "it is not in the configuration file any more: restart the gateway",
+        };
+        let found = format!("its settings cannot be read: {why}");
+        Self { spec: Err(Check::problem(about(&name), found, advice)), name, row: None }
+    }
+}
+
+fn about(name: &str) -> String {
+    format!("account {name}")
 }
 
 /// A refresh token that was not used for so long may have been forgotten by its issuer.
@@ -27,18 +51,12 @@ const FORGOTTEN: Duration = Duration::from_hours(30 * 24);
 
 /// The file's settings count for its accounts; a running gateway may still have older ones.
 pub async fn find(config: &Config, store: Option<&Store>, key: Option<&DataKey>) -> Vec<Found> {
-    let rows = match store {
-        Some(store) => store.accounts().await.unwrap_or_default(),
-        None => Vec::new(),
+    let (rows, unread) = match store {
+        Some(store) => store.all_accounts().await.unwrap_or_default(),
+        None => Default::default(),
     };
-    let mut rows: Vec<Found> = rows
-        .into_iter()
-        .map(|row| Found {
-            name: row.settings.name.clone(),
-            spec: resolve(&row, key),
-            row: Some(row),
-        })
-        .collect();
+    let rows = rows.into_iter().map(|row| Found::stored(row, key));
+    let mut rows: Vec<Found> = rows.chain(unread.into_iter().map(Found::unread)).collect();
     for spec in &config.accounts {
         match rows.iter_mut().find(|found| found.name == spec.name) {
             Some(found) => found.spec = Ok(spec.clone()),
@@ -73,13 +91,10 @@ async fn one(
     running: &Running,
     now: Timestamp,
 ) -> Vec<Check> {
-    let about = format!("account {}", account.name);
+    let about = about(&account.name);
     let spec = match &account.spec {
         Ok(spec) => spec,
-        Err(errors) => {
-            let advice = "correct its settings, or remove it: poolgate account remove NAME";
-            return vec![Check::problem(about, errors.join("; "), advice)];
-        }
+        Err(problem) => return vec![problem.clone()],
     };
     let mut checks: Vec<Check> = account.row.iter().filter_map(|row| state(&about, row)).collect();
     if let CredentialSource::AuthFile(path) | CredentialSource::KeyFile(path) = &spec.source {

@@ -319,7 +319,8 @@ async fn an_account_whose_settings_cannot_be_read_is_listed_paused_and_removed()
     let listed = json(&data, &["account", "list"]).await;
     assert_eq!((&listed[0]["name"], &listed[0]["problem"]), (&"a".into(), &Value::Null));
     let odd = serde_json::json!({"name": "odd", "kind": null, "state": "unreadable", "origin": "cli",
-        "problem": "unknown field `of_tomorrow`", "credential": null, "proxy": null});
+        "paused": false, "problem": "unknown field `of_tomorrow`", "credential": null,
+        "proxy": null});
     assert_eq!(listed[1], odd);
     let listed = run(&data, &["account", "list"], "").await;
     let listed = String::from_utf8(listed.stdout).unwrap();
@@ -330,6 +331,11 @@ async fn an_account_whose_settings_cannot_be_read_is_listed_paused_and_removed()
     fails(&data, &["account", "remove", "filed"], "stands in the configuration file").await;
     json(&data, &["account", "pause", "odd"]).await;
     assert_eq!(h.rows("SELECT paused FROM accounts WHERE name = 'odd'").await, [["1"]]);
+    let paused = json(&data, &["account", "list"]).await;
+    assert_eq!((&paused[0]["paused"], &paused[1]["paused"]), (&false.into(), &true.into()));
+    let listed = run(&data, &["account", "list"], "").await;
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("paused, unknown field `of_tomorrow` (cli)"), "{listed}");
     json(&data, &["account", "remove", "odd"]).await;
     fails(&data, &["account", "remove", "odd"], "no account named").await;
     let left = json(&data, &["account", "list"]).await;

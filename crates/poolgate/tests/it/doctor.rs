@@ -12,6 +12,8 @@ use poolgate_core::health::Stop;
 use poolgate_core::units::Timestamp;
 use poolgate_sim::{Account, Scenario, Sim};
 use serde_json::Value;
+use sqlx::SqlitePool;
+use sqlx::sqlite::SqliteConnectOptions;
 
 use crate::cli::run;
 use crate::harness::{Harness, Setup};
@@ -101,6 +103,13 @@ impl Installation {
     async fn stop(&self, stop: Stop) {
         let id = self.store.accounts().await.unwrap()[0].id;
         self.store.set_stop(id, Some(stop)).await.unwrap();
+    }
+
+    async fn sql(&self, sql: &'static str) {
+        let options = SqliteConnectOptions::new().filename(self.path("poolgate.db"));
+        let database = SqlitePool::connect_with(options).await.unwrap();
+        sqlx::query(sql).execute(&database).await.unwrap();
+        database.close().await;
     }
 
     /// Runs it on what lies there, with nothing open.
@@ -222,6 +231,25 @@ async fn what_stopped_an_account_is_told() {
         let found = found(&report, "account a");
         assert!(!well && found[0].1.contains(words), "{report}");
         assert!(found[1].1.contains("its token is good"), "{report}");
+    }
+}
+
+/// As after a downgrade.
+#[tokio::test]
+async fn an_account_whose_settings_cannot_be_read_is_told() {
+    for (origin, advice) in [("cli", "account remove a"), ("config", "restart the gateway")] {
+        let place = Installation::new().await;
+        place.sql(r#"UPDATE accounts SET settings = '{"of_tomorrow":1}'"#).await;
+        if origin == "config" {
+            place.sql("UPDATE accounts SET origin = 'config'").await;
+        }
+        let (well, report) = place.doctor(&["--offline"]).await;
+        assert!(!well && found(&report, "accounts").is_empty(), "there is one: {report}");
+        let [(grade, words)] = &found(&report, "account a")[..] else { panic!("{report}") };
+        assert!(grade == "problem" && words.contains("unknown field `of_tomorrow`"), "{words}");
+        let checks = report["checks"].as_array().unwrap();
+        let told = checks.iter().find(|check| check["about"] == "account a").unwrap();
+        assert!(told["advice"].as_str().unwrap().contains(advice), "{told}");
     }
 }
 

@@ -23,13 +23,14 @@ pub async fn show_all(context: &Context) -> anyhow::Result<()> {
 
 fn row_json(row: &AccountRow) -> Value {
     json!({"name": row.settings.name, "kind": row.settings.kind, "state": state(row),
-        "problem": null, "credential": source(row), "origin": row.origin.name(), "proxy": proxy(row)})
+        "paused": row.paused, "problem": null, "credential": source(row),
+        "origin": row.origin.name(), "proxy": proxy(row)})
 }
 
 /// What only its settings tell is not known.
 fn unread_json(one: &Unread) -> Value {
-    json!({"name": one.name, "kind": null, "state": UNREADABLE, "problem": one.why,
-        "credential": null, "origin": one.origin.name(), "proxy": null})
+    json!({"name": one.name, "kind": null, "state": UNREADABLE, "paused": one.paused,
+        "problem": one.why, "credential": null, "origin": one.origin.name(), "proxy": null})
 }
 
 fn row_line(row: &AccountRow) -> String {
@@ -41,7 +42,8 @@ fn row_line(row: &AccountRow) -> String {
 
 fn unread_line(one: &Unread) -> String {
     let Unread { name, why, .. } = one;
-    format!("{name:<24} {:<11} {UNREADABLE:<12} {why} ({})", "-", one.origin.name())
+    let paused = if one.paused { "paused, " } else { "" };
+    format!("{name:<24} {:<11} {UNREADABLE:<12} {paused}{why} ({})", "-", one.origin.name())
 }
 
 const UNREADABLE: &str = "unreadable";
