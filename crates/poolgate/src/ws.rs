@@ -308,6 +308,7 @@ pub mod tests {
         assert!(timeout(long, both).await.is_err(), "they listen");
         ours.unwatch();
         assert!(timeout(long, ours.said()).await.is_err(), "nothing is expected of it");
+        assert!(ours.pulse.is_none(), "its alarm goes off once");
         ours.watch_every(every);
         assert!(ours.said().await.is_none(), "nobody answers");
     }

@@ -58,6 +58,31 @@ fn what_tells_headers_begins_no_response() {
 }
 
 #[test]
+fn a_turns_messages_tell_what_a_streams_events_do() {
+    let said = [
+        r#"{"type":"codex.rate_limits"}"#,
+        METADATA,
+        r#"{"type":"keepalive"}"#,
+        CREATED,
+        r#"{"type":"response.output_text.delta"}"#,
+        r#"{"type":"response.failed","response":{"error":{"code":"c","message":"m"}}}"#,
+    ];
+    let mut events = Tap::new(Surface::Responses, true, Timestamp(0));
+    let mut messages = Tap::messages(Surface::Responses, Timestamp(0));
+    let facts = |tap: &Tap| {
+        let Tap { created, semantic, finished, moved, failed, error, response_id, .. } = tap;
+        format!("{created} {semantic} {finished} {moved} {failed} {error:?} {response_id:?}")
+    };
+    for message in said {
+        events.feed(&Bytes::from(data(&[message])));
+        messages.feed(&Bytes::from(message));
+        assert_eq!(facts(&messages), facts(&events), "behind {message}");
+        assert!(messages.is_between_events());
+    }
+    assert!(messages.finished && messages.error.is_some());
+}
+
+#[test]
 fn tells_signs_of_life_from_more() {
     use Surface::{Chat, Messages, Responses};
     for (surface, stream, more) in [
