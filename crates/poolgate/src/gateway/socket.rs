@@ -354,11 +354,11 @@ async fn reach(
 }
 
 /// What a socket is opened with. One that was opened by another person's sign-in, or leads elsewhere,
-/// is not the account's any more.
+/// is not the account's any more. A sign-in of another file may not have told yet whose it is.
 pub fn mark(account: &Account) -> u64 {
     let mut hasher = DefaultHasher::new();
     let Upstream { place, prefix, .. } = &account.upstream;
-    (account.credential.owner(), place, prefix).hash(&mut hasher);
+    (account.tenant, account.credential.owner(), place, prefix).hash(&mut hasher);
     hasher.finish()
 }
 

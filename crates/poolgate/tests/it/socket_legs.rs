@@ -347,3 +347,27 @@ async fn a_leg_of_another_persons_sign_in_is_left() {
     drop(client);
     h.finish().await;
 }
+
+/// The same for an account that is another one by the configuration.
+#[tokio::test]
+async fn a_leg_of_an_account_that_was_put_elsewhere_is_left() {
+    let mut setup = Setup::new().await;
+    let a = setup.codex("a");
+    let other = setup.sim.codex("other");
+    let h = setup.start().await;
+    let mut client = Client::open(&h).await;
+    client.next().await.unwrap().unwrap();
+    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
+    let file = h.dir.path().join("another.json");
+    std::fs::write(&file, other.auth_json()).unwrap();
+    let mut config = h.app.config.clone();
+    let mut settings = config.accounts.remove(0).raw;
+    settings.auth_file = Some(file);
+    config.accounts = vec![settings.resolve().unwrap()];
+    h.app.reconfigure(&config).await.unwrap();
+    until("its socket is closed", || a.open_sockets() == 0).await;
+    assert_eq!(said(&client.turn(&create("all of it")).await), "completed");
+    assert_eq!(turns(&h).last().unwrap(), "other");
+    drop(client);
+    h.finish().await;
+}
