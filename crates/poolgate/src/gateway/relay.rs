@@ -353,8 +353,8 @@ impl Relay {
         }
     }
 
-    /// Counts what is about to leave, and settles before the last of it does: what was withheld may hold
-    /// the terminal event, which is behind all else then.
+    /// Counts what is about to leave, and settles before the last of it does: a terminal event among what
+    /// was withheld is behind all else, or before what nobody is told any more.
     fn hand_on(&mut self, data: Bytes) -> Option<Bytes> {
         if !data.is_empty() {
             self.record.relayed(data.len());

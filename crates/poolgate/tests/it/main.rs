@@ -54,6 +54,7 @@ mod signin;
 mod simulate;
 mod socket_client;
 mod socket_legs;
+mod socket_strict;
 mod socket_told;
 mod socket_turns;
 mod socket_upstream;

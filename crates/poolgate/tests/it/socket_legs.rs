@@ -330,9 +330,8 @@ async fn a_rebalance_takes_idle_legs_along() {
     h.finish().await;
 }
 
-/// A sign-in that becomes somebody else's takes over no socket of the one before.
-#[tokio::test]
-async fn a_leg_of_another_persons_sign_in_is_left() {
+/// The turn behind the change goes to the other person, over a socket of theirs.
+async fn leaves_the_leg_when(change: impl AsyncFnOnce(&Harness, &str)) {
     let mut setup = Setup::new().await;
     let a = setup.codex("a");
     let other = setup.sim.codex("other");
@@ -340,7 +339,7 @@ async fn a_leg_of_another_persons_sign_in_is_left() {
     let mut client = Client::open(&h).await;
     client.next().await.unwrap().unwrap();
     assert_eq!(said(&client.turn(&create("hi")).await), "completed");
-    std::fs::write(h.dir.path().join("a.json"), other.auth_json()).unwrap();
+    change(&h, &other.auth_json()).await;
     until("its socket is closed", || a.open_sockets() == 0).await;
     assert_eq!(said(&client.turn(&create("all of it")).await), "completed");
     assert_eq!(turns(&h).last().unwrap(), "other");
@@ -348,26 +347,26 @@ async fn a_leg_of_another_persons_sign_in_is_left() {
     h.finish().await;
 }
 
+/// A sign-in that becomes somebody else's takes over no socket of the one before.
+#[tokio::test]
+async fn a_leg_of_another_persons_sign_in_is_left() {
+    leaves_the_leg_when(async |h, theirs| {
+        std::fs::write(h.dir.path().join("a.json"), theirs).unwrap();
+    })
+    .await;
+}
+
 /// The same for an account that is another one by the configuration.
 #[tokio::test]
 async fn a_leg_of_an_account_that_was_put_elsewhere_is_left() {
-    let mut setup = Setup::new().await;
-    let a = setup.codex("a");
-    let other = setup.sim.codex("other");
-    let h = setup.start().await;
-    let mut client = Client::open(&h).await;
-    client.next().await.unwrap().unwrap();
-    assert_eq!(said(&client.turn(&create("hi")).await), "completed");
-    let file = h.dir.path().join("another.json");
-    std::fs::write(&file, other.auth_json()).unwrap();
-    let mut config = h.app.config.clone();
-    let mut settings = config.accounts.remove(0).raw;
-    settings.auth_file = Some(file);
-    config.accounts = vec![settings.resolve().unwrap()];
-    h.app.reconfigure(&config).await.unwrap();
-    until("its socket is closed", || a.open_sockets() == 0).await;
-    assert_eq!(said(&client.turn(&create("all of it")).await), "completed");
-    assert_eq!(turns(&h).last().unwrap(), "other");
-    drop(client);
-    h.finish().await;
+    leaves_the_leg_when(async |h, theirs| {
+        let file = h.dir.path().join("another.json");
+        std::fs::write(&file, theirs).unwrap();
+        let mut config = h.app.config.clone();
+        let mut settings = config.accounts.remove(0).raw;
+        settings.auth_file = Some(file);
+        config.accounts = vec![settings.resolve().unwrap()];
+        h.app.reconfigure(&config).await.unwrap();
+    })
+    .await;
 }

@@ -64,7 +64,7 @@ pub struct Session {
     asks: (String, Option<Arc<Gate>>),
     /// Whatever became of them.
     had_turns: bool,
-    /// One was served: what the handshake says of the first is said of none after it.
+    /// One was taken on: what the handshake says of the first is said of none after it.
     had_first: bool,
     /// Cancelled when a rebalance moves the session.
     moves: Option<CancellationToken>,
