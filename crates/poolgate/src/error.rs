@@ -201,6 +201,7 @@ impl Error {
             Self::BodyCut => (S::BAD_REQUEST, "body_incomplete"),
             Self::Body(Invalid::Empty) => (S::BAD_REQUEST, "empty_body"),
             Self::Body(Invalid::TooDeep) => (S::BAD_REQUEST, "json_too_deep"),
+            Self::Body(Invalid::TooManyFields) => (S::BAD_REQUEST, "json_too_many_fields"),
             Self::Body(_) => (S::BAD_REQUEST, "invalid_json"),
             Self::Field(_) | Self::ModelTooLong(_) => (S::BAD_REQUEST, "invalid_field"),
             Self::NoModel => (S::BAD_REQUEST, "missing_model"),

@@ -16,10 +16,14 @@ use std::ops::Range;
 use bytes::Bytes;
 
 pub use scan::Scan;
+use scan::Span;
 pub use text::{Text, TextBody};
 
 /// Deeper nesting is refused; no client comes near, and recursive readers upstream would suffer.
 pub const MAX_DEPTH: usize = 128;
+/// More members of the outermost object are refused: clients send some twenty, and each is compared with
+/// all before it.
+pub const MAX_MEMBERS: usize = 1024;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Invalid {
@@ -33,6 +37,8 @@ pub enum Invalid {
     TooDeep,
     #[error("the request body must be a JSON object")]
     NotAnObject,
+    #[error("the request body has more than {MAX_MEMBERS} fields")]
+    TooManyFields,
     #[error("the field `{0}` occurs more than once")]
     Repeated(String),
 }
@@ -48,15 +54,9 @@ pub struct WrongType {
 #[derive(Clone, Debug)]
 pub struct Document {
     text: Text,
-    members: Vec<Member>,
-}
-
-#[derive(Clone, Debug)]
-struct Member {
-    name: String,
-    /// From the opening quote of the key to the end of the value.
-    whole: Range<usize>,
-    value: Range<usize>,
+    members: Vec<Span>,
+    /// Names that are written with escapes, by the index of their members.
+    escaped: Vec<(usize, String)>,
 }
 
 impl Document {
@@ -69,16 +69,39 @@ impl Document {
 
     /// From a text that `scan` has been fed piece by piece.
     pub fn scanned(text: Text, scan: Scan) -> Result<Self, Invalid> {
-        let mut members: Vec<Member> = Vec::with_capacity(16);
-        for span in scan.finish()? {
-            let name = name(&text.slice(span.key.clone())).into_owned();
-            if members.iter().any(|m| m.name == name) {
+        let mut document = Self { text, members: scan.finish()?, escaped: Vec::new() };
+        for index in 0..document.members.len() {
+            let key = document.text.slice(document.members[index].key.clone());
+            let name = name(&key);
+            if document.find_among(index, &name).is_some() {
                 return Err(Invalid::Repeated(name.chars().take(64).collect()));
             }
-            let whole = span.key.start..span.value.end;
-            members.push(Member { name, whole, value: span.value });
+            // Others are compared as they are written.
+            if let Cow::Owned(name) = name {
+                document.escaped.push((index, name));
+            }
         }
-        Ok(Self { text, members })
+        Ok(document)
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.find_among(self.members.len(), name)
+    }
+
+    /// Among the first `count` members.
+    fn find_among(&self, count: usize, name: &str) -> Option<usize> {
+        (0..count).find(|index| match self.escaped.iter().find(|(at, _)| at == index) {
+            Some((_, escaped)) => escaped == name,
+            None => {
+                let Range { start, end } = self.members[*index].key;
+                end - start == name.len() + 2
+                    && *self.text.slice(start + 1..end - 1) == *name.as_bytes()
+            }
+        })
+    }
+
+    fn value(&self, name: &str) -> Option<Range<usize>> {
+        Some(self.members[self.find(name)?].value.clone())
     }
 
     pub fn text(&self) -> &Text {
@@ -87,8 +110,7 @@ impl Document {
 
     /// The member's value as written; `None` when absent.
     pub fn raw(&self, name: &str) -> Option<Cow<'_, str>> {
-        let member = self.members.iter().find(|m| m.name == name)?;
-        match self.text.slice(member.value.clone()) {
+        match self.text.slice(self.value(name)?) {
             Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
             Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
         }
@@ -96,15 +118,14 @@ impl Document {
 
     /// The last bytes of the member's value, at most `most` of them; nothing when absent.
     pub fn tail(&self, name: &str, most: usize) -> Cow<'_, [u8]> {
-        let member = self.members.iter().find(|m| m.name == name);
-        let range = member.map_or(0..0, |m| m.value.clone());
+        let range = self.value(name).unwrap_or_default();
         self.text.slice(range.end.saturating_sub(most).max(range.start)..range.end)
     }
 
     /// Whether the member is there and its value begins with `byte`.
     pub fn begins_with(&self, name: &str, byte: u8) -> bool {
-        let member = self.members.iter().find(|m| m.name == name);
-        member.is_some_and(|m| *self.text.slice(m.value.start..m.value.start + 1) == [byte])
+        let value = self.value(name);
+        value.is_some_and(|at| *self.text.slice(at.start..at.start + 1) == [byte])
     }
 
     /// A text field. Absent and `null` are `None`.
@@ -151,7 +172,7 @@ pub struct Patch {
 impl Patch {
     /// Sets `name` to `value`, a piece of JSON. A value already written so is left alone.
     pub fn set(&mut self, document: &Document, name: &str, value: &str) {
-        match document.members.iter().position(|m| m.name == name) {
+        match document.find(name) {
             Some(_) if document.raw(name).as_deref() == Some(value) => {}
             Some(index) => self.changes.push((index, Some(value.to_owned()))),
             None => self.inserts.push(format!("{}:{value}", quote(name))),
@@ -160,7 +181,7 @@ impl Patch {
 
     /// Cuts `name` out, with a comma that belonged to it.
     pub fn remove(&mut self, document: &Document, name: &str) {
-        if let Some(index) = document.members.iter().position(|m| m.name == name) {
+        if let Some(index) = document.find(name) {
             self.changes.push((index, None));
         }
     }
@@ -188,11 +209,11 @@ impl Patch {
             }
             // What stood before this member: space, and a comma unless it was the first.
             let before = match index.checked_sub(1) {
-                Some(previous) => members[previous].whole.end..member.whole.start,
-                None => open..member.whole.start,
+                Some(previous) => members[previous].value.end..member.key.start,
+                None => open..member.key.start,
             };
             match (std::mem::take(&mut bare), index) {
-                (true, _) => out.append(text, open..members[0].whole.start),
+                (true, _) => out.append(text, open..members[0].key.start),
                 (false, 0) => {
                     put(&mut out, ",");
                     out.append(text, before);
@@ -201,20 +222,20 @@ impl Patch {
             }
             match change {
                 Some(Some(new)) => {
-                    out.append(text, member.whole.start..member.value.start);
+                    out.append(text, member.key.start..member.value.start);
                     put(&mut out, new);
                 }
-                _ => out.append(text, member.whole.clone()),
+                _ => out.append(text, member.key.start..member.value.end),
             }
         }
-        out.append(text, members.last().map_or(open, |m| m.whole.end)..text.len());
+        out.append(text, members.last().map_or(open, |m| m.value.end)..text.len());
         // A short one is cheaper in one piece.
         if out.len() < JOINED_BELOW { out.to_bytes().into() } else { out }
     }
 
     /// Position right after the opening brace.
     fn open(document: &Document) -> usize {
-        let first = document.members.first().map_or(document.text.len(), |m| m.whole.start);
+        let first = document.members.first().map_or(document.text.len(), |m| m.key.start);
         let head = document.text.slice(0..first);
         memchr::memchr(b'{', &head).expect("a document is an object") + 1
     }
@@ -266,6 +287,8 @@ mod tests {
         assert_eq!(document.boolean("stream"), Ok(Some(true)));
         assert_eq!(document.raw("t").as_deref(), Some(r#"[{"x":"}"}]"#));
         assert_eq!(document.raw("a\"b").as_deref(), Some("1"));
+        let backspace = parse(r#"{"a\b":1,"a\\b":2}"#).unwrap();
+        assert_eq!(backspace.raw("a\\b").as_deref(), Some("2"));
         assert_eq!(document.string("absent"), Ok(None));
         assert!(document.string("stream").is_err());
         assert!(document.boolean("model").is_err());
@@ -273,17 +296,34 @@ mod tests {
 
     #[test]
     fn refuses() {
+        let object = |fields| {
+            let fields: Vec<String> = (0..fields).map(|n| format!("\"{n}\":0")).collect();
+            format!("{{{}}}", fields.join(","))
+        };
+        assert!(parse(&object(MAX_MEMBERS)).is_ok());
         let deep = "[".repeat(10_000) + &"]".repeat(10_000);
         let cases = [
             ("nothing", String::new(), Invalid::Empty),
             ("space", "  \n".into(), Invalid::Empty),
             ("list", "[1]".into(), Invalid::NotAnObject),
+            ("many", object(MAX_MEMBERS + 1), Invalid::TooManyFields),
+            ("very many", object(1 << 20), Invalid::TooManyFields),
             ("too deep", format!("{{\"a\":{deep}}}"), Invalid::TooDeep),
             ("unclosed and deep", "[".repeat(10_000), Invalid::TooDeep),
             ("twice", r#"{"model":"a","model":"b"}"#.into(), Invalid::Repeated("model".into())),
             (
                 "twice, in disguise",
                 r#"{"model":"a","mod\u0065l":"b"}"#.into(),
+                Invalid::Repeated("model".into()),
+            ),
+            (
+                "twice, in disguise first",
+                r#"{"mod\u0065l":"a","model":"b"}"#.into(),
+                Invalid::Repeated("model".into()),
+            ),
+            (
+                "twice in two disguises",
+                r#"{"\u006dodel":"a","mod\u0065l":"b"}"#.into(),
                 Invalid::Repeated("model".into()),
             ),
         ];

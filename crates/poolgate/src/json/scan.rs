@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{Invalid, MAX_DEPTH, plain};
+use super::{Invalid, MAX_DEPTH, MAX_MEMBERS, plain};
 
 /// A member of the outermost object, by position in the whole text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +129,7 @@ impl Scan {
             self.end_value(0);
         }
         match self.state {
+            State::Done if self.members.len() > MAX_MEMBERS => Err(Invalid::TooManyFields),
             State::Done if self.top_is_object => Ok(self.members),
             State::Done => Err(Invalid::NotAnObject),
             State::Value if self.depth == 0 => Err(Invalid::Empty),
@@ -304,8 +305,11 @@ impl Scan {
     /// A value ends before `end` of the present piece.
     fn end_value(&mut self, end: usize) {
         if self.depth == 1 && self.top_is_object {
-            let value = self.value_start..self.before + end;
-            self.members.push(Span { key: self.key.clone(), value });
+            // One too many says so, and is the last that is kept.
+            if self.members.len() <= MAX_MEMBERS {
+                let value = self.value_start..self.before + end;
+                self.members.push(Span { key: self.key.clone(), value });
+            }
         }
         self.state = if self.depth == 0 { State::Done } else { State::CommaOrEnd };
     }

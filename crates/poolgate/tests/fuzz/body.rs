@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::HeaderMap;
 use poolgate::gateway::steps::{Payload, peek, strip, turn_in};
-use poolgate::json::{Document, Invalid, MAX_DEPTH, Patch, Scan, Text};
+use poolgate::json::{Document, Invalid, MAX_DEPTH, MAX_MEMBERS, Patch, Scan, Text};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -40,7 +40,13 @@ pub fn run(input: &[u8]) {
                 understand(document);
             }
         }
-        Err(Invalid::TooDeep) => assert!(depth(body) > MAX_DEPTH, "not that deep"),
+        Err(Invalid::TooDeep) => assert!(depth(body) > MAX_DEPTH, MAX_MEMBERS, "not that deep"),
+        Err(Invalid::TooManyFields) => {
+            assert!(
+                body.iter().filter(|byte| **byte == b':').count() > MAX_MEMBERS,
+                "not that many"
+            );
+        }
         Err(Invalid::Repeated(_)) => assert!(read.is_some(), "repeated, and no JSON"),
         Err(Invalid::NotAnObject) => {
             assert!(read.is_some_and(|read| !read.get().starts_with('{')), "no object");

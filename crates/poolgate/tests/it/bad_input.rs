@@ -31,6 +31,8 @@ async fn zstd(bytes: &[u8]) -> Vec<u8> {
 async fn rows() -> Vec<Row> {
     let good = responses("hi", true).to_string();
     let deep = format!("{{\"model\":\"gpt-5.5\",\"input\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
+    let many: String = (0..10_000).map(|n| format!("\"{n}\":0,")).collect();
+    let many = format!("{{{many}\"model\":\"gpt-5.5\"}}");
     let bomb = zstd(&vec![b' '; 64 << 20]).await;
     let mut cut = zstd(good.as_bytes()).await;
     cut.truncate(cut.len() / 2);
@@ -43,6 +45,7 @@ async fn rows() -> Vec<Row> {
         row("a list", "[]", 400, "invalid_json"),
         row("not UTF-8", b"{\"model\":\"\xff\"}".to_vec(), 400, "invalid_json"),
         row("a field twice", r#"{"model":"a","model":"b"}"#, 400, "invalid_json"),
+        row("10,000 fields", many, 400, "json_too_many_fields"),
         row("10,000 deep", deep, 400, "json_too_deep"),
         row("no model", "{}", 400, "missing_model"),
         row("model is a number", r#"{"model":5}"#, 400, "invalid_field"),
