@@ -90,14 +90,15 @@ impl Document {
 
     /// Among the first `count` members.
     fn find_among(&self, count: usize, name: &str) -> Option<usize> {
-        (0..count).find(|index| match self.escaped.iter().find(|(at, _)| at == index) {
-            Some((_, escaped)) => escaped == name,
-            None => {
-                let Range { start, end } = self.members[*index].key;
-                end - start == name.len() + 2
-                    && *self.text.slice(start + 1..end - 1) == *name.as_bytes()
-            }
-        })
+        (0..count).find(|index| self.is_named(*index, name))
+    }
+
+    fn is_named(&self, index: usize, name: &str) -> bool {
+        if let Some((_, escaped)) = self.escaped.iter().find(|(at, _)| *at == index) {
+            return escaped == name;
+        }
+        let Range { start, end } = self.members[index].key;
+        end - start == name.len() + 2 && *self.text.slice(start + 1..end - 1) == *name.as_bytes()
     }
 
     fn value(&self, name: &str) -> Option<Range<usize>> {

@@ -12,7 +12,7 @@ use async_compression::tokio::bufread::{DeflateDecoder, GzipDecoder, ZlibDecoder
 use async_compression::zstd::DParameter;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use memchr::memmem::Finder;
@@ -263,6 +263,18 @@ pub fn peek(
     document: &Document,
     key_id: i64,
 ) -> Result<Head, Error> {
+    let name = session_by(surface, headers).map(Cow::Borrowed);
+    let name = name.or_else(|| session_in(surface, document));
+    peek_within(surface, name.map(|name| scoped(key_id, &name)), document, key_id)
+}
+
+/// The same for a request whose session is known.
+pub fn peek_within(
+    surface: Surface,
+    session: Option<SessionKey>,
+    document: &Document,
+    key_id: i64,
+) -> Result<Head, Error> {
     let model =
         document.string("model")?.filter(|model| !model.trim().is_empty()).ok_or(Error::NoModel)?;
     if model.len() > MODEL_MAX {
@@ -282,7 +294,7 @@ pub fn peek(
     Ok(Head {
         model: model.into_owned(),
         stream,
-        session: session_name(surface, headers, document).map(|name| scoped(key_id, &name)),
+        session,
         owner: previous.as_ref().map(|id| scoped(key_id, id)),
         of_anyone: previous.map(|id| unscoped(&id)),
         stores,
@@ -345,29 +357,34 @@ pub fn unscoped(name: &str) -> SessionKey {
     scoped(0, name)
 }
 
-/// The session that headers alone name.
+/// The session that headers alone name, of a socket.
 pub fn session_of(headers: &HeaderMap, key_id: i64) -> Option<SessionKey> {
-    let nothing = Document::parse(Bytes::from_static(b"{}")).ok()?;
-    session_name(Surface::Responses, headers, &nothing).map(|name| scoped(key_id, &name))
+    session_by(Surface::Responses, headers).map(|name| scoped(key_id, name))
 }
 
-/// First hit wins (docs/providers.md, "Session names"). `None`: the request stands alone.
-fn session_name(surface: Surface, headers: &HeaderMap, document: &Document) -> Option<String> {
-    let header = |name: &HeaderName| {
-        headers.get(name)?.to_str().ok().filter(|v| !v.is_empty()).map(str::to_owned)
+/// What headers call it. First hit wins, here and in the body after them (docs/providers.md, "Session
+/// names"). `None` from both: the request stands alone.
+fn session_by(surface: Surface, headers: &HeaderMap) -> Option<&str> {
+    let names = match surface {
+        Surface::Responses | Surface::Compact | Surface::Chat => name::SESSION.as_slice(),
+        Surface::Messages | Surface::CountTokens => std::slice::from_ref(&name::CLAUDE_SESSION),
     };
-    let field = |name| document.string(name).ok().flatten().filter(|v| !v.is_empty());
+    let header = |name| headers.get(name)?.to_str().ok().filter(|value| !value.is_empty());
+    names.iter().find_map(header)
+}
+
+/// What the body calls it.
+pub fn session_in(surface: Surface, document: &Document) -> Option<Cow<'_, str>> {
+    let field = |name| document.string(name).ok().flatten().filter(|value| !value.is_empty());
     match surface {
         Surface::Responses | Surface::Compact | Surface::Chat => {
-            (name::SESSION.iter().find_map(header))
-                .or_else(|| field("prompt_cache_key").map(Into::into))
-                .or_else(|| field("user").map(Into::into))
+            field("prompt_cache_key").or_else(|| field("user"))
         }
-        Surface::Messages | Surface::CountTokens => header(&name::CLAUDE_SESSION).or_else(|| {
+        Surface::Messages | Surface::CountTokens => {
             let metadata = document.object("metadata")?;
             let user = metadata.string("user_id").ok()??.into_owned();
-            Some(claude_session(&user).unwrap_or(user))
-        }),
+            Some(Cow::Owned(claude_session(&user).unwrap_or(user)))
+        }
     }
 }
 
@@ -409,7 +426,10 @@ mod tests {
         for (name, surface, pairs, body, want) in cases {
             let pairs: Vec<(&'static str, &'static str)> =
                 pairs.iter().map(|(n, v)| (&*n.to_string().leak(), &*v.to_string().leak())).collect();
-            assert_eq!(session_name(surface, &headers(&pairs), &document(body)).as_deref(), want, "{name}");
+            let (headers, body) = (headers(&pairs), document(body));
+            let found = session_by(surface, &headers).map(Cow::Borrowed);
+            let found = found.or_else(|| session_in(surface, &body));
+            assert_eq!(found.as_deref(), want, "{name}");
         }
     }
 

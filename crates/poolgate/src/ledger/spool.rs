@@ -22,6 +22,10 @@ use crate::workers;
 /// A new segment is begun beyond this size; segments taken over whole are deleted.
 const SEGMENT_MAX: u64 = 16 << 20;
 const SYNC_EVERY: u32 = 4;
+/// Milliseconds between requests within which others may come in the same turn of a worker.
+const CLOSE: i64 = 1;
+/// Bytes that the line of a begin fits into.
+const BEGIN_USUAL: usize = 256;
 /// What files here are, by their names' ends: lines, or that a process writes them.
 const SEGMENT: &str = "spool";
 const PROCESS: &str = "lock";
@@ -63,9 +67,19 @@ struct Together {
     ends: Vec<Range<usize>>,
     /// How many bytes of them the disk took, when it was asked.
     taken: Arc<OnceLock<usize>>,
+    /// When the request began that came last.
+    last: i64,
 }
 
 impl Together {
+    /// Whether the request that begins at `at` has nobody to wait for: no lines are here, and none were
+    /// added just before. Beside a busy worker a turn is short; an idle one's caches are cold, and a turn
+    /// of it takes 5 µs.
+    fn is_alone(&mut self, at: i64) -> bool {
+        let before = std::mem::replace(&mut self.last, at);
+        self.lines.is_empty() && at - before > CLOSE
+    }
+
     /// Where the line ends, and where will be said what became of it.
     fn add_begin(&mut self, begin: &Begin<'_>) -> io::Result<(usize, Arc<OnceLock<usize>>)> {
         add_begin(&mut self.lines, begin)?;
@@ -206,16 +220,17 @@ impl Spool {
         }
     }
 
-    /// Resolves when it is written, together with what else this worker gathers in this turn. An error:
-    /// it is not, and its request can still be refused.
+    /// Resolves when it is written: together with what else this worker gathers in this turn, unless it comes
+    /// alone. An error: it is not, and its request can still be refused.
     pub async fn begin(&self, begin: &Begin<'_>) -> io::Result<()> {
-        let is_taken = if let Some(together) = self.together() {
+        let is_alone = |together: &&Mutex<Together>| together.lock().is_alone(begin.at);
+        let is_taken = if let Some(together) = self.together().filter(|one| !is_alone(one)) {
             let (end, taken) = together.lock().add_begin(begin)?;
             let owed = Owed { spool: self, together, taken };
             workers::next_turn().await;
             owed.write() >= end
         } else {
-            let mut line = Vec::new();
+            let mut line = Vec::with_capacity(BEGIN_USUAL);
             add_begin(&mut line, begin)?;
             self.put(&line) == line.len()
         };
@@ -278,7 +293,7 @@ impl Spool {
     }
 
     fn put_together(&self, together: &mut Together) {
-        let Together { lines, ends, taken } = together;
+        let Together { lines, ends, taken, .. } = together;
         let put = self.put(lines);
         let _ = std::mem::take(taken).set(put);
         for end in ends.drain(..).filter(|end| end.end > put) {

@@ -74,6 +74,26 @@ async fn requests_that_begin_in_one_turn_are_written_at_one_go() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_alone_waits_for_nobody() {
+    on_a_worker(async |spool| {
+        let at = |id, at| Begin { at, ..begin(id) };
+        let is_written_at_once = |begin: Begin<'_>| spool.begin(&begin).now_or_never().is_some();
+        assert!(is_written_at_once(at("a", 10)));
+        assert!(!is_written_at_once(at("b", 10 + CLOSE)), "others may come with it");
+        assert!(is_written_at_once(at("c", 11 + 2 * CLOSE)));
+        assert!(!is_written_at_once(at("d", 9)), "the clock was set back");
+        let (e, f) = (at("e", 9), at("f", 90));
+        let others = async {
+            assert!(!is_written_at_once(f), "somebody waits already");
+        };
+        let (begun, ()) = tokio::join!(spool.begin(&e), others);
+        begun.unwrap();
+        assert_eq!(written(&spool), ["Ba", "Bb", "Bc", "Bd", "Be", "Bf"]);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_was_gathered_is_written_whoever_leaves() {
     on_a_worker(async |spool| {
         let (a, b) = (begin("a"), begin("b"));

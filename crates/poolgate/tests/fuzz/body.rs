@@ -40,12 +40,9 @@ pub fn run(input: &[u8]) {
                 understand(document);
             }
         }
-        Err(Invalid::TooDeep) => assert!(depth(body) > MAX_DEPTH, MAX_MEMBERS, "not that deep"),
+        Err(Invalid::TooDeep) => assert!(depth(body) > MAX_DEPTH, "not that deep"),
         Err(Invalid::TooManyFields) => {
-            assert!(
-                body.iter().filter(|byte| **byte == b':').count() > MAX_MEMBERS,
-                "not that many"
-            );
+            assert!(body.split(|byte| *byte == b':').count() > MAX_MEMBERS, "not that many");
         }
         Err(Invalid::Repeated(_)) => assert!(read.is_some(), "repeated, and no JSON"),
         Err(Invalid::NotAnObject) => {

@@ -28,7 +28,9 @@ use crate::gateway::admit::{self, Admitted, Way};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
 use crate::gateway::headers::name;
-use crate::gateway::read::{Head, Payload, Purpose, peek, turn_in};
+use crate::gateway::read::{
+    Head, Payload, Purpose, peek_within, scoped, session_in, session_of, turn_in,
+};
 use crate::gateway::relay::Relay;
 use crate::gateway::route::{Contract, Endpoint};
 use crate::gateway::settle::Record;
@@ -56,6 +58,10 @@ pub struct Session {
     query: Option<String>,
     /// Where turns belong that name no session of their own.
     home: SessionKey,
+    /// The handshake named it, for all turns.
+    is_named: bool,
+    /// The name that a turn gave last, with what it is known by: the next one mostly gives the same.
+    named: Option<(String, SessionKey)>,
     /// Of the handshake, for the first turn.
     turn_state: Option<SessionKey>,
     slot: Slot,
@@ -92,10 +98,12 @@ impl Session {
         let Call { caller, headers, query, turn, head, gate, .. } = call;
         Self {
             app,
+            is_named: session_of(&headers, caller.key.id).is_some(),
             caller,
             headers: Arc::new(alone(&headers)),
             query,
             home: head.session.unwrap_or_default(),
+            named: None,
             turn_state: turn,
             slot,
             contract,
@@ -211,10 +219,14 @@ impl Session {
         let (model, gate) = &self.asks;
         let ask = Ask { surface: Surface::Responses, model, gate: gate.as_deref() };
         let account = self.app.pool.able(id, ask, self.app.clock.now());
-        let has_moved = self.moves.as_ref().is_some_and(CancellationToken::is_cancelled);
-        if has_moved || account.is_none_or(|account| mark(&account) != leg) {
+        if self.has_moved() || account.is_none_or(|account| mark(&account) != leg) {
             self.slot.take();
         }
+    }
+
+    /// Its session was told to go elsewhere.
+    fn has_moved(&self) -> bool {
+        self.moves.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 
     /// The pool's limits, if they are not what the client knows.
@@ -238,7 +250,9 @@ impl Session {
         if self.is_late(&text) {
             return Ok(());
         }
-        self.leave_unable();
+        if self.has_moved() {
+            self.slot.take();
+        }
         let document = match self.understand(&text) {
             Ok(document) => document,
             Err(error) => {
@@ -368,11 +382,30 @@ impl Session {
         Ok(document)
     }
 
-    fn call(&self, text: Bytes, document: Document, record: &mut Record) -> Result<Call, Error> {
+    /// Of a turn.
+    fn session(&mut self, document: &Document) -> SessionKey {
+        let name = session_in(Surface::Responses, document).filter(|_| !self.is_named);
+        match (name, &self.named) {
+            (None, _) => self.home,
+            (Some(name), Some((known, session))) if *name == **known => *session,
+            (Some(name), _) => {
+                let session = scoped(self.caller.key.id, &name);
+                self.named = Some((name.into_owned(), session));
+                session
+            }
+        }
+    }
+
+    fn call(
+        &mut self,
+        text: Bytes,
+        document: Document,
+        record: &mut Record,
+    ) -> Result<Call, Error> {
         let key = Arc::clone(&self.caller.key);
-        let mut head = peek(Surface::Responses, &self.headers, &document, key.id)?;
+        let session = self.session(&document);
+        let mut head = peek_within(Surface::Responses, Some(session), &document, key.id)?;
         head.stream = true;
-        head.session = Some(head.session.unwrap_or(self.home));
         record.read(&head);
         let fits = |pattern: &String| model_matches(pattern, &head.model);
         if !key.models.is_empty() && !key.models.iter().any(fits) {

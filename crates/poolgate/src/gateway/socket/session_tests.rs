@@ -21,6 +21,8 @@ async fn a_client_is_watched_during_a_turn_and_not_between_two() {
         headers: Arc::default(),
         query: None,
         home: SessionKey::default(),
+        is_named: false,
+        named: None,
         turn_state: None,
         slot: Slot::default(),
         contract: Contract::Strict,
