@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -31,7 +31,14 @@ pub struct ClientKey {
 struct Usage {
     running: AtomicU32,
     rate: Mutex<Rate>,
+    /// As it was read last: whoever still holds the key, a socket or a long answer, looks here.
+    /// In milliseconds since the Unix epoch.
+    valid_before: AtomicI64,
 }
+
+/// Of a key that is valid for ever, and of one that is not any more.
+const NO_END: i64 = i64::MAX;
+const ENDED: i64 = i64::MIN;
 
 /// Why a request is refused whose key has enough of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,7 +88,11 @@ impl ClientKey {
         self.usage.running.load(Ordering::Relaxed)
     }
 
-    /// Counts a request in. One that is refused counts in neither limit.
+    /// It is still valid, whatever has been changed since it was looked up.
+    pub fn is_known(&self, now: Timestamp) -> bool {
+        now.0 < self.usage.valid_before.load(Ordering::Relaxed)
+    }
+
     /// Of each limit that it has: its name, how many there may be, and how many there are.
     pub fn limits_in_use(&self, now: Timestamp) -> Vec<(&'static str, u32, usize)> {
         let [concurrency, rate] = KeyLimit::NAMES;
@@ -92,6 +103,7 @@ impl ClientKey {
         concurrency.into_iter().chain(rate).collect()
     }
 
+    /// Counts a request in. One that is refused counts in neither limit.
     pub fn enter(&self, now: Timestamp) -> Result<KeyPermit, KeyLimit> {
         let mut permit = KeyPermit::default();
         if let Some(most) = self.limits.concurrency {
@@ -121,7 +133,20 @@ impl Keys {
             known.map(|known| Arc::clone(&known.usage)).unwrap_or_default()
         };
         let key = |row: ClientKeyRow| Arc::new(ClientKey { usage: usage_of(&row), row });
-        let map = rows.into_iter().map(|row| (row.digest, key(row))).collect();
+        let map: HashMap<_, Arc<ClientKey>> =
+            rows.into_iter().map(|row| (row.digest, key(row))).collect();
+        // Only those: a valid key is valid at every moment of this.
+        let stays = |one: &ClientKey| {
+            map.get(&one.digest).is_some_and(|key| Arc::ptr_eq(&key.usage, &one.usage))
+        };
+        for gone in before.values().filter(|one| !stays(one)) {
+            gone.usage.valid_before.store(ENDED, Ordering::Relaxed);
+        }
+        for key in map.values() {
+            let end =
+                if key.revoked_at.is_some() { Some(ENDED) } else { key.expires_at.map(|at| at.0) };
+            key.usage.valid_before.store(end.unwrap_or(NO_END), Ordering::Relaxed);
+        }
         self.0.store(Arc::new(map));
     }
 
@@ -130,11 +155,6 @@ impl Keys {
     pub fn find(&self, presented: &str, now: Timestamp) -> Option<Arc<ClientKey>> {
         let row = self.0.load().get(&sha256(presented.as_bytes())).cloned()?;
         row.is_valid(now).then_some(row)
-    }
-
-    /// It is still valid.
-    pub fn is_known(&self, key: &ClientKeyRow, now: Timestamp) -> bool {
-        self.0.load().get(&key.digest).is_some_and(|row| row.is_valid(now))
     }
 
     /// The valid key of that name.
@@ -159,4 +179,51 @@ pub fn generate(
     let (digest, hint) = (sha256(key.as_bytes()), key[..HINT].to_owned());
     let limits = KeyLimits::default();
     Ok((key, NewClientKey { name, digest, hint, pools, models, expires_at, limits }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1000);
+
+    fn row(id: i64) -> ClientKeyRow {
+        ClientKeyRow {
+            id,
+            name: id.to_string(),
+            digest: [7; 32],
+            hint: String::new(),
+            pools: vec![],
+            models: vec![],
+            created_at: Timestamp(0),
+            expires_at: None,
+            revoked_at: None,
+            limits: KeyLimits::default(),
+        }
+    }
+
+    #[test]
+    fn who_holds_a_key_sees_what_becomes_of_it() {
+        let ended = ClientKeyRow { revoked_at: Some(NOW), ..row(1) };
+        let until = |at| ClientKeyRow { expires_at: Some(Timestamp(at)), ..row(1) };
+        let cases = [
+            ("the same", vec![row(1)], true),
+            ("revoked", vec![ended], false),
+            ("gone", vec![], false),
+            ("another under its digest", vec![row(2)], false),
+            ("ends in a moment", vec![until(1001)], true),
+            ("ends now", vec![until(1000)], false),
+        ];
+        for (name, rows, want) in cases {
+            let keys = Keys::default();
+            keys.replace(vec![row(1)]);
+            let held = Arc::clone(&keys.0.load()[&[7; 32]]);
+            assert!(held.is_known(NOW));
+            keys.replace(rows);
+            assert_eq!(held.is_known(NOW), want, "{name}");
+            keys.replace(vec![row(1)]);
+            let comes_back = !matches!(name, "gone" | "another under its digest");
+            assert_eq!(held.is_known(NOW), comes_back, "{name}, and back");
+        }
+    }
 }

@@ -97,7 +97,7 @@ fn watch(app: &Arc<App>, caller: &Caller, lane: Permit) -> Result<Response<Outgo
     let lines = stream::unfold(start, async |(app, key, mut looks, told, permits)| {
         loop {
             app.draining.run_until_cancelled(looks.tick()).await?;
-            if !app.keys.is_known(&key, app.clock.now()) {
+            if !key.is_known(app.clock.now()) {
                 return None;
             }
             let pool = both(&app, &key);

@@ -203,7 +203,7 @@ impl Relay {
             let now = Instant::now();
             let has_moved = std::mem::take(&mut self.opening.tap.moved);
             let look = self.span.look(now, has_moved);
-            if !self.app.keys.is_known(&self.key, self.app.clock.now()) {
+            if !self.key.is_known(self.app.clock.now()) {
                 self.ended = Some(Ended::Revoked);
             } else if look == Err(Spent::Request) {
                 self.ended = Some(Ended::TooLong);

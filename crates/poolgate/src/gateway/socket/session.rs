@@ -210,7 +210,7 @@ impl Session {
 
     /// A socket may outlive its key by days.
     fn key_is_good(&self) -> bool {
-        self.app.keys.is_known(&self.caller.key, self.app.clock.now())
+        self.caller.key.is_known(self.app.clock.now())
     }
 
     /// The next turn goes elsewhere anyway: the account's socket is closed, the client's stays.
