@@ -159,10 +159,11 @@ impl Session {
                 biased;
                 said = client.said() => match said.ok_or(Left::Gone)? {
                     Said::Text(text) => {
-                        // Boxed: most sockets are idle, and a turn is large.
                         self.slot.listen();
                         client.watch();
-                        Box::pin(self.turn(client, text)).await?;
+                        // Boxed: most sockets are idle, and a turn is large. Made where it stays, not copied.
+                        let turn = Box::new_uninit();
+                        Box::into_pin(Box::write(turn, self.turn(client, text))).await?;
                         client.unwatch();
                         self.slot.stop_listening();
                         heard = Instant::now();
@@ -315,7 +316,9 @@ impl Session {
                     meanwhile,
                     is_refused: opening.tap.finished && !opening.tap.semantic,
                 };
-                let relay = Box::new(Relay::new(of_app, lease, record, admitted, opening, of));
+                let relay = Box::new_uninit();
+                let new = Relay::new(of_app, lease, record, admitted, opening, of);
+                let relay = Box::write(relay, new);
                 telling.relay(client, relay, &mut self.told).await
             }
             Ok(Served::Whole(response)) => Box::pin(say_refusal(client, response)).await,
