@@ -21,8 +21,8 @@ pub use text::{Text, TextBody};
 
 /// Deeper nesting is refused; no client comes near, and recursive readers upstream would suffer.
 pub const MAX_DEPTH: usize = 128;
-/// More members of the outermost object are refused: clients send some twenty, and each is compared with
-/// all before it.
+/// More members of the outermost object are refused: clients send some twenty, and each name is compared
+/// with all before it.
 pub const MAX_MEMBERS: usize = 1024;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -55,8 +55,9 @@ pub struct WrongType {
 pub struct Document {
     text: Text,
     members: Vec<Span>,
-    /// Names that are written with escapes, by the index of their members.
-    escaped: Vec<(usize, String)>,
+    /// Names that cannot be compared where they stand, by the index of their members: written with escapes, or
+    /// in a text of several pieces.
+    kept: Vec<(usize, String)>,
 }
 
 impl Document {
@@ -69,33 +70,34 @@ impl Document {
 
     /// From a text that `scan` has been fed piece by piece.
     pub fn scanned(text: Text, scan: Scan) -> Result<Self, Invalid> {
-        let mut document = Self { text, members: scan.finish()?, escaped: Vec::new() };
-        for index in 0..document.members.len() {
-            let key = document.text.slice(document.members[index].key.clone());
-            let name = name(&key);
-            if document.find_among(index, &name).is_some() {
+        let members = scan.finish()?;
+        let is_whole = text.parts().len() == 1;
+        let mut names: Vec<Cow<'_, str>> = Vec::with_capacity(members.len());
+        for member in &members {
+            let name = match text.slice(member.key.clone()) {
+                Cow::Borrowed(key) if is_whole => name(key),
+                key => Cow::Owned(name(&key).into_owned()),
+            };
+            if names.contains(&name) {
                 return Err(Invalid::Repeated(name.chars().take(64).collect()));
             }
-            // Others are compared as they are written.
-            if let Cow::Owned(name) = name {
-                document.escaped.push((index, name));
-            }
+            names.push(name);
         }
-        Ok(document)
+        let kept = |(index, name)| match name {
+            Cow::Owned(name) => Some((index, name)),
+            Cow::Borrowed(_) => None,
+        };
+        let kept = names.into_iter().enumerate().filter_map(kept).collect();
+        Ok(Self { text, members, kept })
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        self.find_among(self.members.len(), name)
-    }
-
-    /// Among the first `count` members.
-    fn find_among(&self, count: usize, name: &str) -> Option<usize> {
-        (0..count).find(|index| self.is_named(*index, name))
+        (0..self.members.len()).find(|index| self.is_named(*index, name))
     }
 
     fn is_named(&self, index: usize, name: &str) -> bool {
-        if let Some((_, escaped)) = self.escaped.iter().find(|(at, _)| *at == index) {
-            return escaped == name;
+        if let Ok(at) = self.kept.binary_search_by_key(&index, |(at, _)| *at) {
+            return self.kept[at].1 == name;
         }
         let Range { start, end } = self.members[index].key;
         end - start == name.len() + 2 && *self.text.slice(start + 1..end - 1) == *name.as_bytes()
@@ -253,8 +255,8 @@ fn name(quoted: &[u8]) -> Cow<'_, str> {
         return Cow::Borrowed(plain);
     }
     // A lone surrogate is JSON and no string: such a key matches nothing of ours.
-    serde_json::from_slice(quoted)
-        .map_or_else(|_| String::from_utf8_lossy(quoted), |name: String| Cow::Owned(name))
+    let read = serde_json::from_slice(quoted);
+    Cow::Owned(read.unwrap_or_else(|_| String::from_utf8_lossy(quoted).into_owned()))
 }
 
 /// What a JSON value says that is a string without escapes.
@@ -302,6 +304,10 @@ mod tests {
             format!("{{{}}}", fields.join(","))
         };
         assert!(parse(&object(MAX_MEMBERS)).is_ok());
+        assert!(
+            parse(r#"{"\ud800":1,"\\ud800":2}"#).is_ok(),
+            "one is half a character, one is text"
+        );
         let deep = "[".repeat(10_000) + &"]".repeat(10_000);
         let cases = [
             ("nothing", String::new(), Invalid::Empty),
@@ -321,6 +327,11 @@ mod tests {
                 "twice, in disguise first",
                 r#"{"mod\u0065l":"a","model":"b"}"#.into(),
                 Invalid::Repeated("model".into()),
+            ),
+            (
+                "half a character twice",
+                r#"{"\ud800":"a","\ud800":"b"}"#.into(),
+                Invalid::Repeated("\"\\ud800\"".into()),
             ),
             (
                 "twice in two disguises",

@@ -279,3 +279,48 @@ async fn one_socket_takes_turn_after_turn() {
         h.finish().await;
     }
 }
+
+/// reliability AUTH-4: the turn under way ends as a stream over HTTP does, and its socket behind it.
+#[tokio::test]
+async fn a_turn_of_a_revoked_key_ends_and_so_does_its_socket() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    a.fault(Fault::stall(Phase::Output(2))).turns().times(1);
+    let mut client = Client::open(&h).await;
+    client.send(&create("hi [[events=9]]")).await;
+    while client.next().await.unwrap().unwrap()["type"] != "response.output_text.delta" {}
+    h.app.store.revoke_client_key("test", poolgate_core::units::Timestamp(1)).await.unwrap();
+    h.app.reload().await.unwrap();
+    let events = client.rest_of_turn().await;
+    assert_eq!(
+        events.last().unwrap()["response"]["error"]["code"],
+        "invalid_api_key",
+        "{events:?}"
+    );
+    assert_eq!(client.next().await, Some(Err(1008)));
+    until("its account's socket is closed", || a.open_sockets() == 0).await;
+    assert_eq!(h.outcomes().await, [("interrupted".to_owned(), 1)]);
+    h.finish().await;
+}
+
+/// reliability §9: a turn has an end like any request, and its client's socket stays.
+#[tokio::test]
+async fn a_turn_that_takes_too_long_ends_and_its_socket_stays() {
+    let (h, a) = Harness::start(|s: &mut Setup| {
+        s.raw.limits.request_timeout_s = Some(1);
+        s.codex("a")
+    })
+    .await;
+    a.fault(Fault::stall(Phase::Output(2))).turns().times(1);
+    let mut client = Client::open(&h).await;
+    let events = client.turn(&create("hi [[events=9]]")).await;
+    assert_eq!(
+        events.last().unwrap()["response"]["error"]["code"],
+        "upstream_timeout",
+        "{events:?}"
+    );
+    let rows = h.rows("SELECT outcome, code FROM requests").await;
+    assert_eq!(rows, [["interrupted", "upstream_timeout"]]);
+    until("the stalled socket is closed", || a.open_sockets() == 0).await;
+    assert_eq!(said(&client.turn(&create("again")).await), "completed");
+    h.finish().await;
+}

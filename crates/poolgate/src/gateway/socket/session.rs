@@ -44,6 +44,8 @@ use crate::ws::{Said, Socket};
 
 /// Whether the pool's limits have changed is looked for so often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Longer names of sessions are not remembered: an idle socket would hold them.
+const NAME_MAX: usize = 256;
 /// For the close of a socket that the drain has cut.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
@@ -358,6 +360,8 @@ impl Session {
         if self.app.pool.owner(previous, self.app.clock.now()).is_some() {
             return Ok(false);
         }
+        // It would wait for an account that cannot go on from it. Other turns choose among all.
+        self.leave_unable();
         if self.slot.account().is_none() {
             return Err(Error::ChainLost);
         }
@@ -385,7 +389,7 @@ impl Session {
         Ok(document)
     }
 
-    /// Of a turn.
+    /// Where a turn belongs: as the handshake says, else as it says itself, else at the socket's home.
     fn session(&mut self, document: &Document) -> SessionKey {
         let name = session_in(Surface::Responses, document).filter(|_| !self.is_named);
         match (name, &self.named) {
@@ -393,7 +397,7 @@ impl Session {
             (Some(name), Some((known, session))) if *name == **known => *session,
             (Some(name), _) => {
                 let session = scoped(self.caller.key.id, &name);
-                self.named = Some((name.into_owned(), session));
+                self.named = (name.len() <= NAME_MAX).then(|| (name.into_owned(), session));
                 session
             }
         }
