@@ -36,10 +36,6 @@ struct Usage {
     valid_before: AtomicI64,
 }
 
-/// Of a key that is valid for ever, and of one that is not any more.
-const NO_END: i64 = i64::MAX;
-const ENDED: i64 = i64::MIN;
-
 /// Why a request is refused whose key has enough of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyLimit {
@@ -140,12 +136,10 @@ impl Keys {
             map.get(&one.digest).is_some_and(|key| Arc::ptr_eq(&key.usage, &one.usage))
         };
         for gone in before.values().filter(|one| !stays(one)) {
-            gone.usage.valid_before.store(ENDED, Ordering::Relaxed);
+            gone.usage.valid_before.store(ClientKeyRow::NEVER.0, Ordering::Relaxed);
         }
         for key in map.values() {
-            let end =
-                if key.revoked_at.is_some() { Some(ENDED) } else { key.expires_at.map(|at| at.0) };
-            key.usage.valid_before.store(end.unwrap_or(NO_END), Ordering::Relaxed);
+            key.usage.valid_before.store(key.valid_before().0, Ordering::Relaxed);
         }
         self.0.store(Arc::new(map));
     }

@@ -108,10 +108,7 @@ pub async fn judge(
     };
     let silence = app.limits().stream_idle_timeout;
     let plain = (!is_stream && !is_encoded).then_some(silence);
-    // Made where it stays: a copy of it costs more.
-    let opening = Box::new_uninit();
-    let mut opening =
-        Box::write(opening, Opening { held: VecDeque::new(), rest: None, tap, create });
+    let mut opening = Box::new(Opening { held: VecDeque::new(), rest: None, tap, create });
     match open(body, &mut opening, plain).await {
         Opened::Good => {
             if opening.tap.is_event_stream() && !is_stream {

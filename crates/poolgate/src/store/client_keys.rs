@@ -30,8 +30,19 @@ pub struct KeyLimits {
 }
 
 impl ClientKeyRow {
+    /// Before which a key is valid that is not valid any more, and one that has no end.
+    pub const NEVER: Timestamp = Timestamp(i64::MIN);
+    const FOR_EVER: Timestamp = Timestamp(i64::MAX);
+
     pub fn is_valid(&self, now: Timestamp) -> bool {
-        self.revoked_at.is_none() && self.expires_at.is_none_or(|at| now < at)
+        now < self.valid_before()
+    }
+
+    pub fn valid_before(&self) -> Timestamp {
+        match self.revoked_at {
+            Some(_) => Self::NEVER,
+            None => self.expires_at.unwrap_or(Self::FOR_EVER),
+        }
     }
 }
 

@@ -318,9 +318,7 @@ impl Session {
                     meanwhile,
                     is_refused: opening.tap.finished && !opening.tap.semantic,
                 };
-                let relay = Box::new_uninit();
-                let new = Relay::new(of_app, lease, record, admitted, opening, of);
-                let relay = Box::write(relay, new);
+                let relay = Box::new(Relay::new(of_app, lease, record, admitted, opening, of));
                 telling.relay(client, relay, &mut self.told).await
             }
             Ok(Served::Whole(response)) => Box::pin(say_refusal(client, response)).await,
