@@ -155,10 +155,13 @@ impl Document {
         }
     }
 
-    /// An object field, itself ready to be read and patched. `None` if absent or anything else.
-    pub fn object(&self, field: &str) -> Option<Self> {
-        let raw = self.raw(field)?;
-        Self::parse(Bytes::copy_from_slice(raw.as_bytes())).ok()
+    /// An object field, itself ready to be read and patched, by the rules of the outermost. `None` if absent
+    /// or anything else.
+    pub fn object(&self, field: &str) -> Result<Option<Self>, Invalid> {
+        match self.raw(field).filter(|raw| raw.starts_with('{')) {
+            Some(raw) => Self::parse(Bytes::copy_from_slice(raw.as_bytes())).map(Some),
+            None => Ok(None),
+        }
     }
 }
 

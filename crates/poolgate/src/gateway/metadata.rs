@@ -17,12 +17,14 @@ pub fn filtered(
     let mut patch = Patch::default();
     filter(&mut patch, &event, &mut limits);
     for name in INSIDE {
-        let Some(inner) = event.object(name) else {
-            // With a field twice, it cannot be told which of them is read.
-            if event.raw(name).is_some_and(|raw| raw.starts_with('{')) {
+        let inner = match event.object(name) {
+            Ok(Some(inner)) => inner,
+            Ok(None) => continue,
+            Err(_) => {
+                // With a field twice, it cannot be told which of them is read.
                 patch.remove(&event, name);
+                continue;
             }
-            continue;
         };
         let mut of_inner = Patch::default();
         filter(&mut of_inner, &inner, &mut limits);

@@ -103,7 +103,7 @@ fn patch_for_codex(patch: &mut Patch, document: &Document) {
 
 /// Turn state is bound to the account that issued it; on a socket it comes in the message.
 fn patch_turn_state(patch: &mut Patch, document: &Document) {
-    let Some(metadata) = document.object("client_metadata") else {
+    let Ok(Some(metadata)) = document.object("client_metadata") else {
         return;
     };
     let turn_state = name::TURN_STATE.as_str();
@@ -121,7 +121,7 @@ fn text_of(patch: &Patch, document: &Document) -> String {
 /// The client's own account uuid does not fit the account that serves: it is replaced by that
 /// account's, or blanked. Device and session stay.
 fn patch_user_id(patch: &mut Patch, document: &Document, account: &Account) {
-    let Some(metadata) = document.object("metadata") else {
+    let Ok(Some(metadata)) = document.object("metadata") else {
         return;
     };
     let Ok(Some(user_id)) = metadata.string("user_id") else {

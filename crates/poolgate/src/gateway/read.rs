@@ -263,12 +263,18 @@ pub fn peek(
     document: &Document,
     key_id: i64,
 ) -> Result<Head, Error> {
+    // With a field twice in what a rule may have to change, it cannot be told which of them is read.
+    match surface {
+        Surface::Responses => drop(document.object("client_metadata")?),
+        Surface::Messages | Surface::CountTokens => drop(document.object("metadata")?),
+        Surface::Compact | Surface::Chat => {}
+    }
     let name = session_by(surface, headers).map(Cow::Borrowed);
     let name = name.or_else(|| session_in(surface, document));
     peek_within(surface, name.map(|name| scoped(key_id, &name)), document, key_id)
 }
 
-/// The same for a request whose session is known.
+/// The same for a turn, whose session is known.
 pub fn peek_within(
     surface: Surface,
     session: Option<SessionKey>,
@@ -340,10 +346,10 @@ pub fn turn_of(headers: &HeaderMap, key_id: i64) -> Option<SessionKey> {
 }
 
 /// The same in a socket's message, which outlives the headers of its handshake.
-pub fn turn_in(document: &Document, key_id: i64) -> Option<SessionKey> {
-    let metadata = document.object("client_metadata")?;
-    let turn = metadata.string(name::TURN_STATE.as_str()).ok()??;
-    Some(scoped(key_id, &turn))
+pub fn turn_in(document: &Document, key_id: i64) -> Result<Option<SessionKey>, Invalid> {
+    let Some(metadata) = document.object("client_metadata")? else { return Ok(None) };
+    let turn = metadata.string(name::TURN_STATE.as_str()).ok().flatten();
+    Ok(turn.map(|turn| scoped(key_id, &turn)))
 }
 
 /// A session's or response's name as a map key, of a fixed size and never shared between callers.
@@ -381,7 +387,7 @@ pub fn session_in(surface: Surface, document: &Document) -> Option<Cow<'_, str>>
             field("prompt_cache_key").or_else(|| field("user"))
         }
         Surface::Messages | Surface::CountTokens => {
-            let metadata = document.object("metadata")?;
+            let metadata = document.object("metadata").ok()??;
             let user = metadata.string("user_id").ok()??.into_owned();
             Some(Cow::Owned(claude_session(&user).unwrap_or(user)))
         }
@@ -465,6 +471,15 @@ mod tests {
         let head = peek(Surface::Responses, &none, &body, 1).unwrap();
         assert_eq!((head.model.as_str(), head.stream, head.stores), ("m", true, false));
         assert_eq!(head.owner, Some(scoped(1, "r")));
+        for (surface, field) in
+            [(Surface::Responses, "client_metadata"), (Surface::Messages, "metadata")]
+        {
+            let inside = |value| document(&format!(r#"{{"model":"m","{field}":{value}}}"#));
+            assert!(peek(surface, &none, &inside("null"), 1).is_ok());
+            assert!(peek(surface, &none, &inside(r#"{"a":1}"#), 1).is_ok());
+            let error = peek(surface, &none, &inside(r#"{"a":1,"a":2}"#), 1).unwrap_err();
+            assert_eq!(error.parts().1, "invalid_json", "{field}");
+        }
         let named = |bytes| format!(r#"{{"model":"{}"}}"#, "m".repeat(bytes));
         assert!(peek(Surface::Messages, &none, &document(&named(256)), 1).is_ok());
         for (body, code) in [

@@ -45,6 +45,7 @@ async fn rows() -> Vec<Row> {
         row("a list", "[]", 400, "invalid_json"),
         row("not UTF-8", b"{\"model\":\"\xff\"}".to_vec(), 400, "invalid_json"),
         row("a field twice", r#"{"model":"a","model":"b"}"#, 400, "invalid_json"),
+        row("a field twice inside", r#"{"model":"gpt-5.5","input":"hi","client_metadata":{"a":1,"a":2}}"#, 400, "invalid_json"),
         row("10,000 fields", many, 400, "json_too_many_fields"),
         row("10,000 deep", deep, 400, "json_too_deep"),
         row("no model", "{}", 400, "missing_model"),

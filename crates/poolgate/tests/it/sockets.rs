@@ -234,6 +234,10 @@ async fn what_is_no_turn_is_refused_and_costs_nothing() {
         ("{", "invalid_json"),
         (r#"{"type":"response.cancel"}"#, "bad_question"),
         (r#"{"type":"response.create"}"#, "missing_model"),
+        (
+            r#"{"type":"response.create","model":"gpt-5.5","input":[],"client_metadata":{"a":1,"a":2}}"#,
+            "invalid_json",
+        ),
     ] {
         client.socket.send(Message::text(frame)).await.unwrap();
         let event = client.next().await.unwrap().unwrap();

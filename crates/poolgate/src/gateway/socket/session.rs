@@ -419,7 +419,7 @@ impl Session {
         refuse_anothers(&self.app, &head)?;
         let chained = self.is_chained(&mut head)?;
         Ok(Call {
-            turn: turn_in(&document, key.id).or(self.turn_state),
+            turn: turn_in(&document, key.id)?.or(self.turn_state),
             query: self.query.clone(),
             gate: match &self.asks {
                 (model, gate) if *model == head.model => gate.clone(),
