@@ -6,10 +6,11 @@
 //!
 //! Readings arrive late and out of order, so merging has rules. Headers and events come from
 //! answers that may be older than what is known: they move a reset only forward, and lower `used`
-//! only when the reset moved. A usage poll asks for the truth, and may set both either way, unless
-//! something newer is known already; it names all windows of a limit, so one that it leaves out is
-//! gone. A part of a window that is missing leaves the stored part alone. Past its reset a window
-//! counts as empty until new data come; if those name no reset, it is unknown.
+//! only when the reset moved; what they say of a window that is over by then says nothing of the one
+//! that runs. A usage poll asks for the truth, and may set both either way, unless something newer is
+//! known already; it names all windows of a limit, so one that it leaves out is gone. A part of a
+//! window that is missing leaves the stored part alone. Past its reset a window counts as empty until
+//! new data come; if those name no reset, it is unknown, and if they name only a reset, it is empty.
 
 use std::time::Duration;
 
@@ -31,6 +32,12 @@ const SAME_LENGTH: Duration = Duration::from_mins(1);
 
 pub fn is_same_length(one: Duration, other: Duration) -> bool {
     one.abs_diff(other) <= SAME_LENGTH
+}
+
+/// No window resets later than its length from now. A fifth more is for clocks that differ: 6 hours for
+/// 5, 8.4 days for a week. A later one would hold against every true one.
+fn is_in_reach(resets_at: Timestamp, length: Duration, now: Timestamp) -> bool {
+    resets_at <= now.plus(length + length / 5)
 }
 
 /// A 5-hour window and anything like it, as opposed to the weekly one.
@@ -187,6 +194,8 @@ impl Quota {
         now: Timestamp,
         merged: &mut Merged,
     ) {
+        let in_reach = |at: &Timestamp| is_in_reach(*at, reading.length, now);
+        let told = reading.resets_at.filter(in_reach);
         let known = self.find(reading).map(|at| &mut self.windows[at]);
         let Some(window) = known else {
             // A reset alone says nothing about consumption; wait for a reading that does.
@@ -197,7 +206,7 @@ impl Quota {
                 limit: reading.limit.clone(),
                 length: reading.length,
                 used,
-                resets_at: reading.resets_at,
+                resets_at: told,
                 observed_at: now,
             };
             merged.note((Fraction::ZERO, None), &window);
@@ -211,26 +220,35 @@ impl Quota {
             return;
         }
         let before = (window.used, window.resets_at);
-        let moved = match (window.resets_at, reading.resets_at) {
+        // One that the clock was wrong for is no better than none.
+        let moved = match (window.resets_at.filter(in_reach), told) {
             (None, Some(_)) => true,
-            (Some(old), Some(new)) => {
-                old.plus(RESET_MOVED) < new
-                    || (source == Source::Poll && new.plus(RESET_MOVED) < old)
+            (Some(old), Some(new)) if new.plus(RESET_MOVED) < old => {
+                // An answer begun before that reset, which came late.
+                if source == Source::Answer && new <= now {
+                    return;
+                }
+                source == Source::Poll
             }
+            (Some(old), Some(new)) => old.plus(RESET_MOVED) < new,
             (_, None) => false,
         };
-        // A stored window whose reset has passed is empty, whatever number it still carries; and one
-        // that is stale gives way to anything newer.
+        // One that is stale gives way to anything newer.
         let stale = window.observed_at.plus(STALE_AFTER) <= now;
         // Two readings of one instant have no order: the fuller one stands.
         let asked = source == Source::Poll && window.observed_at < now;
+        // A stored window whose reset has passed is empty, whatever number it still carries.
         let may_fall = asked || moved || stale || window.has_reset(now);
-        if let Some(used) = reading.used {
-            window.used = if may_fall { used } else { window.used.max(used) };
+        match reading.used {
+            Some(used) if may_fall => window.used = used,
+            Some(used) => window.used = window.used.max(used),
+            // What the window before had consumed is not of this one.
+            None if moved && window.has_reset(now) => window.used = Fraction::ZERO,
+            None => {}
         }
         if moved {
-            window.resets_at = reading.resets_at;
-        } else if reading.used.is_some() && reading.resets_at.is_none() && window.has_reset(now) {
+            window.resets_at = told;
+        } else if reading.used.is_some() && told.is_none() && window.has_reset(now) {
             // It would empty the share that has been consumed since.
             window.resets_at = None;
         }

@@ -45,6 +45,11 @@ fn merges() {
         ("sub2api R15: a moved reset lowers",  Answer, reading(Some(10.0), at(300)), 10.0, at(300)),
         ("jitter is no move",              Answer, reading(Some(10.0), at(61)),  40.0, at(60)),
         ("headers never move it back",     Answer, reading(Some(10.0), at(10)),  40.0, at(60)),
+        ("a window that is over fills no other", Answer, reading(Some(95.0), at(-2)), 40.0, at(60)),
+        ("a poll may say that it is over", Poll,   reading(Some(95.0), at(-2)),  95.0, at(-2)),
+        ("one that runs may",              Answer, reading(Some(95.0), at(10)),  95.0, at(60)),
+        ("a reset out of reach is none",   Answer, reading(Some(50.0), at(361)), 50.0, at(60)),
+        ("nor is it for a poll",           Poll,   reading(Some(10.0), at(361)), 10.0, at(60)),
         ("a poll may move it back",        Poll,   reading(Some(10.0), at(10)),  10.0, at(10)),
         ("a missing reset is kept",        Answer, reading(Some(41.0), None),    41.0, at(60)),
         ("multiplexer 18.2 #19: a missing share is kept",  Answer, reading(None, at(300)),       40.0, at(300)),
@@ -80,6 +85,35 @@ fn what_is_consumed_after_a_reset_counts_though_no_new_one_is_named() {
         quota.merge(&[reading(Some(4.0), at(299))], source, NOW);
         assert_eq!(seen(&quota), (4.0, at(299)), "{source:?}: the next one that is named");
     }
+}
+
+#[test]
+fn a_new_reset_alone_empties_a_window_that_is_over() {
+    for source in [Source::Answer, Source::Poll] {
+        let mut quota = quota(99.0, at(-1));
+        quota.merge(&[reading(None, at(299))], source, NOW);
+        let window = quota.five_hour().unwrap();
+        assert_eq!(
+            (window.used_at(NOW), window.resets_at),
+            (Fraction::ZERO, at(299)),
+            "sub2api R15"
+        );
+    }
+}
+
+#[test]
+fn a_known_reset_out_of_reach_gives_way() {
+    let of_a_clock_that_was_ahead = Window {
+        limit: Limit::Ordinary,
+        length: FIVE_HOURS,
+        used: Fraction::from_percent(99.0).unwrap(),
+        resets_at: at(10_000),
+        observed_at: NOW,
+    };
+    let mut quota = Quota::new(vec![of_a_clock_that_was_ahead]);
+    quota.merge(&[reading(Some(3.0), at(299))], Source::Answer, NOW);
+    let window = quota.five_hour().unwrap();
+    assert_eq!((window.used.percent(), window.resets_at), (3.0, at(299)));
 }
 
 #[test]
