@@ -24,6 +24,9 @@ pub struct Limits {
     /// Of the heaviest of them, in the provider's words; of equals not the free one, in
     /// whatever order they are listed.
     pub plan: Option<String>,
+    /// Nobody has anything left: of one window here and of another there, maybe, so that the shares
+    /// do not show it.
+    pub spent: bool,
 }
 
 /// One window of the pool.
@@ -73,11 +76,8 @@ impl Limits {
             weekly: share(&members, |account| account.quota.weekly(), now),
             weight: members.iter().map(|member| member.account.weight).sum(),
             plan: heaviest.plan.clone(),
+            spent: members.iter().all(|member| member.is_spent(now)),
         })
-    }
-
-    pub fn is_spent(&self) -> bool {
-        self.shares().any(|share| share.used == Fraction::ONE)
     }
 
     pub fn shares(&self) -> impl Iterator<Item = &Share> {
@@ -110,6 +110,10 @@ impl<'a> Member<'a> {
         account.quota.ordinary().next().is_some().then_some(Self { account, is_full })
     }
 
+    fn is_spent(&self, now: Timestamp) -> bool {
+        self.is_full || !is_below_caps(self.account, now)
+    }
+
     /// Of a window that it has not, and others have, all is left: nothing of that kind will stop it.
     /// Unless another of its windows has, since there is nobody whom it serves.
     fn used(&self, window: Option<&Window>, now: Timestamp) -> f64 {
@@ -119,8 +123,8 @@ impl<'a> Member<'a> {
                 let used = window.used_at(now).share() / window.cap(self.account.caps).share();
                 used.min(1.0)
             }
-            None if is_below_caps(self.account, now) => 0.0,
-            None => 1.0,
+            None if self.is_spent(now) => 1.0,
+            None => 0.0,
         }
     }
 }

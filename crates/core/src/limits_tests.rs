@@ -77,6 +77,28 @@ fn is_the_mean_by_weight_of_what_the_caps_allow() {
     assert_eq!(percents(&[]), None);
 }
 
+#[test]
+fn is_spent_when_nobody_has_anything_left_wherever_it_is_missing() {
+    let cases = [
+        ("one window of one", vec![account(1.0, (100.0, 1), (20.0, 1))], true),
+        (
+            "one window here and another there",
+            vec![account(1.0, (100.0, 1), (20.0, 1)), account(1.0, (20.0, 1), (100.0, 1))],
+            true,
+        ),
+        (
+            "somebody has",
+            vec![account(1.0, (100.0, 1), (20.0, 1)), account(1.0, (99.0, 1), (99.0, 1))],
+            false,
+        ),
+        ("until it resets", vec![account(1.0, (100.0, 0), (20.0, 1))], false),
+    ];
+    for (name, accounts, want) in cases {
+        let limits = Limits::of(&accounts, Kind::Codex, NOW).unwrap();
+        assert_eq!(limits.spent, want, "{name}");
+    }
+}
+
 /// multiplexer 18.5 #52: who can give nothing neither thins nor fills the pool.
 #[test]
 fn multiplexer_18_5_52_only_accounts_that_serve_or_will_by_waiting_count() {
@@ -233,7 +255,7 @@ fn who_has_no_such_window_has_all_of_it_left() {
     for (name, accounts, want, spent) in cases {
         assert_eq!(percents(&accounts), Some(want), "{name}");
         let limits = Limits::of(&accounts, Kind::Codex, NOW).unwrap();
-        assert_eq!(limits.is_spent(), spent, "{name}");
+        assert_eq!(limits.spent, spent, "{name}");
     }
     let alone = Limits::of(&[monthly(10.0, 100)], Kind::Codex, NOW).unwrap();
     assert_eq!(alone.five_hour, None, "nobody has one");

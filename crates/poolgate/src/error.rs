@@ -350,8 +350,8 @@ impl Error {
     }
 }
 
-/// That nothing is left, and the pool's limits if they show it. What is spent may be a model's own limit,
-/// or one window here and another there: then the means would say that there is room.
+/// That nothing is left, and the pool's limits unless there is room in them: what is spent may be a model's
+/// own limit.
 fn exhausted_headers(
     dialect: Dialect,
     resets_at: Option<Timestamp>,
@@ -361,8 +361,8 @@ fn exhausted_headers(
 ) {
     let reset = resets_at.map(|at| HeaderValue::from(at.unix_seconds()));
     match (dialect, limits) {
-        (Dialect::OpenAi, Some(limits)) if limits.is_spent() => add_codex_headers(headers, limits),
-        (Dialect::Anthropic, Some(limits)) if limits.is_spent() => {
+        (Dialect::OpenAi, Some(limits)) if limits.spent => add_codex_headers(headers, limits),
+        (Dialect::Anthropic, Some(limits)) if limits.spent => {
             add_claude_headers(headers, limits, now);
         }
         (Dialect::Plain, _) | (_, Some(_)) => {}
@@ -493,11 +493,12 @@ mod tests {
     fn windows_are_told_only_where_they_show_what_is_spent() {
         use poolgate_core::limits::Share;
         use poolgate_core::units::Fraction;
-        let exhausted = |percent| {
+        let exhausted = |percent, spent| {
             let used = Fraction::from_percent(percent).unwrap();
             let resets_at = Some(NOW.plus(Duration::from_hours(1)));
             let share = Share { used, length: Duration::from_hours(5), resets_at };
-            let limits = Limits { five_hour: Some(share), weekly: None, weight: 1.0, plan: None };
+            let (five_hour, weight) = (Some(share), 1.0);
+            let limits = Limits { five_hour, weekly: None, weight, plan: None, spent };
             let resets_at = Some(NOW.plus(Duration::from_hours(9)));
             Error::Exhausted {
                 resets_at,
@@ -510,10 +511,13 @@ mod tests {
             let (_, headers, _) = render(error, dialect);
             headers.get(name).map(|value| value.to_str().unwrap().to_owned())
         };
-        for (percent, codex, claude) in
-            [(100.0, Some("100.00"), Some("five_hour")), (12.0, None, None)]
-        {
-            let error = exhausted(percent);
+        for (percent, spent, codex, claude) in [
+            (100.0, true, Some("100.00"), Some("five_hour")),
+            // One window here and another there.
+            (60.0, true, Some("60.00"), Some("five_hour")),
+            (12.0, false, None, None),
+        ] {
+            let error = exhausted(percent, spent);
             let used = told(&error, Dialect::OpenAi, "x-codex-primary-used-percent");
             assert_eq!(used.as_deref(), codex);
             let unified = |name: &str| {

@@ -3,8 +3,6 @@
 //! Codex reads them from headers, from an event on its sockets and from a usage endpoint; Claude Code
 //! from headers. All get the pool's figures: one account's never leave the gateway.
 
-use std::time::Duration;
-
 use http::{HeaderMap, HeaderValue};
 use poolgate_core::limits::{Limits, Share, Standing};
 use poolgate_core::units::{Fraction, Timestamp};
@@ -132,7 +130,7 @@ pub fn codex_event(limits: &Limits) -> Value {
             window
         })
     };
-    let spent = limits.is_spent();
+    let spent = limits.spent;
     let mut rate_limits = json!({"allowed": !spent, "limit_reached": spent});
     for (name, share) in [("primary", limits.five_hour), ("secondary", limits.weekly)] {
         if let Some(window) = window(share) {
@@ -156,17 +154,19 @@ fn whole_percent(used: Fraction) -> u32 {
     if used == Fraction::ONE { nearest } else { nearest.min(99) }
 }
 
-/// What Codex's usage endpoint answers.
+/// What Codex's usage endpoint answers. Codex needs a reset there (CLI 0.169.0): of a window whose reset
+/// nobody knows it is the latest that can be, as a provider says it of a window that has not begun.
 pub fn codex_usage(limits: Option<&Limits>, now: Timestamp) -> Value {
     let window = |share: Share| {
+        let resets_at = share.resets_at.unwrap_or_else(|| now.plus(share.length));
         json!({
             "used_percent": whole_percent(share.used),
             "limit_window_seconds": share.length.as_secs(),
-            "reset_after_seconds": share.resets_at.map_or(Duration::ZERO, |at| now.until(at)).as_secs(),
-            "reset_at": share.resets_at.map_or(0, Timestamp::unix_seconds),
+            "reset_after_seconds": now.until(resets_at).as_secs(),
+            "reset_at": resets_at.unix_seconds(),
         })
     };
-    let spent = limits.is_some_and(Limits::is_spent);
+    let spent = limits.is_some_and(|limits| limits.spent);
     let rate_limit = limits.map(|limits| {
         json!({
             "allowed": !spent,
@@ -203,6 +203,8 @@ pub fn plain(limits: Option<&Limits>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use poolgate_core::quota::{FIVE_HOURS, WEEK};
 
     use super::*;
@@ -220,6 +222,7 @@ mod tests {
             weekly: Some(share(WEEK, weekly, None)),
             weight: 11.0,
             plan: Some("pro".into()),
+            spent: five_hour >= 100.0 || weekly >= 100.0,
         }
     }
 
@@ -286,7 +289,7 @@ mod tests {
             usage["rate_limit"],
             json!({"allowed": false, "limit_reached": true,
                 "primary_window": {"used_percent": 13, "limit_window_seconds": 18000, "reset_after_seconds": 60, "reset_at": 1_795_300_060},
-                "secondary_window": {"used_percent": 100, "limit_window_seconds": 604_800, "reset_after_seconds": 0, "reset_at": 0}})
+                "secondary_window": {"used_percent": 100, "limit_window_seconds": 604_800, "reset_after_seconds": 604_800, "reset_at": 1_795_904_800}})
         );
         assert_eq!(codex_usage(None, NOW)["rate_limit"], Value::Null);
     }
