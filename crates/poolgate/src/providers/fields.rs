@@ -124,12 +124,14 @@ impl ErrorFields {
         };
         let at = inner.resets_at.as_ref().and_then(whole).and_then(Timestamp::from_unix_seconds);
         let wait = inner.resets_in_seconds.as_ref().and_then(whole);
-        let wait = wait.and_then(|seconds| u64::try_from(seconds).ok());
+        let wait = wait.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
+        // Rounded down to a second, or by another clock, it may be past when it is told.
+        let is_ahead = |at: &Timestamp| *at > now || wait.is_none_or(|wait| wait.is_zero());
         Self {
             code: text(inner.code),
             kind: text(inner.r#type),
             message: text(inner.message),
-            resets_at: at.or_else(|| wait.map(|seconds| now.plus(Duration::from_secs(seconds)))),
+            resets_at: at.filter(is_ahead).or_else(|| wait.map(|wait| now.plus(wait))),
             status,
             headers: HeaderMap::new(),
             told: Value::Null,
@@ -229,6 +231,8 @@ mod tests {
         let cases = [
             (r#"{"error":{"type":"usage_limit_reached","message":"m","plan_type":"plus","resets_at":1795300060,"resets_in_seconds":9}}"#,
              fields("", "usage_limit_reached", "m", Some(60))),
+            (r#"{"error":{"type":"x","resets_at":1795300000,"resets_in_seconds":1}}"#, fields("", "x", "", Some(1))),
+            (r#"{"error":{"type":"x","resets_at":1795300000,"resets_in_seconds":0}}"#, fields("", "x", "", Some(0))),
             (r#"{"error":{"type":"x","resets_in_seconds":"30"}}"#,      fields("", "x", "", Some(30))),
             (r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#, fields("", "overloaded_error", "m", None)),
             (r#"{"detail":"Unauthorized"}"#,                            fields("", "", "Unauthorized", None)),

@@ -82,7 +82,11 @@ struct OutputDetails {
     reasoning_tokens: Option<Count>,
 }
 
-/// Of tokens. Servers that count in floating point write `12.0`.
+/// A million times the longest context. Eight million such answers can be added up; one of what a strange
+/// upstream may say could not be added to any other.
+const TOKENS_MAX: u64 = 1 << 40;
+
+/// Of tokens. Servers that count in floating point write `12.0`. At most [`TOKENS_MAX`].
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
 #[serde(from = "f64")]
 struct Count(u64);
@@ -90,7 +94,7 @@ struct Count(u64);
 impl From<f64> for Count {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast saturates")]
     fn from(number: f64) -> Self {
-        Self(number as u64)
+        Self((number as u64).min(TOKENS_MAX))
     }
 }
 
@@ -236,7 +240,7 @@ mod tests {
         assert_eq!((usage.input, usage.output, usage.cache_read), (Some(10), Some(30), Some(2)));
         let odd = br#"{"usage":{"input_tokens":-1.0,"output_tokens":9007199254740993}}"#;
         let (_, usage) = ends_of_body(odd).unwrap().split();
-        assert_eq!((usage.input, usage.output), (Some(0), Some(1 << 53)));
+        assert_eq!((usage.input, usage.output), (Some(0), Some(TOKENS_MAX)));
     }
 
     #[test]
