@@ -160,9 +160,51 @@ pub fn model_matches(pattern: &str, model: &str) -> bool {
     rest.ends_with(last)
 }
 
+/// Whether any model fits both patterns.
+pub fn patterns_meet(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    // Of what is left of `one` from some place on: whether it meets the rest of `other` from each.
+    let mut rests = vec![false; other.len() + 1];
+    for at in (0..=one.len()).rev() {
+        let shorter = rests.clone();
+        for beside in (0..=other.len()).rev() {
+            let further = beside < other.len() && rests[beside + 1];
+            rests[beside] = match (one.get(at), other.get(beside)) {
+                (None, None) => true,
+                (Some(b'*'), _) => shorter[beside] || further,
+                (_, Some(b'*')) => further || (at < one.len() && shorter[beside]),
+                (Some(a), Some(b)) => a == b && shorter[beside + 1],
+                _ => false,
+            };
+        }
+    }
+    rests[0]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_that_meet() {
+        let cases = [
+            ("gpt-*", "gpt-5.5", true),
+            ("gpt-*", "o3*", false),
+            ("gpt-*", "*", true),
+            ("*-mini", "gpt-*", true),
+            ("*-mini", "gpt-5", false),
+            ("gpt-5*", "gpt-*.5", true),
+            ("a*b", "b*a", false),
+            ("a*b*c", "ab*bc", true),
+            ("**", "", true),
+            ("", "x", false),
+            ("o3", "o3", true),
+        ];
+        for (one, other, want) in cases {
+            assert_eq!(patterns_meet(one, other), want, "{one} and {other}");
+            assert_eq!(patterns_meet(other, one), want, "{other} and {one}");
+        }
+    }
 
     #[test]
     fn model_patterns() {
@@ -179,6 +221,7 @@ mod tests {
         ];
         for (pattern, model, want) in cases {
             assert_eq!(model_matches(pattern, model), want, "{pattern} on {model}");
+            assert_eq!(patterns_meet(pattern, model), want, "a name is a pattern of itself");
         }
     }
 

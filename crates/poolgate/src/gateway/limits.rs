@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub fn tell(app: &App, key: &ClientKeyRow, surface: Surface, headers: &mut HeaderMap) {
     let now = app.clock.now();
     let kind = subscription(surface);
-    let Some(limits) = app.pool.limits(&key.pools, kind, now) else { return };
+    let Some(limits) = app.pool.limits(key, kind, now) else { return };
     match kind {
         Kind::Claude => add_claude_headers(headers, &limits, now),
         _ => add_codex_headers(headers, &limits),
@@ -54,9 +54,9 @@ pub async fn answer(
     permit: Permit,
 ) -> Result<Response<Outgoing>, Error> {
     let now = app.clock.now();
-    let pools = &caller.key.pools;
+    let key = &caller.key;
     let body = match question {
-        Question::CodexUsage => codex_usage(app.pool.limits(pools, Kind::Codex, now).as_ref(), now),
+        Question::CodexUsage => codex_usage(app.pool.limits(key, Kind::Codex, now).as_ref(), now),
         Question::Pool => describe(&both(app, &caller.key)),
         Question::WatchPool => return watch(app, caller, permit),
         Question::Own => {
@@ -80,7 +80,7 @@ pub async fn answer(
 type Both = [Option<Limits>; 2];
 
 fn both(app: &App, key: &ClientKeyRow) -> Both {
-    [Kind::Codex, Kind::Claude].map(|kind| app.pool.limits(&key.pools, kind, app.clock.now()))
+    [Kind::Codex, Kind::Claude].map(|kind| app.pool.limits(key, kind, app.clock.now()))
 }
 
 fn describe([codex, claude]: &Both) -> Value {

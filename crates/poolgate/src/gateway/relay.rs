@@ -440,7 +440,7 @@ impl Relay {
 
 /// The pool's, for Codex, which is `told` them by an event.
 fn limits(app: &App, key: &ClientKey, told: &mut Option<Limits>, form: Form) -> Option<Value> {
-    let limits = app.pool.limits(&key.pools, Kind::Codex, app.clock.now())?;
+    let limits = app.pool.limits(key, Kind::Codex, app.clock.now())?;
     Some(match form {
         Form::Event => codex_event(told.insert(limits)),
         Form::Headers => {

@@ -138,7 +138,7 @@ pub fn explain(app: &App, call: &Call, refusal: Refusal, last: Option<Error>) ->
         Refusal::Busy => Error::Unavailable { retry_after: Duration::from_secs(5), said },
         Refusal::Later(Later { until, quota: true, .. }) => {
             let kind = subscription(call.surface);
-            let limits = app.pool.limits(&call.caller.key.pools, kind, now).map(Box::new);
+            let limits = app.pool.limits(&call.caller.key, kind, now).map(Box::new);
             Error::Exhausted { resets_at: until, now, limits, said }
         }
         Refusal::Later(Later { until, .. }) => {

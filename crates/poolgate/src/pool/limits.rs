@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use poolgate_core::account::{AccountId, Kind, Surface};
-use poolgate_core::availability::{Ask, Reason, availability};
+use poolgate_core::account::{AccountId, Kind, Surface, patterns_meet};
+use poolgate_core::availability::{Account as Facts, Ask, Reason, availability};
 use poolgate_core::limits::Limits;
 use poolgate_core::units::Timestamp;
 
 use super::{Account, Pool};
+use crate::store::ClientKeyRow;
 
 /// The subscription whose limits the clients of a surface know.
 pub const fn subscription(surface: Surface) -> Kind {
@@ -29,13 +30,22 @@ impl Pool {
         })?
     }
 
-    /// Of the pools' accounts of that kind. `None`: there are none, or nothing is known of them.
-    pub fn limits(&self, pools: &[String], kind: Kind, now: Timestamp) -> Option<Limits> {
+    /// Of the accounts of that kind that may serve the key. `None`: there are none, or nothing is known of
+    /// them.
+    pub fn limits(&self, key: &ClientKeyRow, kind: Kind, now: Timestamp) -> Option<Limits> {
         let state = self.state.lock();
         // Gateways of API keys alone need not look further.
         if !state.live.iter().any(|live| live.facts.kind == kind) {
             return None;
         }
-        Limits::of(state.candidates(&state.members(pools)), kind, now)
+        let members = state.members(&key.pools);
+        let serves = |account: &&Facts| shares_a_model(&account.models, &key.models);
+        Limits::of(state.candidates(&members).into_iter().filter(serves), kind, now)
     }
+}
+
+/// Of two lists of patterns, of which an empty one allows all.
+fn shares_a_model(one: &[String], other: &[String]) -> bool {
+    let met = |one: &String| other.iter().any(|other| patterns_meet(one, other));
+    one.is_empty() || other.is_empty() || one.iter().any(met)
 }

@@ -33,7 +33,6 @@ async fn pool() -> (Harness, [Account; 4]) {
 async fn pool_and(more: impl FnOnce(&mut Setup)) -> (Harness, [Account; 4]) {
     let (h, accounts) = Harness::start(|s: &mut Setup| {
         s.pool("default", &[], "round-robin");
-        more(s);
         let accounts = [s.codex("a"), s.codex("b"), s.claude("c"), s.claude("d")];
         for (account, name) in accounts.iter().zip(["a", "b", "c", "d"]) {
             let settings = s.settings(name);
@@ -42,6 +41,7 @@ async fn pool_and(more: impl FnOnce(&mut Setup)) -> (Harness, [Account; 4]) {
             let first = matches!(name, "a" | "c");
             if first { spend(account, 20.0, 30.0) } else { spend(account, 60.0, 70.0) }
         }
+        more(s);
         accounts
     })
     .await;
@@ -176,6 +176,25 @@ async fn each_key_is_told_of_its_own_pools() {
         let told = ["primary", "secondary"]
             .map(|window| client.head[&format!("x-codex-{window}-used-percent")].to_str().unwrap());
         assert_eq!(told, decimals, "{pools:?}: in the handshake");
+    }
+    h.finish().await;
+}
+
+/// spec §8: who may not serve a key is none of its pool.
+#[tokio::test]
+async fn each_key_is_told_of_accounts_that_have_its_models() {
+    let (h, _) = pool_and(|s| {
+        s.settings("a").models = vec!["gpt-5.5".into(), "o3*".into()];
+        s.settings("b").models = vec!["gpt-*".into()];
+    })
+    .await;
+    for (models, five_hour) in
+        [(&["o3-mini"][..], "20.00"), (&["gpt-4*"], "60.00"), (&["*"], "40.00"), (&[], "40.00")]
+    {
+        let bearer = format!("Bearer {}", h.new_key(&models.concat(), &[], models).await);
+        let as_this = [("authorization", bearer.as_str())];
+        let status = h.send(Method::GET, "/v1/pool/status", &as_this, "".into()).await.json();
+        assert_eq!(used(&status["codex"], ["five_hour"; 2])[0], five_hour, "{models:?}");
     }
     h.finish().await;
 }
@@ -412,5 +431,40 @@ async fn a_spent_pool_says_so_with_its_own_figures() {
     let got = h.post("/v1/messages", &messages("hi", true)).await;
     assert_eq!(header(&got, "anthropic-ratelimit-unified-status"), Some("rejected"));
     assert_eq!(header(&got, "anthropic-ratelimit-unified-5h-utilization"), Some("1.000000"));
+    h.finish().await;
+}
+
+/// spec §6: also when each account is at its cap in another window.
+#[tokio::test]
+async fn a_pool_that_is_spent_here_and_there_is_spent() {
+    let (h, [a, b, c, d]) = pool_and(|s| {
+        for name in ["a", "b", "c", "d"] {
+            s.settings(name).limit_5h = Some(80);
+            s.settings(name).limit_weekly = Some(80);
+        }
+    })
+    .await;
+    for (account, length) in [(a, FIVE_HOURS), (b, WEEK), (c, FIVE_HOURS), (d, WEEK)] {
+        account.window(length, 1e9, 9e8, Duration::from_hours(2));
+    }
+    for (path, body) in [(CODEX, responses("hi", true)), ("/v1/messages", messages("hi", true))] {
+        for status in [200, 200, 429] {
+            assert_eq!(h.post(path, &body).await.status, status, "{path}");
+        }
+    }
+    let got = h.post(CODEX, &responses("hi", true)).await;
+    assert_eq!(got.code(), "usage_limit_reached");
+    let told = ["primary", "secondary"].map(|w| header(&got, &format!("x-codex-{w}-used-percent")));
+    assert_eq!(told, [Some("87.50"), Some("68.75")], "the means of 100 and 75, of 37.5 and 100");
+    let usage = h.get("/backend-api/wham/usage", &[]).await.json();
+    let [allowed, reached] = ["allowed", "limit_reached"].map(|name| &usage["rate_limit"][name]);
+    assert_eq!((allowed, reached), (&json!(false), &json!(true)));
+    let got = h.post("/v1/messages", &messages("hi", true)).await;
+    let unified = |name: &str| header(&got, &format!("anthropic-ratelimit-unified-{name}"));
+    assert_eq!(
+        (unified("status"), unified("5h-utilization")),
+        (Some("rejected"), Some("0.875000"))
+    );
+    assert!(unified("representative-claim").is_some());
     h.finish().await;
 }

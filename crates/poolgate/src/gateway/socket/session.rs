@@ -238,7 +238,7 @@ impl Session {
             return Ok(());
         }
         let now = self.app.clock.now();
-        let limits = self.app.pool.limits(&self.caller.key.pools, Kind::Codex, now);
+        let limits = self.app.pool.limits(&self.caller.key, Kind::Codex, now);
         if limits == self.told {
             return Ok(());
         }
