@@ -16,6 +16,7 @@ mod assemble;
 mod attempt;
 mod authenticate;
 mod dispatch;
+mod failure;
 mod headers;
 mod judge;
 mod limits;

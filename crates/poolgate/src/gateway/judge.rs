@@ -17,6 +17,7 @@ use poolgate_core::usage::TokenUsage;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
+use super::failure::as_the_pools;
 use super::opening::{Opened, Opening, open};
 use super::read::{decode, encoding};
 use super::scrub::scrub;
@@ -170,6 +171,7 @@ pub fn refusal_of_event(
     head.status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let body = scrub(&fields.body(ask.surface.family(), head.status), account);
+    let body = as_the_pools(&body, || None).ok().flatten().unwrap_or(body);
     let is_own = !fields.message.is_empty() || !fields.code.is_empty();
     let reply = Some(Reply { head, body, is_own });
     Bad { outcome, status: Some(status), reply, error, spent: None }
@@ -201,16 +203,18 @@ async fn judge_failure(
     } else {
         scrub_text(&fields.message, account)
     };
-    let mut body = scrub(&body, account);
+    let body = scrub(&body, account);
     log(account, status, &body);
-    let told = body.trim_ascii();
-    let is_own = told.starts_with(b"{") && told != b"{}";
-    if !told.starts_with(b"{") {
+    let told = as_the_pools(&body, || None);
+    let is_own = told.is_ok() && body.trim_ascii() != b"{}";
+    let body = if let Ok(changed) = told {
+        changed.unwrap_or(body)
+    } else {
         // A page, or nothing: no client parses it, and nobody should be shown it as ours.
         let message = format!("the upstream answered {status}, and not in JSON");
         let fields = ErrorFields { message, ..ErrorFields::default() };
-        body = fields.body(ask.surface.family(), head.status);
-    }
+        fields.body(ask.surface.family(), head.status)
+    };
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let reply = Some(Reply { head, body, is_own });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }

@@ -353,6 +353,34 @@ impl Relay {
         }
     }
 
+    /// What the client is told of it.
+    fn as_told(&mut self, data: Bytes) -> Bytes {
+        let has_failed = self.opening.tap.failed;
+        let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
+        let data = match &mut self.splitter {
+            Some(splitter) if self.opening.tap.is_in_messages() => {
+                splitter.pass_message(&data, limits)
+            }
+            Some(splitter) => {
+                splitter.has_failed = has_failed;
+                splitter.pass(&data, limits)
+            }
+            None => data,
+        };
+        // It may tell whose account it is.
+        if has_failed { scrub(&data, &self.lease.account) } else { data }
+    }
+
+    /// The same of what is held back at the end.
+    fn rest(&mut self) -> Bytes {
+        let has_failed = self.opening.tap.failed;
+        let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
+        let Some(splitter) = &mut self.splitter else { return Bytes::new() };
+        splitter.has_failed = has_failed;
+        let rest = splitter.rest(limits);
+        if has_failed { scrub(&rest, &self.lease.account) } else { rest }
+    }
+
     /// Counts what is about to leave, and settles before the last of it does: a terminal event among what
     /// was withheld is behind all else, or before what nobody is told any more.
     fn hand_on(&mut self, data: Bytes) -> Option<Bytes> {
@@ -388,20 +416,7 @@ impl Relay {
             match next {
                 Some(Ok(data)) => {
                     self.learn();
-                    let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
-                    let data = match &mut self.splitter {
-                        Some(splitter) if self.opening.tap.is_in_messages() => {
-                            splitter.pass_message(&data, limits)
-                        }
-                        Some(splitter) => splitter.pass(&data, limits),
-                        None => data,
-                    };
-                    // It may tell whose account it is.
-                    let data = if self.opening.tap.failed {
-                        scrub(&data, &self.lease.account)
-                    } else {
-                        data
-                    };
+                    let data = self.as_told(data);
                     if let Some(data) = self.hand_on(data) {
                         return Poll::Ready(Some(Ok(data)));
                     }
@@ -424,11 +439,7 @@ impl Relay {
                 }
                 None => {
                     self.state = State::Over;
-                    let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
-                    let rest = self.splitter.as_mut().map(|splitter| splitter.rest(limits));
-                    let rest = rest.unwrap_or_default();
-                    let fails = self.opening.tap.failed;
-                    let rest = if fails { scrub(&rest, &self.lease.account) } else { rest };
+                    let rest = self.rest();
                     if let Some(rest) = self.hand_on(rest) {
                         return Poll::Ready(Some(Ok(rest)));
                     }

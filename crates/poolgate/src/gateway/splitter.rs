@@ -1,7 +1,7 @@
 //! Codex's own events (`codex.*`, and those that tell headers) in a stream: left out for clients of the
 //! strict contract; for Codex, whose limits must be the pool's, the account's exchanged for those at the
-//! very same place, and headers filtered. All other bytes stay as they are; an event is passed on when it
-//! is complete.
+//! very same place, and headers filtered. For both, errors are told without an account's limits (`failure`). All
+//! other bytes stay as they are; an event is passed on when it is complete.
 
 use std::sync::LazyLock;
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use memchr::memmem::Finder;
 use serde_json::Value;
 
+use super::failure::{BROKE, as_the_pools, is_failure};
 use super::metadata::filtered;
 use crate::providers::{event_kind, is_metadata};
 use crate::sse::{EVENT_MAX, Scanner};
@@ -16,6 +17,8 @@ use crate::sse::{EVENT_MAX, Scanner};
 #[derive(Debug)]
 pub struct Splitter {
     codex_events: CodexEvents,
+    /// The stream has told an error, which whoever reads it knows: from there on errors are looked for.
+    pub has_failed: bool,
     pending: Vec<u8>,
     /// Where the line under way begins in `pending`.
     line: usize,
@@ -38,7 +41,7 @@ pub enum Form {
 
 impl Splitter {
     pub fn new(codex_events: CodexEvents) -> Self {
-        Self { codex_events, pending: Vec::new(), line: 0, searched: 0 }
+        Self { codex_events, has_failed: false, pending: Vec::new(), line: 0, searched: 0 }
     }
 
     /// What may go on of an event without framing. `limits` are those of the pool.
@@ -53,16 +56,16 @@ impl Splitter {
             Way::Exchanged => {
                 limits(Form::Event).map(|limits| limits.to_string().into()).unwrap_or_default()
             }
-            Way::Filtered => match filtered(data, || limits(Form::Headers)) {
-                Ok(changed) => changed.unwrap_or_else(|| data.clone()),
-                Err(_) => Bytes::new(),
-            },
+            Way::Changed(change) => {
+                change(data, &mut || limits(Form::Headers)).unwrap_or_else(|| data.clone())
+            }
         }
     }
 
     /// The bytes that may go on now, likewise.
     pub fn pass(&mut self, bytes: &Bytes, mut limits: impl FnMut(Form) -> Option<Value>) -> Bytes {
-        if self.pending.is_empty() && is_event_end(bytes) && !mentions_codexs_own(bytes) {
+        let is_plain = !self.has_failed && !mentions_codexs_own(bytes);
+        if self.pending.is_empty() && is_event_end(bytes) && is_plain {
             return bytes.clone();
         }
         self.pending.extend_from_slice(bytes);
@@ -73,11 +76,11 @@ impl Splitter {
         let mut start = 0;
         loop {
             let event = &self.pending[start..end];
-            match self.way(kind(event)) {
+            match self.way(self.kind(event)) {
                 Way::On => out.extend_from_slice(event),
                 Way::Nowhere => {}
                 Way::Exchanged => put_limits(&mut out, &mut limits),
-                Way::Filtered => put_filtered(&mut out, event, &mut limits),
+                Way::Changed(change) => put_changed(&mut out, event, change, &mut limits),
             }
             start = end;
             match self.next_end() {
@@ -130,9 +133,12 @@ impl Splitter {
         if !is_whole {
             rest.extend_from_slice(b"\n\n");
         }
-        let way = self.way(kind(&rest));
+        let kind = self.kind(&rest);
+        // It is the last word, which some readers take without the empty line behind it.
+        let is_whole = is_whole || kind == Kind::Failure;
+        let event = if is_whole { rest.clone() } else { Vec::new() };
         rest.truncate(size);
-        match way {
+        match self.way(kind) {
             Way::On => {}
             Way::Nowhere => rest.clear(),
             Way::Exchanged => {
@@ -141,14 +147,23 @@ impl Splitter {
                     put_limits(&mut rest, &mut limits);
                 }
             }
-            Way::Filtered => {
-                let event = std::mem::take(&mut rest);
-                if is_whole {
-                    put_filtered(&mut rest, &event, &mut limits);
-                }
+            Way::Changed(change) => {
+                rest.clear();
+                put_changed(&mut rest, &event, change, &mut limits);
             }
         }
         Bytes::from(rest)
+    }
+
+    /// By its name, or by the `type` of its data: not by what a model may have written.
+    fn kind(&self, event: &[u8]) -> Kind {
+        let mut found = Kind::Other;
+        if self.has_failed || mentions_codexs_own(event) {
+            Scanner::default().feed(event, |event| {
+                found = kind_of([event.name, event_kind(event.data)]);
+            });
+        }
+        found
     }
 
     fn way(&self, kind: Kind) -> Way {
@@ -156,7 +171,8 @@ impl Splitter {
             (_, Kind::Other) | (CodexEvents::LimitsExchanged, Kind::Codex) => Way::On,
             (CodexEvents::LeftOut, Kind::Codex | Kind::Limits | Kind::Metadata) => Way::Nowhere,
             (CodexEvents::LimitsExchanged, Kind::Limits) => Way::Exchanged,
-            (CodexEvents::LimitsExchanged, Kind::Metadata) => Way::Filtered,
+            (CodexEvents::LimitsExchanged, Kind::Metadata) => Way::Changed(of_headers),
+            (_, Kind::Failure) => Way::Changed(of_a_failure),
         }
     }
 }
@@ -167,8 +183,23 @@ enum Way {
     Nowhere,
     /// For the pool's limits.
     Exchanged,
-    /// On, with what may be told of its headers.
-    Filtered,
+    /// On, with what may be told of it.
+    Changed(Change),
+}
+
+/// Of an event's data; `None`: it stays as it is, and without any the event is left out.
+type Change = fn(&Bytes, PoolHeaders<'_>) -> Option<Bytes>;
+
+type PoolHeaders<'a> = &'a mut dyn FnMut() -> Option<Value>;
+
+fn of_headers(data: &Bytes, limits: PoolHeaders<'_>) -> Option<Bytes> {
+    // What cannot be read might tell anything.
+    filtered(data, limits).unwrap_or_else(|_| Some(Bytes::new()))
+}
+
+/// That there was one is told in any case.
+fn of_a_failure(data: &Bytes, limits: PoolHeaders<'_>) -> Option<Bytes> {
+    as_the_pools(data, limits).unwrap_or_else(|_| Some(Bytes::from_static(BROKE)))
 }
 
 fn put_limits(out: &mut Vec<u8>, limits: &mut impl FnMut(Form) -> Option<Value>) {
@@ -178,12 +209,18 @@ fn put_limits(out: &mut Vec<u8>, limits: &mut impl FnMut(Form) -> Option<Value>)
     }
 }
 
-fn put_filtered(out: &mut Vec<u8>, event: &[u8], limits: &mut impl FnMut(Form) -> Option<Value>) {
+fn put_changed(
+    out: &mut Vec<u8>,
+    event: &[u8],
+    change: Change,
+    limits: &mut impl FnMut(Form) -> Option<Value>,
+) {
     Scanner::default().feed(event, |told| {
-        // What cannot be read might tell anything.
-        match filtered(&Bytes::copy_from_slice(told.data), || limits(Form::Headers)) {
-            Ok(None) => out.extend_from_slice(event),
-            Ok(Some(data)) => {
+        let data = Bytes::copy_from_slice(told.data);
+        match change(&data, &mut || limits(Form::Headers)) {
+            None => out.extend_from_slice(event),
+            Some(data) if data.is_empty() => {}
+            Some(data) => {
                 if !told.name.is_empty() {
                     out.extend_from_slice(&[b"event: ", told.name, b"\n"].concat());
                 }
@@ -192,7 +229,6 @@ fn put_filtered(out: &mut Vec<u8>, event: &[u8], limits: &mut impl FnMut(Form) -
                 out.extend(data.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
                 out.extend_from_slice(b"\n\n");
             }
-            Err(_) => {}
         }
     });
 }
@@ -213,18 +249,8 @@ enum Kind {
     Limits,
     Metadata,
     Codex,
+    Failure,
     Other,
-}
-
-/// By its name, or by the `type` of its data: not by what a model may have written.
-fn kind(event: &[u8]) -> Kind {
-    let mut found = Kind::Other;
-    if mentions_codexs_own(event) {
-        Scanner::default().feed(event, |event| {
-            found = kind_of([event.name, event_kind(event.data)]);
-        });
-    }
-    found
 }
 
 fn kind_of(names: [&[u8]; 2]) -> Kind {
@@ -233,6 +259,7 @@ fn kind_of(names: [&[u8]; 2]) -> Kind {
         _ if begins(b"codex.rate_limits") => Kind::Limits,
         _ if names.iter().any(|name| is_metadata(name)) => Kind::Metadata,
         _ if begins(b"codex.") => Kind::Codex,
+        _ if names.iter().any(|name| is_failure(name)) => Kind::Failure,
         _ => Kind::Other,
     }
 }
@@ -242,7 +269,10 @@ mod tests {
     use super::*;
 
     fn split(codex_events: CodexEvents, stream: &str, size: usize) -> String {
-        let mut splitter = Splitter::new(codex_events);
+        split_by(Splitter::new(codex_events), stream, size)
+    }
+
+    fn split_by(mut splitter: Splitter, stream: &str, size: usize) -> String {
         let limits = |_| Some(serde_json::json!({"pool": 1}));
         let mut got = Vec::new();
         for chunk in stream.as_bytes().chunks(size) {
@@ -323,6 +353,39 @@ mod tests {
         }
     }
 
+    /// spec §8: for whichever client, once the stream has failed; before, nothing is looked at for it.
+    #[test]
+    fn errors_tell_nothing_of_an_accounts_limits() {
+        let text = "data: {\"type\":\"response.x\",\"delta\":\"error\",\"plan_type\":1}\n\n";
+        let failed = r#"data: {"type":"response.failed","response":{"plan_type":"p","error":{}}}"#;
+        let clean = r#"data: {"type":"response.failed","response":{"error":{}}}"#;
+        let broke = String::from_utf8(BROKE.to_vec()).unwrap();
+        for (event, want) in [
+            (format!("{failed}\n\n"), format!("{clean}\n\n")),
+            (
+                format!("event: response.failed\r\nid: 1\r\n{failed}\r\n\r\n"),
+                format!("event: response.failed\n{clean}\n\n"),
+            ),
+            (
+                "event: error\ndata: {\"headers\":{\"a\":\"b\"}}\n\n".into(),
+                "event: error\ndata: {\"headers\":{\"pool\":1}}\n\n".into(),
+            ),
+            ("event: error\ndata: plus\n\n".into(), format!("event: error\ndata: {broke}\n\n")),
+            (text.to_owned(), text.to_owned()),
+            // The last word, without what should follow it.
+            (format!("{failed}\n"), format!("{clean}\n\n")),
+        ] {
+            for codex_events in [CodexEvents::LeftOut, CodexEvents::LimitsExchanged] {
+                for size in [1, 1000] {
+                    let mut splitter = Splitter::new(codex_events);
+                    splitter.has_failed = true;
+                    let got = split_by(splitter, &[text, &event].concat(), size);
+                    assert_eq!(got, [text, &want].concat(), "{event} in {size}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_message_becomes_what_its_event_becomes() {
         let state = r#"{"type":"response.metadata","headers":{"x-codex-turn-state":"s"}}"#;
@@ -330,6 +393,8 @@ mod tests {
         let filtered = r#"{"type":"response.metadata","headers":{"pool":1}}"#;
         let text = r#"{"type":"response.x","delta":"codex.rate_limits, response.metadata"}"#;
         let lines = "{\"type\":\"response.x\",\n\"delta\":\"d\"}";
+        let error = r#"{"type":"error","error":{"plan_type":"p"},"headers":{"a":"b"}}"#;
+        let of_pool = r#"{"type":"error","error":{},"headers":{"pool":1}}"#;
         for (message, exchanged, left_out) in [
             (r#"{"type":"codex.rate_limits","x":9}"#, r#"{"pool":1}"#, ""),
             (r#"{"x":9,"type":"codex.rate_limits"}"#, r#"{"pool":1}"#, ""),
@@ -339,6 +404,7 @@ mod tests {
             (r#"{"type":"response.metadata","headers":"#, "", ""),
             (text, text, text),
             (lines, lines, lines),
+            (error, of_pool, of_pool),
         ] {
             let limits = |_| Some(serde_json::json!({"pool": 1}));
             let of = |codex_events| {

@@ -24,9 +24,12 @@ pub fn run(input: &[u8]) {
         }
     }
     for mode in [CodexEvents::LeftOut, CodexEvents::LimitsExchanged] {
-        let passed = split(mode, &whole);
-        assert_eq!(passed, split(mode, &pieces), "{mode:?} depends on how it comes");
-        nothing_else_is_changed(mode, stream, &events.0, &passed);
+        for has_failed in [false, true] {
+            let passed = split(mode, has_failed, &whole);
+            let again = split(mode, has_failed, &pieces);
+            assert_eq!(passed, again, "{mode:?} depends on how it comes");
+            nothing_else_is_changed(mode, stream, &events.0, &passed);
+        }
     }
 }
 
@@ -92,8 +95,9 @@ fn tapped(mut tap: Tap, pieces: &[&[u8]]) -> String {
     )
 }
 
-fn split(mode: CodexEvents, pieces: &[&[u8]]) -> Vec<u8> {
+fn split(mode: CodexEvents, has_failed: bool, pieces: &[&[u8]]) -> Vec<u8> {
     let mut splitter = Splitter::new(mode);
+    splitter.has_failed = has_failed;
     let limits = |_| Some(json!({"type": "codex.rate_limits", "of": "the pool"}));
     let mut passed = Vec::new();
     for piece in pieces {
@@ -112,6 +116,12 @@ fn tells_headers(event: &Told) -> bool {
     names.into_iter().any(is_metadata) && !is(event, OURS)
 }
 
+fn fails(event: &Told) -> bool {
+    let names = [event.0.as_slice(), event_kind(&event.1)];
+    names.into_iter().any(|name| matches!(name, b"error" | b"response.failed"))
+        && !is(event, b"codex.")
+}
+
 /// What the client reads is what the upstream said, but for the events that were to be changed.
 fn nothing_else_is_changed(mode: CodexEvents, stream: &[u8], events: &[Told], passed: &[u8]) {
     // A mark that begins a stream is no part of it; what stood second may come to begin it.
@@ -125,11 +135,17 @@ fn nothing_else_is_changed(mode: CodexEvents, stream: &[u8], events: &[Told], pa
         CodexEvents::LimitsExchanged => true,
     });
     // What those tell is looked at beside the filter.
-    let kept = kept.filter(|event| !tells_headers(event));
+    let is_changed = |event: &Told| tells_headers(event) || fails(event);
+    let kept = kept.filter(|event| !is_changed(event));
     let want: Vec<Told> =
         kept.map(|event| if is(event, OURS) { ours.clone() } else { event.clone() }).collect();
-    let (headers, got): (Vec<_>, Vec<_>) = scan(&[passed]).0.into_iter().partition(tells_headers);
+    let (changed, got): (Vec<_>, Vec<_>) = scan(&[passed]).0.into_iter().partition(is_changed);
     assert_eq!(got, want, "{mode:?}");
-    let most = events.iter().filter(|event| tells_headers(event)).count();
-    assert!(headers.len() <= if mode == CodexEvents::LeftOut { 0 } else { most });
+    let count = |events: &[Told], of: fn(&Told) -> bool| events.iter().filter(|e| of(e)).count();
+    let most = if mode == CodexEvents::LeftOut { 0 } else { count(events, tells_headers) };
+    assert!(count(&changed, tells_headers) <= most);
+    // An error is told in any case, and so is one that had not ended.
+    let fails = |event: &Told| fails(event) && !tells_headers(event);
+    let failures = count(&changed, fails);
+    assert!((0..=1).contains(&(failures - count(events, fails))));
 }

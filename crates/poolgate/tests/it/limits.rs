@@ -276,6 +276,61 @@ async fn another_gateways_limits_reach_no_client() {
     h.finish().await;
 }
 
+/// spec §8, wire §3: nor do its errors, behind output or before it, whatever the client is and wherever
+/// the figures stand.
+#[tokio::test]
+async fn an_accounts_error_tells_the_pools_limits() {
+    let (h, accounts) = pool().await;
+    let error = json!({"code": "context_length_exceeded", "message": "too long", "plan_type": "odd",
+        "resets_at": 1_795_555_555, "resets_in_seconds": 98_765});
+    let headers = json!({"x-codex-credits-balance": "98765", "x-codex-plan-type": "odd"});
+    let response = json!({"id": "r", "status": "failed", "error": error, "headers": headers});
+    let failed = json!({"type": "response.failed", "response": response});
+    let bare = json!({"type": "error", "error": error, "headers": headers, "plan_type": "odd"});
+    let told = json!({"code": "context_length_exceeded", "message": "too long"});
+    let created = json!({"type": "response.created", "response": {"id": "r"}});
+    let text = json!({"type": "response.output_text.delta", "delta": "a"});
+    let fail = |answer: Fault| {
+        for account in &accounts[..2] {
+            account.fault(answer.clone()).times(1);
+        }
+    };
+    let status = |status, kind: &str, body: String| {
+        let headers = vec![("content-type".to_owned(), kind.to_owned())];
+        Fault::Status { status, headers, body }
+    };
+    for path in [CODEX, "/v1/responses"] {
+        for (failure, at) in [(&failed, "/response"), (&bare, "")] {
+            for output in [&[][..], std::slice::from_ref(&text)] {
+                let events =
+                    [std::slice::from_ref(&created), output, std::slice::from_ref(failure)]
+                        .concat();
+                let body = events.iter().map(|event| format!("data: {event}\n\n"));
+                let answer = status(200, "text/event-stream", body.collect());
+                fail(answer.clone());
+                let got = h.post(path, &responses("hi", true)).await.text();
+                let last = got.lines().rfind(|line| line.starts_with("data: ")).unwrap();
+                let last: Value = serde_json::from_str(&last[6..]).unwrap();
+                assert_eq!(last.pointer(&format!("{at}/error")), Some(&told), "{path}: {got}");
+                let headers = last.pointer(&format!("{at}/headers")).unwrap();
+                assert_eq!(headers["x-codex-primary-used-percent"], "40.00", "{path}: {got}");
+                assert!(!got.contains("98765") && !got.contains("odd"), "{path}: {got}");
+                h.post(path, &responses("the other's", true)).await;
+
+                fail(answer);
+                let whole = h.post(path, &responses("hi", false)).await.text();
+                assert!(whole.contains("too long") && !whole.contains("odd"), "{path}: {whole}");
+                h.post(path, &responses("the other's", false)).await;
+            }
+        }
+        fail(status(400, "application/json", json!({"error": error}).to_string()));
+        let got = h.post(path, &responses("hi", true)).await;
+        assert_eq!((got.status.as_u16(), &got.json()["error"]), (400, &told), "{path}");
+        h.post(path, &responses("the other's", true)).await;
+    }
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn who_asks_is_told_the_pools_limits() {
     let (h, _) = pool().await;

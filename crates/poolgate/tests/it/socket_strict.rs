@@ -45,6 +45,33 @@ async fn a_strict_socket_hears_no_events_of_codex() {
     h.finish().await;
 }
 
+/// spec §8: behind output or before it. Codex is told the same.
+#[tokio::test]
+async fn an_error_tells_no_accounts_limits() {
+    let (h, mut client, mut upstream) = opened_strictly().await;
+    let error =
+        json!({"code": "context_length_exceeded", "plan_type": "plus", "resets_at": 1_795_555_555});
+    let headers = json!({"x-codex-credits-balance": "98765"});
+    let bare = json!({"type": "error", "status": 400, "error": error, "headers": headers});
+    let mut failed = event("response.failed", "resp_1");
+    failed["response"]["error"] = error;
+    for (failure, place) in [(bare, ""), (failed, "/response")] {
+        for output in [None, Some(json!({"type": "response.output_text.delta", "delta": "a"}))] {
+            client.send(&create("hi")).await;
+            heard(&mut upstream).await;
+            let begun = std::iter::once(event("response.created", "resp_1")).chain(output);
+            let events: Vec<_> = begun.chain([failure.clone()]).collect();
+            tell(&mut upstream, &events).await;
+            let told = client.rest_of_turn().await.pop().unwrap();
+            let error = told.pointer(&format!("{place}/error"));
+            assert_eq!(error, Some(&json!({"code": "context_length_exceeded"})), "{told}");
+            assert!(!told.to_string().contains("98765"), "{told}");
+        }
+    }
+    drop((client, upstream));
+    h.finish().await;
+}
+
 /// What was withheld until it was certain that it goes on, too.
 #[tokio::test]
 async fn every_byte_of_a_turn_is_counted() {

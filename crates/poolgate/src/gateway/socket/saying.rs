@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, Response};
+use http::Response;
 use http_body_util::{BodyExt, Collected};
 use poolgate_core::account::{Family, Surface};
 use poolgate_core::limits::Limits;
@@ -17,6 +17,7 @@ use super::session::Left;
 use crate::app::App;
 use crate::egress::{Interjected, Slot};
 use crate::error::{Dialect, Error};
+use crate::gateway::failure::{BROKE, is_failure};
 use crate::gateway::limits;
 use crate::gateway::relay::{Outgoing, Relay};
 use crate::gateway::settle::Record;
@@ -46,9 +47,6 @@ pub const TOO_LARGE: Left = Left::Close(MESSAGE_TOO_BIG, "larger than a message 
 pub const fn malformed(code: u16) -> Left {
     Left::Close(code, "not a message of the protocol")
 }
-
-/// The words of the relay for a turn that broke, for what it cannot say itself.
-const BROKE: &[u8] = br#"{"type":"response.failed","response":{"status":"failed","error":{"code":"upstream_broke","message":"the upstream broke off; the answer is incomplete"}}}"#;
 
 /// The events of one turn for one client.
 pub struct Telling<'a> {
@@ -121,14 +119,14 @@ impl Telling<'_> {
                     continue;
                 }
                 has_ended = ends_turn(kind);
-                let is_failure = matches!(kind, b"error" | b"response.failed");
-                let event = if is_failure && !is_own_word { self.as_ours(event) } else { event };
+                let is_theirs = is_failure(kind) && !is_own_word;
+                let event = if is_theirs { self.as_ours(event) } else { event };
                 taken(client.put(event)).await?;
             }
         }
     }
 
-    /// An upstream's error as a client may hear it: with the pool's limits in place of the account's.
+    /// Codex takes an upstream's error here for an answer with its status (wire §4).
     /// What is the account's own trouble, like its quota, is nothing that the client should stop for:
     /// behind output, where it is not served elsewhere, it is told as a break.
     fn as_ours(&self, event: Bytes) -> Bytes {
@@ -147,12 +145,6 @@ impl Telling<'_> {
                     patch.set(&document, field, "400");
                 }
             }
-        }
-        if document.raw("headers").is_some() {
-            let mut headers = HeaderMap::new();
-            let Meanwhile { app, key, .. } = self.meanwhile;
-            limits::tell(app, key, Surface::Responses, &mut headers);
-            patch.set(&document, "headers", &limits::in_event(&headers).to_string());
         }
         patch.apply(&document).to_bytes()
     }

@@ -1,0 +1,116 @@
+//! An upstream's error as a client may hear it, in an event or as a body: in its own words, and with nothing
+//! of the limits of the account that was asked. Headers in it become the pool's; what else it tells of quota
+//! is cut out. Whose account it is, `scrub` removes.
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use crate::json::{Document, Invalid, Patch};
+
+/// What is said of a turn that broke, and in the place of an error that cannot be told.
+pub const BROKE: &[u8] = br#"{"type":"response.failed","response":{"status":"failed","error":{"code":"upstream_broke","message":"the upstream broke off; the answer is incomplete"}}}"#;
+
+/// Of events in the Responses dialect.
+pub fn is_failure(kind: &[u8]) -> bool {
+    matches!(kind, b"error" | b"response.failed")
+}
+
+/// What Codex's backend tells beside the words of a refusal, and in its event about limits (wire §3, §4).
+const FIGURES: [&str; 6] = [
+    "plan_type",
+    "resets_at",
+    "resets_in_seconds",
+    "rate_limits",
+    "rate_limit_reached_type",
+    "credits",
+];
+
+/// Where they stand beside the top: in which objects, and in which inside those.
+const INSIDE: [&[&str]; 2] = [&["error", "response", "detail"], &["error"]];
+
+/// `None`: it may pass as it is. `limits` are those of the pool, as headers. What cannot be read might tell
+/// anything.
+pub fn as_the_pools(
+    error: &Bytes,
+    mut limits: impl FnMut() -> Option<Value>,
+) -> Result<Option<Bytes>, Invalid> {
+    let error = Document::parse(error.clone())?;
+    let patch = changes(&error, &INSIDE, &mut limits)?;
+    Ok((!patch.is_empty()).then(|| patch.apply(&error).to_bytes()))
+}
+
+fn changes(
+    of: &Document,
+    inside: &[&[&str]],
+    limits: &mut impl FnMut() -> Option<Value>,
+) -> Result<Patch, Invalid> {
+    let mut patch = Patch::default();
+    for figure in FIGURES {
+        patch.remove(of, figure);
+    }
+    if of.raw("headers").is_some() {
+        let limits = limits().unwrap_or_else(|| Map::new().into());
+        patch.set(of, "headers", &limits.to_string());
+    }
+    let Some((names, below)) = inside.split_first() else { return Ok(patch) };
+    for name in *names {
+        let Some(raw) = of.raw(name).filter(|raw| raw.starts_with('{')) else { continue };
+        let inner = Document::parse(Bytes::copy_from_slice(raw.as_bytes()))?;
+        let of_inner = changes(&inner, below, limits)?;
+        if !of_inner.is_empty() {
+            let inner = of_inner.apply(&inner).to_bytes();
+            patch.set(of, name, &String::from_utf8_lossy(&inner));
+        }
+    }
+    Ok(patch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_error_loses_what_it_tells_of_an_account_and_nothing_else() {
+        let pools = r#"{"x-codex-primary-used-percent":"1.00"}"#;
+        for (error, want) in [
+            (r#"{"type":"error", "error":{"code":"c","n":1.50}}"#, None),
+            (r#"{"error":"words","response":null,"detail":["plan_type"]}"#, None),
+            (
+                r#"{"type":"error","error":{"plan_type":"plus", "code":"c","resets_at":1},"status":400}"#,
+                Some(r#"{"type":"error","error":{"code":"c"},"status":400}"#.to_owned()),
+            ),
+            (
+                r#"{"headers":{"x-codex-credits-balance":"5"},"plan_type":"plus","rate_limits":{},"a":0}"#,
+                Some(format!(r#"{{"headers":{pools},"a":0}}"#)),
+            ),
+            (r#"{"headers":[["a","b"]]}"#, Some(format!(r#"{{"headers":{pools}}}"#))),
+            (
+                r#"{"response":{"id":"r","headers":{},"error":{"resets_in_seconds":9,"code":"c"}}}"#,
+                Some(format!(
+                    r#"{{"response":{{"id":"r","headers":{pools},"error":{{"code":"c"}}}}}}"#
+                )),
+            ),
+            (r#"{"detail":{"code":"c","credits":{}}}"#, Some(r#"{"detail":{"code":"c"}}"#.into())),
+        ] {
+            let limits = || Some(json!({"x-codex-primary-used-percent": "1.00"}));
+            let got = as_the_pools(&Bytes::from_static(error.as_bytes()), limits).unwrap();
+            assert_eq!(got, want.map(Bytes::from), "{error}");
+        }
+        let unknown = as_the_pools(&Bytes::from_static(br#"{"headers":{"a":"b"}}"#), || None);
+        assert_eq!(unknown.unwrap().unwrap(), r#"{"headers":{}}"#);
+    }
+
+    /// With a field twice, it cannot be told which of them is read.
+    #[test]
+    fn an_error_that_can_be_read_in_two_ways_is_none() {
+        for error in [
+            r#"{"error":{},"error":{"plan_type":"plus"}}"#,
+            r#"{"response":{"error":{"code":"c","code":"d"}}}"#,
+            r#"{"plan_type":"plus""#,
+        ] {
+            let read = as_the_pools(&Bytes::from_static(error.as_bytes()), || None);
+            assert!(read.is_err(), "{error}");
+        }
+    }
+}
