@@ -8,7 +8,7 @@
 //! The client is upgraded only after an account has been chosen and has opened its own socket, so
 //! that a refusal is a plain HTTP answer with its true status.
 
-mod bridge;
+pub mod bridge;
 mod saying;
 mod session;
 

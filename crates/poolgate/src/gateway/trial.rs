@@ -15,6 +15,7 @@ use super::judge::{
 };
 use super::read::Payload;
 use super::settle::Record;
+use super::socket::bridge;
 use super::span::Span;
 use super::{Call, assemble, strip};
 use crate::app::App;
@@ -181,6 +182,10 @@ async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<A
     match judge(app, account, call.ask(), response, create).await {
         Judged::Good(answer) if streams && !call.head.stream => {
             Box::pin(assembled(app, call, account, answer)).await
+        }
+        Judged::Good(answer) if bridge::is_in_one_piece(call, &answer) => {
+            let told = Box::pin(bridge::in_events(app, call, account, answer)).await;
+            told.map(Answered::Stream)
         }
         Judged::Good(answer) => Ok(Answered::Stream(answer)),
         Judged::Bad(bad) => Err(bad),

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, responses};
-use crate::socket_client::{BETA, Client, connect, create, pair, said, turns, until};
+use crate::socket_client::{BETA, Client, connect, create, kinds, pair, said, turns, until};
 
 fn without_sockets(account: &Account) {
     account.fault(Fault::status(404, "{}")).on_handshakes().forever();
@@ -103,22 +103,74 @@ async fn a_bridged_turn_that_cannot_be_told_is_told_as_broken() {
     without_sockets(&a);
     let whole = h.direct(&a, CODEX, &[], &responses("hi [[events=9]]", true)).await.text();
     let inside = whole.find("event: response.completed").unwrap() + 60;
-    let json = ("content-type".to_owned(), "application/json".to_owned());
-    let body = r#"{"id":"resp_1","object":"response","status":"completed","output":[]}"#.to_owned();
-    let no_stream = Fault::Status { status: 200, headers: vec![json], body };
     let mut client = Client::open(&h).await;
-    for fault in [Fault::cut(inside), no_stream] {
-        let name = format!("{fault:?}");
-        a.fault(fault).times(1);
-        assert_eq!(
-            said(&client.turn(&create("hi [[events=9]]")).await),
-            "upstream_broke",
-            "{name}"
-        );
-        assert_eq!(said(&client.turn(&create("again")).await), "completed", "{name}");
-    }
+    a.fault(Fault::cut(inside)).times(1);
+    assert_eq!(said(&client.turn(&create("hi [[events=9]]")).await), "upstream_broke");
+    assert_eq!(said(&client.turn(&create("again")).await), "completed");
     drop(client);
     h.finish().await;
+}
+
+/// Each turn of one client is answered over HTTP with the next of these: what it is told last, and what
+/// its row says.
+async fn bridged(answers: &[(&str, &str)]) -> (Vec<Vec<Value>>, Vec<Vec<String>>) {
+    let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    without_sockets(&a);
+    let mut client = Client::open(&h).await;
+    let mut told = Vec::new();
+    for (kind, body) in answers {
+        let headers = vec![("content-type".to_owned(), (*kind).to_owned())];
+        let body = (*body).to_owned();
+        a.fault(Fault::Status { status: 200, headers, body }).times(1);
+        told.push(client.turn(&create("hi")).await);
+    }
+    drop(client);
+    let rows = "SELECT outcome, status, code, output_tokens FROM requests ORDER BY id";
+    let rows = h.rows(rows).await;
+    h.finish().await;
+    (told, rows)
+}
+
+/// spec §6: as over HTTP, a body that ends in good order behind its last word is whole.
+#[tokio::test]
+async fn a_bridged_turns_last_word_counts_without_what_should_follow() {
+    let delta = r#"data: {"type":"response.output_text.delta","delta":"a"}"#;
+    let done = r#"data: {"type":"response.completed","response":{"id":"r","usage":{"input_tokens":3,"output_tokens":4}}}"#;
+    let bodies = ["\n\n", "\n", ""].map(|end| format!("{delta}\n\n{done}{end}"));
+    let answers = bodies.each_ref().map(|body| ("text/event-stream", body.as_str()));
+    let (told, rows) = bridged(&answers).await;
+    for (told, (_, body)) in told.iter().zip(answers) {
+        assert_eq!(kinds(told), ["response.output_text.delta", "response.completed"], "{body:?}");
+    }
+    assert_eq!(rows, [["complete", "200", "NULL", "4"]; 3]);
+}
+
+/// What an upstream without sockets answers in one piece is told in events, and its row says the same.
+#[tokio::test]
+async fn a_bridged_turns_answer_in_one_piece_is_told_in_events() {
+    let response = |status: &str| {
+        let usage = json!({"input_tokens": 3, "output_tokens": 9});
+        json!({"id": "r", "status": status, "output": [{"id": "i"}], "usage": usage}).to_string()
+    };
+    let completed = response("completed");
+    let refused = r#"{"error":{"code":"context_length_exceeded","message":"too long"}}"#;
+    let item = "response.output_item.done";
+    let cases: [(&str, &[&str], [&str; 2]); 4] = [
+        (&completed, &[item, "response.completed"], ["200", "9"]),
+        (&response("incomplete"), &[item, "response.incomplete"], ["200", "9"]),
+        (refused, &["error"], ["400", "NULL"]),
+        // The account is asked once more, and has another answer then.
+        (r#"{"hello":[]}"#, &["response.created"], ["200", "4"]),
+    ];
+    let answers: Vec<_> = cases.iter().map(|(body, ..)| ("application/json", *body)).collect();
+    let (told, rows) = bridged(&answers).await;
+    for ((told, row), (body, events, [status, output])) in told.iter().zip(&rows).zip(&cases) {
+        assert!(kinds(told).starts_with(events), "{body}: {told:?}");
+        assert_eq!(row, &["complete", status, "NULL", output], "{body}");
+    }
+    let whole: Value = serde_json::from_str(&completed).unwrap();
+    assert_eq!(told[0].last().unwrap()["response"], whole);
+    assert_eq!(told[2].last().unwrap()["status"], 400);
 }
 
 /// RFC 6455, 7.1.7: frames that no client sends, and what they are told.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::Response;
 use http_body_util::{BodyExt, Collected};
+use hyper::body::Frame;
 use poolgate_core::account::{Family, Surface};
 use poolgate_core::limits::Limits;
 use poolgate_core::outcome::status_of_event;
@@ -24,7 +25,7 @@ use crate::gateway::settle::Record;
 use crate::json::{Document, Patch};
 use crate::keys::ClientKey;
 use crate::providers::{ErrorFields, event_kind};
-use crate::sse::Scanner;
+use crate::sse::{Event, Scanner};
 use crate::ws::{Said, Socket};
 
 /// A client that takes nothing for so long is given up.
@@ -100,17 +101,19 @@ impl Telling<'_> {
                     }
                 }
             };
-            let Some(Ok(frame)) = frame else { return Ok(has_ended) };
-            let Ok(data) = frame.into_data() else { continue };
             let (is_message, is_own_word) = match body {
                 Outgoing::Relay(relay) => (relay.is_in_messages(), relay.is_cutting()),
                 _ => (false, false),
             };
             let mut events = Vec::new();
-            if is_message {
-                events.push(data);
-            } else {
-                scanner.feed(&data, |event| events.push(Bytes::copy_from_slice(event.data)));
+            let keep = |event: Event<'_>| events.push(Bytes::copy_from_slice(event.data));
+            let is_over = !matches!(frame, Some(Ok(_)));
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) if is_message => events.push(data),
+                Some(Ok(Ok(data))) => scanner.feed(&data, keep),
+                // In good order: its last word may lack the empty line behind it.
+                None => scanner.rest(keep),
+                Some(Ok(Err(_)) | Err(_)) => {}
             }
             for event in events {
                 let kind = event_kind(&event);
@@ -122,6 +125,9 @@ impl Telling<'_> {
                 let is_theirs = is_failure(kind) && !is_own_word;
                 let event = if is_theirs { self.as_ours(event) } else { event };
                 taken(client.put(event)).await?;
+            }
+            if is_over {
+                return Ok(has_ended);
             }
         }
     }
