@@ -261,6 +261,11 @@ const INPUT: [&str; 14] = [
     "failed_to_download_image",
 ];
 
+/// Whether an error event says that the request itself is not to be answered, whichever status it has.
+pub fn is_policy_block(code: &str, kind: &str) -> bool {
+    POLICY.contains(&code) || POLICY.contains(&kind)
+}
+
 /// The status that fits an error event inside a 200 stream, from its structured fields.
 pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
     let says = |words: &[&str]| words.contains(&code) || words.contains(&kind);

@@ -50,6 +50,23 @@ async fn an_error_tells_the_pools_limits_and_no_accounts() {
     h.finish().await;
 }
 
+/// spec §6: a policy's refusal is relayed, and its 403 is a 400: who is told of a break asks again.
+#[tokio::test]
+async fn a_policys_refusal_behind_output_is_told_as_one() {
+    for status in [403, 400, 500] {
+        let (h, a, _) = pair().await;
+        let mut client = Client::open(&h).await;
+        client.next().await.unwrap().unwrap();
+        a.fault(Fault::error_frame(Phase::Output(1), status, "cyber_policy")).turns().times(1);
+        let events = client.turn(&create("hi [[events=5]]")).await;
+        let error = events.last().unwrap();
+        let told = if status == 403 { 400 } else { status };
+        assert_eq!((&error["status"], said(&events).as_str()), (&json!(told), "cyber_policy"));
+        drop(client);
+        h.finish().await;
+    }
+}
+
 /// spec §6: the account's own trouble behind output, like its quota, stops no client: another serves.
 #[tokio::test]
 async fn an_accounts_trouble_behind_output_is_told_as_a_break() {

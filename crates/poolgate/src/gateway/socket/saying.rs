@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Collected};
 use hyper::body::Frame;
 use poolgate_core::account::{Family, Surface};
 use poolgate_core::limits::Limits;
-use poolgate_core::outcome::status_of_event;
+use poolgate_core::outcome::{is_policy_block, status_of_event};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -140,12 +140,14 @@ impl Telling<'_> {
         let fields = ErrorFields::read(&event, self.meanwhile.app.clock.now());
         let fitting = || status_of_event(Family::OpenAi, &fields.code, &fields.kind);
         let status = fields.status.unwrap_or_else(fitting);
-        if !self.is_refused && matches!(status, 401 | 402 | 403 | 408 | 409 | 429 | 500..) {
+        // Nobody else would answer that request either, and the client had better not ask again.
+        let is_final = self.is_refused || is_policy_block(&fields.code, &fields.kind);
+        if !is_final && matches!(status, 401 | 402 | 403 | 408 | 409 | 429 | 500..) {
             return broke();
         }
         let Ok(document) = Document::parse(event) else { return broke() };
         let mut patch = Patch::default();
-        if self.is_refused && matches!(status, 401 | 403) {
+        if matches!(status, 401 | 403) {
             for field in ["status", "status_code"] {
                 if document.raw(field).is_some() {
                     patch.set(&document, field, "400");
