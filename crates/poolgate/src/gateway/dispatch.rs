@@ -4,7 +4,9 @@
 //! own fault, or with an error that says when to come back. Until then the client has seen nothing.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::RETRY_AFTER;
 use poolgate_core::account::{AccountId, Surface};
@@ -13,7 +15,7 @@ use poolgate_core::health::Charge;
 use poolgate_core::outcome::{Outcome, Progress};
 use poolgate_core::units::Timestamp;
 use poolgate_core::usage::TokenUsage;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::Call;
 use super::judge::{Answer, Bad, Reply};
@@ -30,6 +32,10 @@ use crate::secret::sha256;
 /// So often a request is moved away from accounts that it may come back to.
 const MOVES: u32 = 4;
 
+/// While there is no answer, it is looked so often whether the client's key is still valid; behind the commit
+/// the relay looks (reliability AUTH-4).
+const KEY_EVERY: Duration = Duration::from_secs(2);
+
 /// What the client will be given.
 #[derive(Debug)]
 pub enum Dispatched {
@@ -44,9 +50,17 @@ pub async fn dispatch(
     call: &Call,
     record: &mut Record,
 ) -> Result<Dispatched, Error> {
-    match timeout_at(call.deadline, attempts(app, call, record)).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::UpstreamTimeout),
+    let mut look_at = record.started() + KEY_EVERY;
+    let mut attempts = pin!(attempts(app, call, record));
+    loop {
+        match timeout_at(look_at.min(call.deadline), attempts.as_mut()).await {
+            Ok(result) => return result,
+            Err(_) if look_at >= call.deadline => return Err(Error::UpstreamTimeout),
+            Err(_) if !call.caller.key.is_known(app.clock.now()) => {
+                return Err(Error::Unauthorized);
+            }
+            Err(_) => look_at = Instant::now() + KEY_EVERY,
+        }
     }
 }
 

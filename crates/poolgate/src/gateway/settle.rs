@@ -71,6 +71,10 @@ impl Record {
         end(self);
     }
 
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     pub fn id(&self) -> &str {
         &self.end.begin.id
     }

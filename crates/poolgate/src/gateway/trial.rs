@@ -55,6 +55,10 @@ pub async fn try_account(
     let (mut failed, mut found) = (false, false);
     loop {
         let (sent_at, since) = (app.clock.now(), Instant::now());
+        // It may have waited for its account, or for a token.
+        if !call.caller.key.is_known(sent_at) {
+            return Err(Error::Unauthorized);
+        }
         let sent = tokio::select! {
             biased;
             sent = send(app, call, &lease, &payload, &bearer) => Some(sent),

@@ -1,10 +1,15 @@
 //! Who is served, and with what.
 
+use std::time::Duration;
+
+use futures_util::future::{join, join_all};
 use http::Method;
+use poolgate::clock::Clock;
 use poolgate_sim::{End, Fault, Phase};
 
 use crate::harness::{Harness, PATIENCE, Setup, collect};
 use crate::requests::{CODEX, chat, responses};
+use crate::socket_client::until;
 
 #[tokio::test]
 async fn both_header_forms_are_accepted_on_every_path() {
@@ -80,13 +85,63 @@ async fn a_running_stream_of_a_revoked_key_ends() {
     let url = format!("{}{CODEX}", h.url);
     let answer = h.request(Method::POST, &url, &headers, body.into()).await;
     assert_eq!(answer.status(), 200);
-    h.app.store.revoke_client_key("test", poolgate_core::units::Timestamp(1)).await.unwrap();
-    h.app.reload().await.unwrap();
+    h.revoke_key().await;
     let answer = collect(answer).await;
     assert!(answer.cut && answer.text().contains("invalid_api_key"), "{}", answer.text());
     assert!(!answer.text().contains("response.completed"));
     assert!(h.sim.wait_for(|all| all[0].end == Some(End::ClientGone), PATIENCE).await);
     assert_eq!(h.outcomes().await, [("interrupted".to_owned(), 1)]);
+    h.finish().await;
+}
+
+/// reliability AUTH-4: whatever a request waits for, it waits no longer than its key is valid.
+#[tokio::test]
+async fn a_request_of_a_revoked_key_waits_for_nothing() {
+    let waits: fn(&Harness) -> bool = |h| h.app.pool.line().waiting() == 1;
+    let is_asked: fn(&Harness) -> bool = |h| !h.sim.journal().is_empty();
+    let cases = [
+        ("an account that rests", true, Fault::rate_limited(Duration::from_secs(30)), waits),
+        ("a head", true, Fault::stall(Phase::Head), is_asked),
+        ("an answer put together", false, Fault::stall(Phase::Output(2)), is_asked),
+    ];
+    let refused = async |(name, stream, fault, is_waiting): (&str, _, _, fn(&Harness) -> bool)| {
+        let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+        let rests = matches!(fault, Fault::RateLimited { .. });
+        a.fault(fault).times(1);
+        let body = responses("hi [[events=9]]", stream);
+        if rests {
+            assert_eq!(h.post(CODEX, &body).await.status, 503);
+        }
+        let revoked = async {
+            until(name, || is_waiting(&h)).await;
+            h.revoke_key().await;
+        };
+        let (got, ()) = join(h.post(CODEX, &body), revoked).await;
+        assert_eq!((got.status.as_u16(), got.code()), (401, "invalid_api_key"), "{name}");
+        assert_eq!(h.asked(), ["a"], "{name}: once");
+        let rows = h.rows("SELECT outcome, status, code FROM requests ORDER BY id").await;
+        assert_eq!(rows.last().unwrap(), &["refused", "401", "invalid_api_key"], "{name}");
+        h.finish().await;
+    };
+    join_all(cases.map(refused)).await;
+}
+
+/// reliability AUTH-4: also when its account is there at once.
+#[tokio::test]
+async fn nobody_is_asked_for_a_revoked_key() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    a.fault(Fault::rate_limited(Duration::from_secs(30))).times(1);
+    let body = responses("hi", true);
+    assert_eq!(h.post(CODEX, &body).await.status, 503);
+    let revoked = async {
+        until("it waits", || h.app.pool.line().waiting() == 1).await;
+        h.revoke_key().await;
+        h.app.store.resume(h.app.pool.accounts()[0].id, h.clock.now()).await.unwrap();
+        h.app.reload().await.unwrap();
+    };
+    let (got, ()) = join(h.post(CODEX, &body), revoked).await;
+    assert_eq!((got.status.as_u16(), got.code()), (401, "invalid_api_key"));
+    assert_eq!(h.asked(), ["a"], "before it was revoked");
     h.finish().await;
 }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use futures_util::{SinkExt, StreamExt};
 use poolgate::clock::Clock;
 use poolgate_sim::{Account, Fault, Phase};
@@ -357,8 +358,7 @@ async fn a_turn_of_a_revoked_key_ends_and_so_does_its_socket() {
     let mut client = Client::open(&h).await;
     client.send(&create("hi [[events=9]]")).await;
     while client.next().await.unwrap().unwrap()["type"] != "response.output_text.delta" {}
-    h.app.store.revoke_client_key("test", poolgate_core::units::Timestamp(1)).await.unwrap();
-    h.app.reload().await.unwrap();
+    h.revoke_key().await;
     let events = client.rest_of_turn().await;
     assert_eq!(
         events.last().unwrap()["response"]["error"]["code"],
@@ -369,6 +369,46 @@ async fn a_turn_of_a_revoked_key_ends_and_so_does_its_socket() {
     until("its account's socket is closed", || a.open_sockets() == 0).await;
     assert_eq!(h.outcomes().await, [("interrupted".to_owned(), 1)]);
     h.finish().await;
+}
+
+/// reliability AUTH-4: nor does a turn wait any longer that has no output yet.
+#[tokio::test]
+async fn a_turn_of_a_revoked_key_waits_for_nothing() {
+    let headers = vec![("retry-after".to_owned(), "30".to_owned())];
+    let code = "rate_limit_exceeded".to_owned();
+    let limited = Fault::ErrorFrame { phase: Phase::Head, status: 429, code, headers };
+    let waits: fn(&Harness) -> bool = |h| h.app.pool.line().waiting() == 1;
+    let is_asked: fn(&Harness) -> bool = |h| turns(h).len() == 1;
+    let cases = [
+        ("an account that rests", limited, waits),
+        ("output", Fault::stall(Phase::Head), is_asked),
+    ];
+    let refused = async |(name, fault, is_waiting): (&str, _, fn(&Harness) -> bool)| {
+        let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+        let rests = matches!(fault, Fault::ErrorFrame { .. });
+        a.fault(fault).turns().times(1);
+        let mut client = Client::open(&h).await;
+        client.next().await.unwrap().unwrap();
+        if rests {
+            assert_eq!(said(&client.turn(&create("hi")).await), "accounts_unavailable");
+        }
+        client.send(&create("hi")).await;
+        until(name, || is_waiting(&h)).await;
+        h.revoke_key().await;
+        let told = client.rest_of_turn().await;
+        let error = told.last().unwrap();
+        assert_eq!(
+            (said(&told).as_str(), &error["status"]),
+            ("invalid_api_key", &json!(401)),
+            "{name}"
+        );
+        assert_eq!(client.next().await, Some(Err(1008)), "{name}");
+        assert_eq!(turns(&h), ["a"], "{name}: once");
+        let rows = h.rows("SELECT outcome, status, code FROM requests ORDER BY id").await;
+        assert_eq!(rows.last().unwrap(), &["refused", "401", "invalid_api_key"], "{name}");
+        h.finish().await;
+    };
+    join_all(cases.map(refused)).await;
 }
 
 /// reliability §9: a turn has an end like any request, and its client's socket stays.

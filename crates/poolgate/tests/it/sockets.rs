@@ -382,8 +382,7 @@ async fn a_revoked_key_ends_its_sockets() {
     let mut client = Client::open(&h).await;
     client.next().await.unwrap().unwrap();
     assert_eq!(said(&client.turn(&create("hi")).await), "completed");
-    h.app.store.revoke_client_key("test", poolgate_core::units::Timestamp(1)).await.unwrap();
-    h.app.reload().await.unwrap();
+    h.revoke_key().await;
     client.send(&create("hi")).await;
     let code = loop {
         match client.next().await.unwrap() {

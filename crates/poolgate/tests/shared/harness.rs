@@ -246,6 +246,12 @@ impl Harness {
         .await
     }
 
+    /// The one that requests are sent with; known at once.
+    pub async fn revoke_key(&self) {
+        self.app.store.revoke_client_key("test", poolgate_core::units::Timestamp(1)).await.unwrap();
+        self.app.reload().await.unwrap();
+    }
+
     pub async fn new_key(&self, name: &str, pools: &[&str], models: &[&str]) -> String {
         let owned = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
         self.keep(generate(name.into(), owned(pools), owned(models), None).unwrap()).await
