@@ -321,8 +321,8 @@ fn answer(
     let Call { caller, surface, head: request_head, gate, deadline, over, .. } = call;
     let (lease, reply, usage) = match dispatched {
         Dispatched::Stream(lease, answer) => {
-            let refused = answer.refused.map(|(_, status)| status);
-            record.headed(refused.unwrap_or(answer.head.status.as_u16()));
+            let refused = answer.refused.and_then(|(_, status)| StatusCode::from_u16(status).ok());
+            record.headed(refused.unwrap_or(answer.head.status));
             let is_ours = answer.head.extensions.get::<judge::Ours>().is_some();
             let has_limits =
                 over.is_some() || tells_limits(lease.account.kind, surface, &answer.head.headers);
@@ -345,8 +345,7 @@ fn answer(
         Dispatched::Whole(lease, reply, usage) => (lease, reply, usage),
     };
     remember_turn(app, &caller, &lease, &reply.head.headers);
-    let status = client_status(reply.head.status);
-    record.headed(status.as_u16());
+    record.headed(reply.head.status);
     record.relayed(reply.body.len());
     if usage.is_some() {
         let attempt = Attempt {
@@ -360,7 +359,7 @@ fn answer(
     }
     record.finish(Ending::Complete, usage.unwrap_or_default());
     let mut response = Response::new(Outgoing::Whole(Full::new(reply.body)));
-    *response.status_mut() = status;
+    *response.status_mut() = client_status(reply.head.status);
     *response.headers_mut() = headers::to_client(reply.head.headers);
     if retry_after(response.headers(), app.clock.now()).is_some_and(|wait| wait > LONG_WAIT) {
         response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));

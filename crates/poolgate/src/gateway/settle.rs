@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use http::StatusCode;
 use poolgate_core::account::{AccountId, Surface};
 use poolgate_core::outcome::Outcome;
 use poolgate_core::usage::TokenUsage;
 use tokio::time::Instant;
 
+use super::client_status;
 use super::read::Head;
 use crate::app::App;
 use crate::error::{Dialect, Error};
@@ -27,6 +29,8 @@ pub struct Record {
     surface: Surface,
     end: End<'static, Vec<Decision>>,
     started: Instant,
+    /// The upstream's status, of which the client may get another.
+    told: u16,
     /// A `begin` line is in the spool.
     begun: bool,
     spent: TokenUsage,
@@ -45,6 +49,7 @@ impl Record {
             surface,
             end,
             started: Instant::now(),
+            told: 0,
             begun: false,
             spent: TokenUsage::default(),
             finished: false,
@@ -122,14 +127,14 @@ impl Record {
     /// The attempt whose answer the client got turned out otherwise than its beginning promised.
     pub fn turned_out(&mut self, outcome: Outcome) {
         if let (Some(account), true) = (self.end.begin.account, outcome != Outcome::Served) {
-            let status = Some(self.end.status);
-            self.failed(AccountId(account), outcome.name(), status, self.started);
+            self.failed(AccountId(account), outcome.name(), Some(self.told), self.started);
         }
     }
 
-    /// The head of the answer that will be relayed is there.
-    pub fn headed(&mut self, status: u16) {
-        self.end.status = status;
+    /// The head of the answer that will be relayed is there, with the status that its upstream told.
+    pub fn headed(&mut self, status: StatusCode) {
+        self.told = status.as_u16();
+        self.end.status = client_status(status).as_u16();
         self.end.head_ms = Some(self.elapsed_ms());
     }
 

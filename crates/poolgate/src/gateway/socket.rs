@@ -183,7 +183,7 @@ async fn handshake_of(
         Dispatched::Whole(_, reply, _) => {
             let response = refused(reply.head, reply.body);
             record.refused(|record| {
-                record.headed(response.status().as_u16());
+                record.headed(response.status());
                 record.finish(Ending::Complete, TokenUsage::default());
             });
             return Ok(response);

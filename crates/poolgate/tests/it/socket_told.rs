@@ -96,6 +96,8 @@ async fn a_policys_403_is_400_on_a_socket_too() {
     let error = events.last().unwrap();
     assert_eq!(error["status"], 400, "{error}");
     assert_eq!(error["error"]["code"], "content_policy_violation");
+    assert_eq!(h.rows("SELECT status FROM requests").await, [["400"]], "spec §10");
+    assert_eq!(h.rows("SELECT status FROM attempts").await, [["403"]], "as the upstream told it");
     drop(client);
     h.finish().await;
 }
