@@ -103,6 +103,8 @@ struct Loaded {
     content: [u8; 32],
     /// `None`: an API key.
     sign_in: Option<SignIn>,
+    /// Whose it says that it is.
+    identity: Identity,
 }
 
 /// One account's credential. Cheap to read; refreshing is one flight at a time.
@@ -114,7 +116,7 @@ pub struct Credential {
     books: Option<Books>,
     loaded: ArcSwapOption<Loaded>,
     /// What was used before, the last one first.
-    former: Mutex<Vec<Bearer>>,
+    former: Mutex<Vec<Arc<Loaded>>>,
     seen: Mutex<Seen>,
     /// Why there is none.
     problem: Mutex<Option<String>>,
@@ -130,8 +132,8 @@ pub struct Credential {
     refused: Mutex<Option<[u8; 32]>>,
     flight: Mutex<Option<refresh::Flight>>,
     whose: Mutex<Whose>,
-    /// What the provider says is the account's uuid.
-    learnt_uuid: ArcSwapOption<String>,
+    /// Whose the provider says that it is.
+    learnt: ArcSwapOption<Identity>,
 }
 
 /// However short its issuer says that a new token lives, it is not asked for another one before
@@ -160,7 +162,7 @@ impl Credential {
             refused: Mutex::new(None),
             flight: Mutex::new(None),
             whose: Mutex::default(),
-            learnt_uuid: ArcSwapOption::empty(),
+            learnt: ArcSwapOption::empty(),
         }
     }
 
@@ -198,7 +200,7 @@ impl Credential {
                     && self.whose.lock().read(loaded.content, sign_in) != Likeness::Same
                 {
                     // Before its tokens are used: no request names somebody else.
-                    self.learnt_uuid.store(None);
+                    self.learnt.store(None);
                 }
                 let changed = before.is_none_or(|before| before.bearer != loaded.bearer);
                 self.exchange(Some(loaded));
@@ -229,7 +231,7 @@ impl Credential {
         let Some(was) = self.loaded.swap(loaded.map(Arc::new)) else { return };
         if is.as_ref() != Some(&was.bearer) {
             let mut former = self.former.lock();
-            former.insert(0, was.bearer.clone());
+            former.insert(0, was);
             former.truncate(FORMER_KEPT);
         }
     }
@@ -322,7 +324,7 @@ impl Credential {
     pub fn compare(&self, other: &Self) -> Likeness {
         let identity = |credential: &Self| {
             let loaded = credential.loaded.load_full();
-            loaded.and_then(|loaded| Some(loaded.sign_in.as_ref()?.identity())).unwrap_or_default()
+            loaded.map(|loaded| loaded.identity.clone()).unwrap_or_default()
         };
         identity(self).compare(&identity(other))
     }
@@ -350,26 +352,36 @@ impl Credential {
     /// as the provider's profile told it.
     pub fn claude_account_uuid(&self) -> Option<String> {
         let written = self.loaded.load_full()?.sign_in.as_ref()?.claude_account_uuid();
-        written.or_else(|| Some(self.learnt_uuid.load_full()?.as_ref().clone()))
+        written.or_else(|| self.learnt.load_full()?.person.clone())
     }
 
     /// Forgotten when the sign-in becomes one that may be somebody else's.
-    pub fn learn_uuid(&self, uuid: String) {
-        self.learnt_uuid.store(Some(Arc::new(uuid)));
+    pub fn learn(&self, whose: Identity) {
+        self.learnt.store(Some(Arc::new(whose)));
     }
 
-    /// What names or authenticates the account, and must not be shown to clients. A request that is
-    /// under way may have been sent with a token that is not the present one any more.
+    /// A request that is under way may have been sent with tokens that are not the present ones any more.
+    fn in_use(&self) -> Vec<Arc<Loaded>> {
+        let present = self.loaded.load_full();
+        present.into_iter().chain(self.former.lock().iter().cloned()).collect()
+    }
+
+    /// What names or authenticates the account, and must not be shown to clients.
     pub fn identifiers(&self) -> Vec<String> {
-        let present = self.loaded.load_full().map(|loaded| loaded.bearer.clone());
-        let bearers: Vec<Bearer> =
-            present.into_iter().chain(self.former.lock().iter().cloned()).collect();
-        let headers = bearers
-            .iter()
-            .flat_map(|bearer| std::iter::once(&bearer.token).chain(&bearer.account_id));
+        let in_use = self.in_use();
+        let headers = in_use.iter().flat_map(|loaded| {
+            std::iter::once(&loaded.bearer.token).chain(&loaded.bearer.account_id)
+        });
         let own = headers.filter_map(|value| Some(value.to_str().ok()?.to_owned()));
         // A very short one would cut harmless text to pieces.
         own.chain(self.claude_account_uuid()).filter(|id| id.len() >= 8).collect()
+    }
+
+    /// Likewise what names the person behind it, and the organization, as far as anybody has said.
+    pub fn names(&self) -> Vec<String> {
+        let (in_use, learnt) = (self.in_use(), self.learnt.load_full());
+        let all = in_use.iter().map(|loaded| &loaded.identity).chain(learnt.as_deref());
+        all.flat_map(Identity::names).map(str::to_owned).collect()
     }
 
     /// A token to use now. One that is due but still good is refreshed beside the request.
@@ -484,7 +496,8 @@ impl Credential {
         }
         let bearer = Bearer::new(key, None)?;
         let content = sha256(key.as_bytes());
-        Ok(Loaded { bearer, due_at: None, granted_at: None, content, sign_in: None })
+        let identity = Identity::default();
+        Ok(Loaded { bearer, due_at: None, granted_at: None, content, sign_in: None, identity })
     }
 
     fn load(&self, sign_in: SignIn) -> Result<Loaded, String> {
@@ -492,7 +505,8 @@ impl Credential {
         let granted = self.granted.lock().filter(|(granted, _)| *granted == content);
         let granted_at = granted.map(|(_, at)| at);
         let due_at = sign_in.due_at(granted_at);
-        Ok(Loaded { bearer, due_at, granted_at, content, sign_in: Some(sign_in) })
+        let identity = sign_in.identity();
+        Ok(Loaded { bearer, due_at, granted_at, content, sign_in: Some(sign_in), identity })
     }
 }
 

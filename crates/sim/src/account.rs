@@ -55,6 +55,16 @@ impl Account {
         self.inner.identity.account_id.clone()
     }
 
+    /// The person's, which the tokens of codex tell.
+    pub fn user_id(&self) -> String {
+        self.inner.identity.user_id.clone()
+    }
+
+    /// The person's, which the profile of claude tells.
+    pub fn organization_id(&self) -> String {
+        self.inner.identity.organization_id.clone()
+    }
+
     pub fn email(&self) -> String {
         self.inner.identity.email.clone()
     }

@@ -46,6 +46,17 @@ impl Identity {
         }
     }
 
+    /// What no text says by chance: neither a very short one nor a word is among them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let is_telling = |name: &&str| {
+            name.len() >= if name.contains('@') { 5 } else { 8 }
+                && !name.bytes().all(|byte| byte.is_ascii_alphabetic())
+        };
+        // The address first: another name may be a part of it.
+        let all = [&self.email, &self.person, &self.organization];
+        all.into_iter().flatten().map(String::as_str).filter(is_telling)
+    }
+
     /// For people; `None`: there is nothing they would recognize.
     pub fn name(&self) -> Option<&str> {
         self.email.as_deref().or(self.person.as_deref())
@@ -186,6 +197,15 @@ mod tests {
             assert_eq!(a.compare(&b), want, "{name}");
             assert_eq!(b.compare(&a), want, "{name}, the other way round");
         }
+    }
+
+    #[test]
+    fn only_what_no_text_says_by_chance_is_a_name() {
+        let names = |who: &Identity| who.names().map(str::to_owned).collect::<Vec<_>>();
+        let all = who("6f1c-0a2b", "user-9aXb", "a@b.c");
+        assert_eq!(names(&all), ["a@b.c", "user-9aXb", "6f1c-0a2b"]);
+        assert_eq!(names(&who("default", "customer", "a@b")), [""; 0]);
+        assert_eq!(names(&Identity::default()), [""; 0]);
     }
 
     fn grant(kind: Kind, person: &str) -> Grant {

@@ -8,14 +8,16 @@ const REMOVED: &str = "[removed]";
 
 /// Cuts the account's own identifiers out of what a client may see.
 pub fn scrub(body: &Bytes, account: &Account) -> Bytes {
-    let secrets = account.credential.identifiers();
+    let (names, secrets) = (account.credential.names(), account.credential.identifiers());
     let found = |secret: &str| memchr::memmem::find(body, secret.as_bytes()).is_some();
-    if !secrets.iter().map(String::as_str).chain(OWNERS).chain([MASK]).any(found) {
+    let own = || names.iter().chain(&secrets);
+    if !own().map(String::as_str).chain(OWNERS).chain([MASK]).any(found) {
         return body.clone();
     }
     let text = String::from_utf8_lossy(body);
     let all = text.clone().into_owned();
-    let clean = secrets.iter().fold(all, |text, secret| text.replace(secret, REMOVED));
+    let clean = own().fold(all, |text, secret| text.replace(secret, REMOVED));
+    // Names may begin like words, and nobody quotes them in part.
     let clean = without_masked(&without_owners(&clean), &secrets);
     // As it came, where there was nothing to remove: it may end in the middle of a character.
     if clean == text { body.clone() } else { Bytes::from(clean) }

@@ -13,6 +13,7 @@ use poolgate_core::units::{Fraction, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::{Account, Live, Pool, State, plan_weight};
+use crate::credentials::Identity;
 use crate::providers::{Profile, Usage};
 
 /// A poll under way. Given back when dropped; one that has not said how it ended has failed.
@@ -171,8 +172,12 @@ impl Polling {
             let credential = &live.account.credential;
             // Whose it is now may not have been asked.
             let is_same = credential.owner() == live.owner;
-            if let Some(uuid) = profile.account_uuid.filter(|_| is_same) {
-                credential.learn_uuid(uuid);
+            if is_same && profile.account_uuid.is_some() {
+                credential.learn(Identity {
+                    organization: profile.organization_uuid,
+                    person: profile.account_uuid,
+                    email: profile.email,
+                });
             }
         });
     }

@@ -39,6 +39,8 @@ pub struct Profile {
     /// As sign-in documents have it: plan, and a tier after a slash.
     pub plan: Option<String>,
     pub account_uuid: Option<String>,
+    pub email: Option<String>,
+    pub organization_uuid: Option<String>,
 }
 
 /// Where a kind of account tells about its usage, for a base URL whose path is `prefix`; `None`: it

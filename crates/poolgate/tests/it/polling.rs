@@ -476,6 +476,28 @@ async fn the_uuid_that_the_profile_tells_goes_out_with_requests() {
     h.finish().await;
 }
 
+/// spec §6: as its tokens say, or its profile.
+#[tokio::test]
+async fn an_error_names_no_person() {
+    let (h, (a, c)) = polling(|s| (s.codex("a"), s.claude("c"))).await;
+    let mut claude = h.app.pool.accounts();
+    claude.retain(|account| account.name == "c");
+    until("its profile is known", || claude[0].credential.claude_account_uuid().is_some()).await;
+    let message = |account: &Account, other: String| {
+        format!("{}, {} of {other} may not", account.email(), account.account_id())
+    };
+    for (account, other, path, body) in [
+        (&a, a.user_id(), CODEX, responses("hi", true)),
+        (&c, c.organization_id(), "/v1/messages", messages("hi", true)),
+    ] {
+        let error = json!({"error": {"code": "odd", "message": message(account, other)}});
+        account.fault(Fault::status(400, &error.to_string())).times(1);
+        let told = h.post(path, &body).await.json();
+        assert_eq!(told["error"]["message"], "[removed], [removed] of [removed] may not");
+    }
+    h.finish().await;
+}
+
 #[tokio::test]
 async fn the_uuid_of_before_goes_out_with_nobody_elses_tokens() {
     let (h, (_, d)) = polling(|s| (s.claude("c"), s.sim.claude("d"))).await;

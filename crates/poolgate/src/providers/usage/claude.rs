@@ -2,7 +2,7 @@
 //!
 //! Shapes as other gateways read them (sing-box CCM, 2026-03): a window is `utilization` and `resets_at`
 //! in RFC 3339 or null. `utilization` is a *percent* here, though a fraction in the headers. A profile
-//! is `account` (`uuid`) and `organization` (`organization_type` like `claude_max`, `rate_limit_tier`).
+//! is `account` (`uuid`, `email`) and `organization` (`uuid`, `organization_type` like `claude_max`, `rate_limit_tier`).
 
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub fn profile(body: &[u8]) -> Option<Profile> {
             None => plan,
         }),
         account_uuid: words(&account["uuid"]),
+        email: words(&account["email"]),
+        organization_uuid: words(&organization["uuid"]),
     })
 }
 
@@ -126,8 +128,12 @@ mod tests {
     #[rustfmt::skip]
     fn reads_a_profile() {
         let known = |plan: Option<&str>, uuid: Option<&str>| {
-            Some(Profile { plan: plan.map(str::to_owned), account_uuid: uuid.map(str::to_owned) })
+            let [plan, account_uuid] = [plan, uuid].map(|text| text.map(str::to_owned));
+            Some(Profile { plan, account_uuid, ..Profile::default() })
         };
+        let all = r#"{"account":{"uuid":"u-1","email":"a@b"},"organization":{"uuid":"o-1"}}"#;
+        let whose = profile(all.as_bytes()).map(|told| (told.email, told.organization_uuid));
+        assert_eq!(whose, Some((Some("a@b".into()), Some("o-1".into()))));
         let cases = [
             (r#"{"account":{"uuid":"u-1"},"organization":{"organization_type":"claude_max","rate_limit_tier":"default_claude_max_5x"}}"#,
              known(Some("max/default_claude_max_5x"), Some("u-1"))),
