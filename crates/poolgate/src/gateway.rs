@@ -15,6 +15,7 @@ mod admit;
 mod assemble;
 mod attempt;
 mod authenticate;
+mod decoded;
 mod dispatch;
 mod failure;
 mod headers;
@@ -373,7 +374,7 @@ fn answer(
 fn tells_limits(kind: Kind, surface: Surface, headers: &HeaderMap) -> bool {
     match kind {
         Kind::Codex => true,
-        Kind::Compatible => surface == Surface::Responses && judge::is_plain_stream(headers),
+        Kind::Compatible => surface == Surface::Responses && judge::is_stream(headers),
         _ => false,
     }
 }

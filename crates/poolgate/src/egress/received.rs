@@ -1,23 +1,29 @@
 //! The body of an upstream's answer, from wherever it comes.
 
+use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::Stream;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
+use tokio::io::AsyncRead;
+use tokio_util::io::ReaderStream;
 
 use super::connections::Connections;
 use super::sockets::Turn;
 use crate::config::Place;
 use crate::json::TextBody;
 
-#[derive(Debug)]
 pub enum Received {
     Http(Held),
     Turn(Box<Turn>),
+    /// Of one that came encoded.
+    Decoded(ReaderStream<Pin<Box<dyn AsyncRead + Send>>>),
     /// Of our own making, where an upstream has said yes without a body.
     Whole(Full<Bytes>),
 }
@@ -29,6 +35,8 @@ pub enum BodyError {
     Http(#[from] hyper::Error),
     #[error("the socket closed")]
     Socket,
+    #[error("its encoding: {0}")]
+    Encoding(#[from] io::Error),
 }
 
 /// The body of an HTTP answer. Its end gives the connection back; dropped before, it closes it.
@@ -39,6 +47,17 @@ pub struct Held {
 }
 
 type Back = (Arc<Connections>, Arc<Place>, SendRequest<TextBody>);
+
+impl fmt::Debug for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(held) => held.fmt(f),
+            Self::Turn(turn) => turn.fmt(f),
+            Self::Decoded(_) => f.write_str("Decoded"),
+            Self::Whole(body) => body.fmt(f),
+        }
+    }
+}
 
 impl Received {
     pub(super) fn new(body: Incoming, back: Option<Back>) -> Self {
@@ -90,6 +109,9 @@ impl Body for Received {
             Self::Turn(turn) => {
                 turn.poll_event(cx).map(|event| event.map(|event| event.map(Frame::data)))
             }
+            Self::Decoded(pieces) => Pin::new(pieces)
+                .poll_next(cx)
+                .map(|piece| piece.map(|piece| piece.map(Frame::data).map_err(Into::into))),
             Self::Whole(body) => {
                 let frame = Pin::new(body).poll_frame(cx);
                 frame.map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
@@ -101,6 +123,7 @@ impl Body for Received {
         match self {
             Self::Http(held) => held.body.is_end_stream(),
             Self::Turn(turn) => turn.is_over(),
+            Self::Decoded(_) => false,
             Self::Whole(body) => body.is_end_stream(),
         }
     }
@@ -108,7 +131,7 @@ impl Body for Received {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http(held) => held.body.size_hint(),
-            Self::Turn(_) => SizeHint::new(),
+            Self::Turn(_) | Self::Decoded(_) => SizeHint::new(),
             Self::Whole(body) => body.size_hint(),
         }
     }

@@ -17,6 +17,7 @@ use poolgate_core::usage::TokenUsage;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
+use super::decoded::decoded;
 use super::failure::as_the_pools;
 use super::opening::{Opened, Opening, open};
 use super::read::{decode, encoding};
@@ -95,20 +96,24 @@ pub async fn judge(
     }
     let surface = ask.surface;
     let is_turn = matches!(body, Received::Turn(_));
-    let is_stream = is_turn || has_type(&head.headers, "text/event-stream");
+    let is_stream = is_turn || is_stream(&head.headers);
     let status = Some(head.status.as_u16());
     let bad = |outcome, text: &str| {
         let error = Error::Upstream(text.into());
         Judged::Bad(Box::new(Bad { outcome, status, reply: None, error, spent: None }))
     };
-    let is_encoded = is_encoded(&head.headers);
-    let tap = match is_encoded {
-        _ if is_turn => Tap::messages(surface, now),
-        true => Tap::opaque(surface, now),
-        false => Tap::new(surface, is_stream, now),
+    let tap = if is_turn { Tap::messages(surface, now) } else { Tap::new(surface, is_stream, now) };
+    let body = match encoding(&head.headers) {
+        Ok(Some(encoding)) if !is_turn => {
+            head.headers.remove(header::CONTENT_ENCODING);
+            decoded(body, encoding)
+        }
+        Err(_) if !is_turn => {
+            return bad(Outcome::UpstreamError, "its answer has an encoding that nobody asked for");
+        }
+        _ => body,
     };
-    let silence = app.limits().stream_idle_timeout;
-    let plain = (!is_stream && !is_encoded).then_some(silence);
+    let plain = (!is_stream).then_some(app.limits().stream_idle_timeout);
     let mut opening = Box::new(Opening { held: VecDeque::new(), rest: None, tap, create });
     match open(body, &mut opening, plain).await {
         Opened::Good => {
@@ -344,13 +349,8 @@ pub fn judge_error(error: &AttemptError) -> Bad {
     Bad { outcome, status: None, reply: None, error: Error::from(error), spent: None }
 }
 
-/// In events that can be read.
-pub fn is_plain_stream(headers: &HeaderMap) -> bool {
-    has_type(headers, "text/event-stream") && !is_encoded(headers)
-}
-
-fn is_encoded(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity")
+pub fn is_stream(headers: &HeaderMap) -> bool {
+    has_type(headers, "text/event-stream")
 }
 
 fn has_type(headers: &HeaderMap, wanted: &str) -> bool {

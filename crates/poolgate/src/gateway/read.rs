@@ -201,7 +201,7 @@ fn patience(limits: &Limits, elapsed: Duration, arrived: usize) -> Duration {
 
 /// 8 MiB, which every decoder should support and no encoder should exceed (RFC 8878, 3.1.1.1.2): a frame
 /// may ask for any amount of memory before its first byte.
-const ZSTD_WINDOW_LOG: u32 = 23;
+pub const ZSTD_WINDOW_LOG: u32 = 23;
 
 pub async fn decode(wire: &Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Error> {
     let length = wire.len();

@@ -69,8 +69,6 @@ enum Format {
     /// Each piece is an event, without a stream's framing.
     Messages,
     Json(Kept),
-    /// Compressed though nobody asked for it: passed on, and not understood.
-    Opaque,
 }
 
 /// The pieces of a JSON body as they came, shared with whoever forwards them.
@@ -130,11 +128,6 @@ impl Tap {
         Self::with(surface, Format::Messages, now)
     }
 
-    /// For bytes that cannot be read here.
-    pub fn opaque(surface: Surface, now: Timestamp) -> Self {
-        Self::with(surface, Format::Opaque, now)
-    }
-
     fn with(surface: Surface, format: Format, now: Timestamp) -> Self {
         Self {
             surface,
@@ -174,10 +167,6 @@ impl Tap {
                 self.see(kind, bytes);
                 return also(kind, bytes);
             }
-            Format::Opaque => {
-                (self.semantic, self.moved) = (true, true);
-                return;
-            }
             Format::Json(json) => {
                 self.moved = true;
                 let is_beginning = json.size < Kept::BEGINNING;
@@ -207,7 +196,6 @@ impl Tap {
     /// The same, and shows to `also` an event that had not ended.
     pub fn end_and(&mut self, mut also: impl FnMut(&[u8], &[u8])) -> bool {
         match &mut self.format {
-            Format::Opaque => self.finish(),
             Format::Events(scanner) if !self.finished => {
                 let mut scanner = std::mem::take(scanner);
                 scanner.rest(|event| {
@@ -267,7 +255,7 @@ impl Tap {
         match &self.format {
             Format::Events(scanner) => scanner.is_between_events(),
             Format::Messages => true,
-            Format::Json(_) | Format::Opaque => false,
+            Format::Json(_) => false,
         }
     }
 

@@ -1,16 +1,20 @@
 //! Upstreams as there are others in the world, which the simulator is not: connections that were closed a
 //! moment ago, encodings that nobody asked for, errors in odd clothes, streams without their last words.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_compression::tokio::write::GzipEncoder;
+use http::Method;
+use http_body_util::BodyExt;
 use poolgate::clock::Clock;
 use poolgate_sim::Fault;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
-use crate::harness::{Harness, Setup};
+use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, chat, responses};
 
 /// One account of the simulator after the other.
@@ -128,6 +132,75 @@ async fn an_encoding_that_nobody_asked_for_hides_no_secret() {
     assert_eq!((got.status.as_u16(), got.headers.get("content-encoding")), (400, None));
     assert_eq!(got.json(), json!({"error": {"code": "odd", "message": "no Bearer [removed]"}}));
     h.finish().await;
+}
+
+/// spec §8: nor what an answer tells of an account, nor its tokens; and what was flushed goes on.
+#[tokio::test]
+async fn an_answer_in_an_encoding_that_nobody_asked_for_is_read_all_the_same() {
+    let limits = r#"{"type":"codex.rate_limits","rate_limits":{"primary":{"used_percent":77.7}}}"#;
+    let created = "data: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\n";
+    let text = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n";
+    let done = r#"{"type":"response.completed","response":{"id":"r","usage":{"input_tokens":3,"output_tokens":4}}}"#;
+    let first = format!("{created}data: {limits}\n\n{text}");
+    let second = format!("data: {done}\n\n");
+    let seen = Arc::new(Notify::new());
+    let (told, (one, two)) = (Arc::clone(&seen), (first, second.clone()));
+    let compatible = |s: &mut Setup| s.settings("a").kind = "compatible".into();
+    let h = with_settings(compatible, move |mut stream, _| {
+        let (seen, one, two) = (Arc::clone(&told), one.clone(), two.clone());
+        async move {
+            heard(&mut stream).await.unwrap();
+            let head = "HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\n\
+                        content-encoding: gzip\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut encoder = GzipEncoder::new(stream);
+            encoder.write_all(one.as_bytes()).await.unwrap();
+            encoder.flush().await.unwrap();
+            seen.notified().await;
+            encoder.write_all(two.as_bytes()).await.unwrap();
+            encoder.shutdown().await.unwrap();
+        }
+    })
+    .await;
+    let bearer = format!("Bearer {}", h.key);
+    let headers = [("authorization", bearer.as_str()), ("accept-encoding", "gzip")];
+    let url = format!("{}/v1/responses", h.url);
+    let body = responses("hi", true).to_string().into();
+    let got = h.request(Method::POST, &url, &headers, body).await;
+    assert_eq!(got.headers().get("content-encoding"), None);
+    let mut body = got.into_body();
+    let mut all = String::new();
+    while let Some(frame) = tokio::time::timeout(PATIENCE, body.frame()).await.expect("in time") {
+        all += std::str::from_utf8(&frame.unwrap().into_data().unwrap()).unwrap();
+        if all.contains("output_text") {
+            seen.notify_one();
+        }
+    }
+    assert_eq!(all, [created, text, second.as_str()].concat());
+    h.outcomes().await;
+    let rows = h.rows("SELECT outcome, input_tokens, output_tokens FROM requests").await;
+    assert_eq!(rows, [["complete", "3", "4"]]);
+    h.finish().await;
+}
+
+/// Of one that nobody here can read, and of one that is none, nothing goes on.
+#[tokio::test]
+async fn an_answer_in_an_encoding_that_cannot_be_read_is_a_failed_attempt() {
+    for encoding in ["br", "gzip, gzip", "gzip", "zstd", "deflate"] {
+        for kind in ["text/event-stream", "application/json"] {
+            let (h, a) = two().await;
+            let headers = [("content-type", kind), ("content-encoding", encoding)];
+            let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let body = "data: {\"type\":\"response.completed\"}\n\n".to_owned();
+            a.fault(Fault::Status { status: 200, headers: headers.into(), body }).times(2);
+            let got = h.post("/v1/responses", &responses("hi", true)).await;
+            assert_eq!(got.status, 200, "{encoding}: {}", got.text());
+            assert_eq!(got.headers.get("content-encoding"), None, "{encoding}");
+            assert_eq!(h.asked().last().unwrap(), "b", "{encoding}, {kind}");
+            assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)], "{encoding}");
+            h.finish().await;
+        }
+    }
 }
 
 /// spec §1: errors have the shape that the client's dialect parses, whoever made them.
