@@ -162,11 +162,15 @@ pub fn model_matches(pattern: &str, model: &str) -> bool {
 
 /// Whether any model fits both patterns.
 pub fn patterns_meet(one: &str, other: &str) -> bool {
+    if !one.contains('*') {
+        return model_matches(other, one);
+    }
     let (one, other) = (one.as_bytes(), other.as_bytes());
-    // Of what is left of `one` from some place on: whether it meets the rest of `other` from each.
-    let mut rests = vec![false; other.len() + 1];
+    // Whether what is left of `one` from some place on meets the rest of `other` from each; and the same
+    // from the place behind that.
+    let (mut rests, mut shorter) = (vec![false; other.len() + 1], vec![false; other.len() + 1]);
     for at in (0..=one.len()).rev() {
-        let shorter = rests.clone();
+        std::mem::swap(&mut rests, &mut shorter);
         for beside in (0..=other.len()).rev() {
             let further = beside < other.len() && rests[beside + 1];
             rests[beside] = match (one.get(at), other.get(beside)) {

@@ -19,6 +19,8 @@ use crate::units::{Fraction, Timestamp};
 
 pub const FIVE_HOURS: Duration = Duration::from_hours(5);
 pub const WEEK: Duration = Duration::from_hours(168);
+/// Of plans that count by the month.
+pub const MONTH: Duration = Duration::from_hours(30 * 24);
 
 /// A reset has moved only if it differs by more than this; providers round it differently from
 /// answer to answer.
@@ -36,7 +38,7 @@ pub fn is_same_length(one: Duration, other: Duration) -> bool {
 
 /// No window resets later than its length from now. A fifth more is for clocks that differ: 6 hours for
 /// 5, 8.4 days for a week. A later one would hold against every true one.
-fn is_in_reach(resets_at: Timestamp, length: Duration, now: Timestamp) -> bool {
+pub fn is_in_reach(resets_at: Timestamp, length: Duration, now: Timestamp) -> bool {
     resets_at <= now.plus(length + length / 5)
 }
 
@@ -221,16 +223,19 @@ impl Quota {
         }
         let before = (window.used, window.resets_at);
         // One that the clock was wrong for is no better than none.
-        let moved = match (window.resets_at.filter(in_reach), told) {
+        let known = window.resets_at.filter(in_reach);
+        // An answer begun before that reset, which came late.
+        let is_late =
+            |new: Timestamp| new <= now && known.is_none_or(|known| new.plus(RESET_MOVED) < known);
+        if source == Source::Answer && told.is_some_and(is_late) {
+            return;
+        }
+        let moved = match (known, told) {
             (None, Some(_)) => true,
-            (Some(old), Some(new)) if new.plus(RESET_MOVED) < old => {
-                // An answer begun before that reset, which came late.
-                if source == Source::Answer && new <= now {
-                    return;
-                }
-                source == Source::Poll
+            (Some(old), Some(new)) => {
+                old.plus(RESET_MOVED) < new
+                    || (source == Source::Poll && new.plus(RESET_MOVED) < old)
             }
-            (Some(old), Some(new)) => old.plus(RESET_MOVED) < new,
             (_, None) => false,
         };
         // One that is stale gives way to anything newer.

@@ -102,6 +102,13 @@ fn a_new_reset_alone_empties_a_window_that_is_over() {
 }
 
 #[test]
+fn a_late_answer_empties_no_window_whose_reset_is_unknown() {
+    let mut quota = quota(100.0, None);
+    quota.merge(&[reading(Some(95.0), at(-1))], Source::Answer, NOW);
+    assert_eq!(quota.five_hour().map(|w| w.used_at(NOW)), Some(Fraction::ONE));
+}
+
+#[test]
 fn a_known_reset_out_of_reach_gives_way() {
     let of_a_clock_that_was_ahead = Window {
         limit: Limit::Ordinary,

@@ -490,7 +490,7 @@ mod tests {
 
     /// spec §6: a refusal says nothing that a client would take for room.
     #[test]
-    fn windows_are_told_only_where_they_show_what_is_spent() {
+    fn windows_are_told_unless_there_is_room_in_them() {
         use poolgate_core::limits::Share;
         use poolgate_core::units::Fraction;
         let exhausted = |percent, spent| {

@@ -138,6 +138,9 @@ pub async fn judge(
                 opening.tap.error = Some(fields);
                 opening.tap.finished = true;
                 Box::pin(scrub_opening(&mut opening, account)).await;
+                if !opening.tap.is_event_stream() {
+                    cut_figures(&mut opening, account, ask, head.status);
+                }
                 return Judged::Good(Answer { head, opening, refused });
             }
             Judged::Bad(Box::new(refusal_of_event(account, ask, head, &fields, outcome)))
@@ -176,7 +179,10 @@ pub fn refusal_of_event(
     head.status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let body = scrub(&fields.body(ask.surface.family(), head.status), account);
-    let body = as_the_pools(&body, || None).ok().flatten().unwrap_or(body);
+    let body = match as_the_pools(&body, || None) {
+        Ok(changed) => changed.unwrap_or(body),
+        Err(_) => in_words(fields, account, ask, head.status),
+    };
     let is_own = !fields.message.is_empty() || !fields.code.is_empty();
     let reply = Some(Reply { head, body, is_own });
     Bad { outcome, status: Some(status), reply, error, spent: None }
@@ -216,13 +222,22 @@ async fn judge_failure(
         changed.unwrap_or(body)
     } else {
         // A page, or nothing: no client parses it, and nobody should be shown it as ours.
-        let message = format!("the upstream answered {status}, and not in JSON");
-        let fields = ErrorFields { message, ..ErrorFields::default() };
-        fields.body(ask.surface.family(), head.status)
+        in_words(&fields, account, ask, head.status)
     };
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let reply = Some(Reply { head, body, is_own });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }
+}
+
+/// An error that no rule can be applied to: the words that were found in it, and nothing else.
+fn in_words(fields: &ErrorFields, account: &Account, ask: Ask<'_>, status: StatusCode) -> Bytes {
+    let ErrorFields { code, kind, message, .. } = fields.clone();
+    let message = match message.as_str() {
+        "" => format!("the upstream answered {}, and not in JSON", status.as_u16()),
+        _ => message,
+    };
+    let words = ErrorFields { code, kind, message, ..ErrorFields::default() };
+    scrub(&words.body(ask.surface.family(), status), account)
 }
 
 /// Without the encoding that nobody asked for; empty, if it cannot be undone.
@@ -381,6 +396,17 @@ async fn scrub_opening(opening: &mut Opening, account: &Account) {
     for piece in held {
         *piece = scrub(piece, account);
     }
+}
+
+/// Of a body in one piece; the relay does it for a stream.
+fn cut_figures(opening: &mut Opening, account: &Account, ask: Ask<'_>, status: StatusCode) {
+    let whole = Bytes::from(opening.held.make_contiguous().concat());
+    let told = match (as_the_pools(&whole, || None), &opening.tap.error) {
+        (Ok(changed), _) => changed.unwrap_or(whole),
+        (Err(_), Some(fields)) => in_words(fields, account, ask, status),
+        (Err(_), None) => return,
+    };
+    opening.held = [told].into();
 }
 
 /// Of a scrubbed body, for the log.

@@ -36,6 +36,14 @@ pub fn tell(app: &App, key: &ClientKeyRow, surface: Surface, headers: &mut Heade
     }
 }
 
+/// The pool's for Codex, as an event has them.
+pub fn codex_in_event(app: &App, key: &ClientKeyRow) -> Option<Value> {
+    let limits = app.pool.limits(key, Kind::Codex, app.clock.now())?;
+    let mut headers = HeaderMap::new();
+    add_codex_headers(&mut headers, &limits);
+    Some(in_event(&headers))
+}
+
 /// The same for an event, which has them as an object: those that Codex reads.
 pub fn in_event(headers: &HeaderMap) -> Value {
     let read = |name: &str| name.starts_with("x-codex-") || name == "retry-after";

@@ -263,15 +263,27 @@ pub fn peek(
     document: &Document,
     key_id: i64,
 ) -> Result<Head, Error> {
-    // With a field twice in what a rule may have to change, it cannot be told which of them is read.
-    match surface {
-        Surface::Responses => drop(document.object("client_metadata")?),
-        Surface::Messages | Surface::CountTokens => drop(document.object("metadata")?),
-        Surface::Compact | Surface::Chat => {}
-    }
+    check_inside(surface, document)?;
     let name = session_by(surface, headers).map(Cow::Borrowed);
     let name = name.or_else(|| session_in(surface, document));
     peek_within(surface, name.map(|name| scoped(key_id, &name)), document, key_id)
+}
+
+/// With a field twice in what a rule may have to change, it cannot be told which of them is read.
+fn check_inside(surface: Surface, document: &Document) -> Result<(), Invalid> {
+    match surface {
+        Surface::Responses => document.object("client_metadata").map(drop),
+        Surface::Messages | Surface::CountTokens => {
+            let Some(metadata) = document.object("metadata")? else { return Ok(()) };
+            let user = metadata.string("user_id").ok().flatten().unwrap_or_default();
+            match Document::parse(Bytes::copy_from_slice(user.as_bytes())) {
+                Err(error @ (Invalid::Repeated(_) | Invalid::TooManyFields)) => Err(error),
+                // It need not be JSON.
+                _ => Ok(()),
+            }
+        }
+        Surface::Compact | Surface::Chat => Ok(()),
+    }
 }
 
 /// The same for a turn, whose session is known.
@@ -479,6 +491,12 @@ mod tests {
             assert!(peek(surface, &none, &inside(r#"{"a":1}"#), 1).is_ok());
             let error = peek(surface, &none, &inside(r#"{"a":1,"a":2}"#), 1).unwrap_err();
             assert_eq!(error.parts().1, "invalid_json", "{field}");
+        }
+        for (user, is_read) in
+            [("{guid}", true), (r#"{\"a\":1}"#, true), (r#"{\"a\":1,\"a\":1}"#, false)]
+        {
+            let body = document(&format!(r#"{{"model":"m","metadata":{{"user_id":"{user}"}}}}"#));
+            assert_eq!(peek(Surface::Messages, &none, &body, 1).is_ok(), is_read, "{user}");
         }
         let named = |bytes| format!(r#"{{"model":"{}"}}"#, "m".repeat(bytes));
         assert!(peek(Surface::Messages, &none, &document(&named(256)), 1).is_ok());

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::HeaderMap;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 use poolgate_core::account::{Kind, Surface};
@@ -26,7 +25,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::admit::Admitted;
 use super::judge::{judge_late, observe_events};
-use super::limits::{Lines, in_event};
+use super::limits::{Lines, codex_in_event};
 use super::opening::Opening;
 use super::read::{scoped, unscoped};
 use super::scrub::scrub;
@@ -36,7 +35,7 @@ use super::splitter::{CodexEvents, Form, Splitter};
 use crate::app::App;
 use crate::egress::Received;
 use crate::keys::ClientKey;
-use crate::limits::{add_codex_headers, codex_event};
+use crate::limits::codex_event;
 use crate::metrics::Ending;
 use crate::pool::Lease;
 
@@ -451,15 +450,13 @@ impl Relay {
 
 /// The pool's, for Codex, which is `told` them by an event.
 fn limits(app: &App, key: &ClientKey, told: &mut Option<Limits>, form: Form) -> Option<Value> {
-    let limits = app.pool.limits(key, Kind::Codex, app.clock.now())?;
-    Some(match form {
-        Form::Event => codex_event(told.insert(limits)),
-        Form::Headers => {
-            let mut headers = HeaderMap::new();
-            add_codex_headers(&mut headers, &limits);
-            in_event(&headers)
+    match form {
+        Form::Event => {
+            let limits = app.pool.limits(key, Kind::Codex, app.clock.now())?;
+            Some(codex_event(told.insert(limits)))
         }
-    })
+        Form::Headers => codex_in_event(app, key),
+    }
 }
 
 /// `Sleep` is a future; this only saves an import of the trait at each use.

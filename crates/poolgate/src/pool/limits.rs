@@ -39,7 +39,8 @@ impl Pool {
             return None;
         }
         let members = state.members(&key.pools);
-        let serves = |account: &&Facts| shares_a_model(&account.models, &key.models);
+        let serves =
+            |account: &&Facts| account.kind == kind && shares_a_model(&account.models, &key.models);
         Limits::of(state.candidates(&members).into_iter().filter(serves), kind, now)
     }
 }

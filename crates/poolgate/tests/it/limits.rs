@@ -327,7 +327,17 @@ async fn an_accounts_error_tells_the_pools_limits() {
         let got = h.post(path, &responses("hi", true)).await;
         assert_eq!((got.status.as_u16(), &got.json()["error"]), (400, &told), "{path}");
         h.post(path, &responses("the other's", true)).await;
+        // It cannot be told which of two is read, but what was understood is.
+        let twice = format!(r#"{{"error":{error},"error":{error}}}"#);
+        fail(status(400, "application/json", twice));
+        let got = h.post(path, &responses("hi", true)).await;
+        assert!(got.status == 400 && !got.text().contains("odd"), "{path}: {}", got.text());
+        h.post(path, &responses("the other's", true)).await;
     }
+    let compact = "/backend-api/codex/responses/compact";
+    fail(status(200, "application/json", json!({"error": error, "plan_type": "odd"}).to_string()));
+    let got = h.post(compact, &responses("hi", false)).await.text();
+    assert!(got.contains("too long") && !got.contains("odd"), "{got}");
     h.finish().await;
 }
 

@@ -18,7 +18,7 @@ use super::session::Left;
 use crate::app::App;
 use crate::egress::{Interjected, Slot};
 use crate::error::{Dialect, Error};
-use crate::gateway::failure::{BROKE, is_failure};
+use crate::gateway::failure::{BROKE, as_the_pools, is_failure};
 use crate::gateway::limits;
 use crate::gateway::relay::{Outgoing, Relay};
 use crate::gateway::settle::Record;
@@ -145,7 +145,10 @@ impl Telling<'_> {
         if !is_final && matches!(status, 401 | 402 | 403 | 408 | 409 | 429 | 500..) {
             return broke();
         }
-        let Ok(document) = Document::parse(event) else { return broke() };
+        // Its name may not have told what it is.
+        let limits = || limits::codex_in_event(self.meanwhile.app, self.meanwhile.key);
+        let Ok(changed) = as_the_pools(&event, limits) else { return broke() };
+        let Ok(document) = Document::parse(changed.unwrap_or(event)) else { return broke() };
         let mut patch = Patch::default();
         if matches!(status, 401 | 403) {
             for field in ["status", "status_code"] {
