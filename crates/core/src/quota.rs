@@ -36,9 +36,11 @@ pub fn is_same_length(one: Duration, other: Duration) -> bool {
     one.abs_diff(other) <= SAME_LENGTH
 }
 
-/// No window resets later than its length from now. A fifth more is for clocks that differ: 6 hours for
-/// 5, 8.4 days for a week. A later one would hold against every true one.
-pub fn is_in_reach(resets_at: Timestamp, length: Duration, now: Timestamp) -> bool {
+/// No window resets later than its length from now; a fifth more is for clocks that differ. A later one would
+/// hold against every true one. Lengths over 6 hours may have been guessed, so that a month may be called a
+/// week.
+fn is_in_reach(resets_at: Timestamp, length: Duration, now: Timestamp) -> bool {
+    let length = if length <= SHORT { FIVE_HOURS.max(length) } else { MONTH.max(length) };
     resets_at <= now.plus(length + length / 5)
 }
 
@@ -222,11 +224,15 @@ impl Quota {
             return;
         }
         let before = (window.used, window.resets_at);
-        // One that the clock was wrong for is no better than none.
+        // A window that is stale gives way to anything newer.
+        let stale = window.observed_at.plus(STALE_AFTER) <= now;
+        // A reset that the clock was wrong for is no better than none.
         let known = window.resets_at.filter(in_reach);
         // An answer begun before that reset, which came late.
-        let is_late =
-            |new: Timestamp| new <= now && known.is_none_or(|known| new.plus(RESET_MOVED) < known);
+        let is_late = |new: Timestamp| {
+            let is_another = known.is_none_or(|known| new.plus(RESET_MOVED) < known);
+            new <= now && is_another && !stale
+        };
         if source == Source::Answer && told.is_some_and(is_late) {
             return;
         }
@@ -238,8 +244,6 @@ impl Quota {
             }
             (_, None) => false,
         };
-        // One that is stale gives way to anything newer.
-        let stale = window.observed_at.plus(STALE_AFTER) <= now;
         // Two readings of one instant have no order: the fuller one stands.
         let asked = source == Source::Poll && window.observed_at < now;
         // A stored window whose reset has passed is empty, whatever number it still carries.

@@ -106,6 +106,13 @@ fn a_late_answer_empties_no_window_whose_reset_is_unknown() {
     let mut quota = quota(100.0, None);
     quota.merge(&[reading(Some(95.0), at(-1))], Source::Answer, NOW);
     assert_eq!(quota.five_hour().map(|w| w.used_at(NOW)), Some(Fraction::ONE));
+    let mut stale = quota_seen(100.0, None, NOW.minus(Duration::from_hours(3)));
+    stale.merge(&[reading(Some(5.0), at(0))], Source::Answer, NOW);
+    assert_eq!(
+        stale.five_hour().map(|w| w.used_at(NOW)),
+        Some(Fraction::ZERO),
+        "it was tried again"
+    );
 }
 
 #[test]

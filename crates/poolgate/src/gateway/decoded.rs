@@ -9,6 +9,7 @@ use async_compression::zstd::DParameter;
 use futures_util::StreamExt;
 use http_body_util::BodyDataStream;
 use tokio::io::AsyncRead;
+use tokio::task::yield_now;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::read::{Encoding, ZSTD_WINDOW_LOG};
@@ -16,8 +17,14 @@ use crate::egress::Received;
 
 /// As it comes: what the upstream has flushed goes on.
 pub fn decoded(body: Received, encoding: Encoding) -> Received {
-    let pieces = BodyDataStream::new(body).map(|piece| piece.map_err(io::Error::other));
-    let encoded = StreamReader::new(pieces);
+    let pieces = BodyDataStream::new(body).then(async |piece| {
+        // A decoder that meets an error forgets what it has read before; waiting, it hands that on first.
+        if piece.is_err() {
+            yield_now().await;
+        }
+        piece.map_err(io::Error::other)
+    });
+    let encoded = StreamReader::new(Box::pin(pieces));
     let reader: Pin<Box<dyn AsyncRead + Send>> = match encoding {
         Encoding::Gzip => {
             let mut decoder = GzipDecoder::new(encoded);

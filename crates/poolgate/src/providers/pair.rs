@@ -2,11 +2,11 @@
 //!
 //! They come as "primary" and "secondary", and the two swap places now and then, so only their
 //! lengths say which is which. When one length is missing it is taken to be the other of the usual
-//! two; when both are, the place decides, unless the reset lies too far ahead for that length.
+//! two; when both are, the place decides, unless the reset lies too far ahead for five hours.
 
 use std::time::Duration;
 
-use poolgate_core::quota::{FIVE_HOURS, Limit, MONTH, Reading, WEEK, is_in_reach};
+use poolgate_core::quota::{FIVE_HOURS, Limit, MONTH, Reading, WEEK, is_same_length};
 use poolgate_core::units::{Fraction, Timestamp};
 
 /// Longer than any window that goes by the name of "5h".
@@ -57,11 +57,12 @@ pub fn pair(
         if half.says_nothing(used, resets_at) {
             return None;
         }
-        let beside = other.and_then(|other| other.known_length()).map(the_other);
-        let first = beside.unwrap_or(usual);
-        let holds = |length: &Duration| resets_at.is_none_or(|at| is_in_reach(at, *length, now));
-        let guessed = || [first, WEEK, MONTH].into_iter().find(holds).unwrap_or(first);
-        let length = half.known_length().unwrap_or_else(guessed);
+        let beside = other.and_then(|other| other.known_length());
+        let first = beside.map_or(usual, the_other);
+        // Two windows are never of one length.
+        let far = if beside.is_some_and(|told| is_same_length(told, WEEK)) { MONTH } else { WEEK };
+        let holds = first > SHORT || resets_at.is_none_or(|at| now.until(at) <= SHORT);
+        let length = half.known_length().unwrap_or(if holds { first } else { far });
         Some(Reading { limit: limit.clone(), length, used, resets_at })
     };
     let both = [reading(primary, secondary, FIVE_HOURS), reading(secondary, primary, WEEK)];
@@ -89,7 +90,7 @@ mod tests {
         });
         let nobody = None;
         let day = 86_400;
-        let cases: [(&str, [Option<Half>; 2], &[(u64, f64)]); 11] = [
+        let cases: [(&str, [Option<Half>; 2], &[(u64, f64)]); 12] = [
             ("by length",                           [half(1.0, 300, 0), half(2.0, 10_080, 0)],  &[(300, 1.0), (10_080, 2.0)]),
             ("sub2api C1: swapped",                 [half(2.0, 10_080, 0), half(1.0, 300, 0)],  &[(10_080, 2.0), (300, 1.0)]),
             ("one length short, the other unknown", [half(1.0, 0, 0), half(2.0, 300, 0)],       &[(10_080, 1.0), (300, 2.0)]),
@@ -97,8 +98,9 @@ mod tests {
             ("no lengths: by place",                [half(1.0, 0, 0), half(2.0, 0, 0)],         &[(300, 1.0), (10_080, 2.0)]),
             ("sub2api C4: alone, reset unknown",    [half(42.0, 0, 0), nobody],                 &[(300, 42.0)]),
             ("alone, reset days ahead",             [half(42.0, 0, 3 * day), nobody],           &[(10_080, 42.0)]),
-            ("alone, reset weeks ahead",            [half(42.0, 0, 25 * day), nobody],          &[(43_200, 42.0)]),
-            ("both long, one told",                 [half(1.0, 10_080, 0), half(2.0, 0, 3 * day)], &[(10_080, 1.0), (10_080, 2.0)]),
+            ("alone, reset weeks ahead",            [half(42.0, 0, 25 * day), nobody],          &[(10_080, 42.0)]),
+            ("both long, one told",                 [half(1.0, 10_080, 0), half(2.0, 0, 3 * day)], &[(10_080, 1.0), (43_200, 2.0)]),
+            ("a month, and another long one",       [half(1.0, 43_200, 0), half(2.0, 0, 3 * day)], &[(43_200, 1.0), (10_080, 2.0)]),
             ("a month",                             [half(5.0, 43_200, 0), nobody],             &[(43_200, 5.0)]),
             ("an empty one beside",                 [half(0.0, 0, 0), half(2.0, 10_080, 0)],    &[(10_080, 2.0)]),
         ];
