@@ -134,25 +134,6 @@ async fn tokens_are_counted_in_every_dialect() {
 }
 
 #[tokio::test]
-async fn an_answer_compressed_unasked_is_passed_on_as_it_is() {
-    let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
-    a.fault(poolgate_sim::Fault::Status {
-        status: 200,
-        headers: vec![
-            ("content-type".into(), "application/json".into()),
-            ("content-encoding".into(), "gzip".into()),
-        ],
-        body: "packed bytes".into(),
-    })
-    .times(1);
-    let got = h.post("/v1/responses", &responses("hi", false)).await;
-    assert_eq!((got.status.as_u16(), got.text().as_str()), (200, "packed bytes"));
-    assert_eq!(got.headers["content-encoding"], "gzip");
-    assert_eq!(h.outcomes().await, [("complete".to_owned(), 1)]);
-    h.finish().await;
-}
-
-#[tokio::test]
 async fn codexs_own_events_stay_behind_v1() {
     let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
     let own = "event: codex.turn\ndata: {\"type\":\"codex.turn\"}\n\n";
