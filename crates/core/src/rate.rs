@@ -22,6 +22,13 @@ impl Rate {
         self.begun.iter().filter(|at| **at <= now && now < at.plus(MINUTE)).count()
     }
 
+    /// Of a request that was counted in then: it has not begun after all.
+    pub fn forget(&mut self, at: Timestamp) {
+        if let Some(place) = self.begun.iter().position(|begun| *begun == at) {
+            self.begun.remove(place);
+        }
+    }
+
     /// Counts a request in, or says how long until one may begin.
     pub fn begin(&mut self, per_minute: u32, now: Timestamp) -> Result<(), Duration> {
         // A clock that was set back must not keep the key waiting for its old time.
@@ -66,6 +73,21 @@ mod tests {
             let got = rate.begin(3, NOW.plus(Duration::from_secs(second)));
             assert_eq!(got, want.map_err(Duration::from_secs), "at {second} s");
         }
+    }
+
+    #[test]
+    fn what_is_forgotten_has_not_begun() {
+        let mut rate = Rate::default();
+        let at = |second| NOW.plus(Duration::from_secs(second));
+        for second in [0, 0, 10] {
+            rate.begin(3, at(second)).unwrap();
+        }
+        rate.forget(at(0));
+        assert_eq!(rate.count(at(20)), 2, "one of the two of that moment");
+        rate.forget(at(5));
+        assert_eq!(rate.count(at(20)), 2, "nothing began then");
+        rate.begin(3, at(20)).unwrap();
+        assert_eq!(rate.begin(3, at(20)), Err(Duration::from_secs(40)), "the other still counts");
     }
 
     #[test]

@@ -57,14 +57,27 @@ impl KeyLimit {
     }
 }
 
-/// A place among a key's running requests, if those are limited; given back when dropped.
+/// A place among a key's running requests, if those are limited; given back when dropped. One among those
+/// of the last minute is kept, unless it is uncounted.
 #[derive(Debug, Default)]
 #[must_use = "dropped, it gives the place back"]
-pub struct KeyPermit(Option<Arc<Usage>>);
+pub struct KeyPermit {
+    running: Option<Arc<Usage>>,
+    begun: Option<(Arc<Usage>, Timestamp)>,
+}
+
+impl KeyPermit {
+    /// As if the request had not begun.
+    pub fn uncount(mut self) {
+        if let Some((usage, at)) = self.begun.take() {
+            usage.rate.lock().forget(at);
+        }
+    }
+}
 
 impl Drop for KeyPermit {
     fn drop(&mut self) {
-        if let Some(usage) = &self.0 {
+        if let Some(usage) = &self.running {
             usage.running.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -107,11 +120,12 @@ impl ClientKey {
             let entered =
                 self.usage.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
             entered.map_err(|_| KeyLimit::Concurrency(most))?;
-            permit.0 = Some(Arc::clone(&self.usage));
+            permit.running = Some(Arc::clone(&self.usage));
         }
         if let Some(per_minute) = self.limits.requests_per_minute {
             let begun = self.usage.rate.lock().begin(per_minute, now);
             begun.map_err(|retry_after| KeyLimit::Rate { per_minute, retry_after })?;
+            permit.begun = Some((Arc::clone(&self.usage), now));
         }
         Ok(permit)
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::Method;
 use http_body_util::BodyExt;
 use poolgate::store::KeyLimits;
+use poolgate_sim::Fault;
 use serde_json::json;
 
 use crate::harness::{Answer, Harness, Setup};
@@ -101,6 +102,40 @@ async fn spec_10_a_key_begins_so_many_requests_a_minute() {
     let again = post(&h, &key, CODEX, &responses("hi", true)).await;
     assert_eq!(again.code(), "key_rate_exceeded", "what was refused has not counted, what ran has");
     assert_eq!(h.app.metrics.key_refusals.read(), [0, 3]);
+    drop(socket);
+    h.finish().await;
+}
+
+/// spec §7: a turn runs through the same steps as a request over HTTP, which is counted before it is read.
+#[tokio::test]
+async fn spec_7_a_turn_counts_before_it_is_read_and_one_to_be_sent_again_does_not() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.codex("a")).await;
+    let limits = KeyLimits { concurrency: None, requests_per_minute: Some(2) };
+    let key = h.limited_key_for("slow", &["gpt-5*"], limits).await;
+    let mut socket = Client::at(&h.url, &key).await;
+    socket.next().await.unwrap().unwrap();
+
+    let mut forbidden = create("hi");
+    forbidden["model"] = json!("gpt-other");
+    let without_model = json!({"type": "response.create", "input": []});
+    assert_eq!(said(&socket.turn(&forbidden).await), "model_not_allowed");
+    assert_eq!(said(&socket.turn(&without_model).await), "missing_model");
+    assert_eq!(said(&socket.turn(&create("hi")).await), "key_rate_exceeded");
+    let rows = h.rows("SELECT code, model FROM requests ORDER BY id DESC LIMIT 1").await;
+    assert_eq!(rows, [["key_rate_exceeded", "gpt-5.5"]], "its row says what it asked for");
+    forbidden["generate"] = json!(false);
+    assert_eq!(said(&socket.turn(&forbidden).await), "model_not_allowed", "warm-ups never count");
+
+    h.clock.advance(Duration::from_secs(61));
+    let first = socket.turn(&create("hi")).await;
+    a.fault(Fault::cut_before_output()).turns().times(1);
+    // Its leg is lost with the first, and is not there for the second.
+    for _ in 0..2 {
+        let lost = socket.turn(&chained("more", &id(&first))).await;
+        assert_eq!(said(&lost), "previous_response_not_found");
+    }
+    assert_eq!(said(&socket.turn(&create("all of it")).await), "completed", "it counts once");
+    assert_eq!(said(&socket.turn(&create("more")).await), "key_rate_exceeded");
     drop(socket);
     h.finish().await;
 }

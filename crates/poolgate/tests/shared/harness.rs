@@ -259,7 +259,12 @@ impl Harness {
 
     /// A key with limits of its own.
     pub async fn limited_key(&self, name: &str, limits: KeyLimits) -> String {
-        let (key, new) = generate(name.into(), vec![], vec![], None).unwrap();
+        self.limited_key_for(name, &[], limits).await
+    }
+
+    pub async fn limited_key_for(&self, name: &str, models: &[&str], limits: KeyLimits) -> String {
+        let models = models.iter().map(|&model| model.to_owned()).collect();
+        let (key, new) = generate(name.into(), vec![], models, None).unwrap();
         self.keep((key, NewClientKey { limits, ..new })).await
     }
 

@@ -214,16 +214,25 @@ impl Meanwhile<'_> {
     fn record_refusal(&self, text: Bytes, error: &Error) {
         let Ok(document) = Document::parse(text) else { return };
         let mut record = record(self.app, self.key, &document);
-        if let Ok(Some(model)) = document.string("model") {
-            record.model(&model);
-        }
+        note_model(&mut record, &document);
         record.fail(error);
     }
 }
 
+/// In the row of a turn that is refused before it is read.
+pub fn note_model(record: &mut Record, document: &Document) {
+    if let Ok(Some(model)) = document.string("model") {
+        record.model(&model);
+    }
+}
+
+pub fn is_warm_up(document: &Document) -> bool {
+    matches!(document.boolean("generate"), Ok(Some(false)))
+}
+
 /// A warm-up is nobody's request yet: it has no row.
 pub fn record(app: &Arc<App>, key: &ClientKey, document: &Document) -> Record {
-    if matches!(document.boolean("generate"), Ok(Some(false))) {
+    if is_warm_up(document) {
         return Record::unrecorded(Arc::clone(app));
     }
     let id = uuid::Uuid::now_v7().simple().to_string();

@@ -16,8 +16,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::saying::{
-    CREATE, Meanwhile, STUCK, TEXT_ONLY, TOO_LARGE, Telling, malformed, record, say, say_error,
-    say_refusal,
+    CREATE, Meanwhile, STUCK, TEXT_ONLY, TOO_LARGE, Telling, is_warm_up, malformed, note_model,
+    record, say, say_error, say_refusal,
 };
 use super::{OverSocket, Wants, mark};
 use crate::admission::Permit;
@@ -264,9 +264,18 @@ impl Session {
             }
         };
         let mut record = record(&self.app, &self.caller.key, &document);
+        let key = match self.enter(&document) {
+            Ok(key) => key,
+            Err(error) => {
+                note_model(&mut record, &document);
+                record.fail(&error);
+                return Box::pin(say_error(client, &error)).await;
+            }
+        };
         let call = match self.call(text, document, &mut record) {
             Ok(call) => call,
             Err(error) => {
+                unless_asked_again(key, &error);
                 record.fail(&error);
                 return Box::pin(say_error(client, &error)).await;
             }
@@ -275,19 +284,6 @@ impl Session {
             self.asks = (call.head.model.clone(), call.gate.clone());
         }
         let app = Arc::clone(&self.app);
-        let key = match call.head.purpose {
-            // It is nobody's request yet, and counts in no limit.
-            Purpose::WarmUp => Ok(KeyPermit::default()),
-            _ => admit::key(&app, &call.caller, call.surface),
-        };
-        let key = match key {
-            Ok(key) => key,
-            Err(limit) => {
-                let error = Error::from(limit);
-                record.fail(&error);
-                return Box::pin(say_error(client, &error)).await;
-            }
-        };
         // A turn that was refused before was none.
         if call.head.purpose != Purpose::WarmUp && !self.had_first {
             self.had_first = true;
@@ -305,12 +301,23 @@ impl Session {
             dispatched = dispatch(&app, &call, &mut record) => dispatched,
             left = meanwhile.hear(client) => return Err(left),
         };
-        let served = dispatched.map(|dispatched| {
-            let admitted = Admitted { lane: Permit::default(), key };
-            answer(&app, call, dispatched, self.contract, admitted, &mut record)
-        });
-        match served {
-            Ok(Served::Relay(_, parts)) => {
+        let dispatched = match dispatched {
+            Ok(dispatched) => dispatched,
+            Err(error) => {
+                // On a socket the remedy for all of these is one: the whole of it.
+                let error = match error {
+                    Error::OwnerUnavailable { .. } => Error::ChainLost,
+                    error => error,
+                };
+                unless_asked_again(key, &error);
+                record.fail(&error);
+                self.log(&error, record.id());
+                return Box::pin(say_error(client, &error)).await;
+            }
+        };
+        let admitted = Admitted { lane: Permit::default(), key };
+        match answer(&app, call, dispatched, self.contract, admitted, &mut record) {
+            Served::Relay(_, parts) => {
                 let (lease, admitted, opening, of) = *parts;
                 let of_app = Arc::clone(&app);
                 self.moves = lease.moves();
@@ -321,17 +328,7 @@ impl Session {
                 let relay = Box::new(Relay::new(of_app, lease, record, admitted, opening, of));
                 telling.relay(client, relay, &mut self.told).await
             }
-            Ok(Served::Whole(response)) => Box::pin(say_refusal(client, response)).await,
-            Err(error) => {
-                // On a socket the remedy for all of these is one: the whole of it.
-                let error = match error {
-                    Error::OwnerUnavailable { .. } => Error::ChainLost,
-                    error => error,
-                };
-                record.fail(&error);
-                self.log(&error, record.id());
-                Box::pin(say_error(client, &error)).await
-            }
+            Served::Whole(response) => Box::pin(say_refusal(client, response)).await,
         }
     }
 
@@ -365,6 +362,15 @@ impl Session {
         }
         head.owner = None;
         Ok(true)
+    }
+
+    /// A turn counts as a request over HTTP does: before it is known whether it is well-formed and allowed.
+    fn enter(&self, document: &Document) -> Result<KeyPermit, Error> {
+        if is_warm_up(document) {
+            // It is nobody's request yet, and counts in no limit.
+            return Ok(KeyPermit::default());
+        }
+        Ok(admit::key(&self.app, &self.caller, Surface::Responses)?)
     }
 
     /// A message as a request.
@@ -433,6 +439,13 @@ impl Session {
             deadline: Instant::now() + self.app.limits().request_timeout,
             over: Some(OverSocket { slot: self.slot.clone(), wants: Wants::Turn { chained } }),
         })
+    }
+}
+
+/// What its client is to send again in full counts then.
+fn unless_asked_again(key: KeyPermit, error: &Error) {
+    if matches!(error, Error::ChainLost) {
+        key.uncount();
     }
 }
 
