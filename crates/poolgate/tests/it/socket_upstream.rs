@@ -300,6 +300,30 @@ async fn a_turn_may_be_interrupted_before_its_first_event() {
     h.finish().await;
 }
 
+/// spec §7: what a key may ask for holds for whatever an upstream would take for a turn.
+#[tokio::test]
+async fn a_turn_in_disguise_does_not_reach_the_turn_under_way() {
+    let (h, _listener, mut client, mut upstream) = opened().await;
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let turn = r#","model":"gpt-other","input":[]}"#;
+    for disguised in [
+        r#"{"type":"response\u002ecreate""#,
+        r#"{"type":"response.interrupt","type":"response.create""#,
+        r#"{"t\u0079pe":"response.create","type":"response.interrupt""#,
+        r#"{ "type":"response.creat\u0065""#,
+    ] {
+        client.socket.send(Message::text(format!("{disguised}{turn}"))).await.unwrap();
+        assert_eq!(said(&client.rest_of_turn().await), "bad_question", "{disguised}");
+    }
+    client.send(&json!({"type": "response.interrupt"})).await;
+    assert_eq!(heard(&mut upstream).await["type"], "response.interrupt", "the first that arrives");
+    tell(&mut upstream, &[event("response.completed", "resp_1")]).await;
+    assert_eq!(said(&client.rest_of_turn().await), "completed");
+    drop((client, upstream));
+    h.finish().await;
+}
+
 /// More than the two ends' buffers hold.
 #[tokio::test]
 async fn what_an_upstream_does_not_take_is_not_piled_up() {
