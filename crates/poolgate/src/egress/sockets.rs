@@ -130,14 +130,16 @@ impl Slot {
         Interjected::Queued
     }
 
-    /// What the upstream says between turns; `None`: it has closed, and the slot is empty now. Never
-    /// resolves while there is no leg.
+    /// What the upstream says between turns; `None`: it has closed, or takes no more turns, and the slot is
+    /// empty now. Never resolves while there is no leg.
     pub async fn idle(&self) -> Option<Bytes> {
         std::future::poll_fn(|cx| {
             let slot = &mut self.0.lock().leg;
             let Some(leg) = slot else { return Poll::Pending };
             let said = std::task::ready!(leg.socket.poll_said(cx));
-            if let Some(Said::Text(text)) = said {
+            if let Some(Said::Text(text)) = said
+                && end_of_turn(&text) != Some(End::Leg)
+            {
                 return Poll::Ready(Some(text));
             }
             *slot = None;

@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use poolgate::clock::Clock;
 use poolgate_sim::{Account, Fault, Phase};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::admission::endless;
-use crate::harness::{Harness, Setup};
+use crate::harness::{Harness, PATIENCE, Setup};
 use crate::requests::{CODEX, responses};
 use crate::socket_client::{
     BETA, Client, chained, connect, create, id, said, sockets, turns, until,
 };
+use crate::socket_upstream::{accept, event, gateway, heard, tell};
 
 const WEEK: Duration = Duration::from_hours(168);
 
@@ -369,4 +372,46 @@ async fn a_leg_of_an_account_that_was_put_elsewhere_is_left() {
         h.app.reconfigure(&config).await.unwrap();
     })
     .await;
+}
+
+/// multiplexer 9.5: an upstream that waits for the next turn with its close, or never comes to it.
+#[tokio::test]
+async fn a_leg_that_takes_no_more_turns_is_left_between_two() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let whole = ["response.created", "response.completed"].map(|kind| event(kind, "resp_1"));
+    tell(&mut upstream, &whole).await;
+    let first = client.rest_of_turn().await;
+    let limit = json!({"type": "error", "status": 400, "error":
+        {"type": "invalid_request_error", "code": "websocket_connection_limit_reached"}});
+    tell(&mut upstream, &[limit]).await;
+    let ended = tokio::time::timeout(PATIENCE, upstream.next()).await.expect("it is left");
+    assert!(!matches!(ended, Some(Ok(Message::Text(_)))), "{ended:?}");
+
+    let lost = client.turn(&chained("more", &id(&first))).await;
+    assert_eq!(said(&lost), "previous_response_not_found");
+    let in_full = create("all of it");
+    let (all, mut upstream) = tokio::join!(client.turn(&in_full), async {
+        let mut upstream = accept(&listener).await;
+        heard(&mut upstream).await;
+        tell(&mut upstream, &whole).await;
+        upstream
+    });
+    assert_eq!(said(&all), "completed", "the client's socket has stayed");
+
+    // The windows count that an error between turns tells, and nothing else of it.
+    let spent = json!({"type": "error", "status": 429, "error": {"type": "usage_limit_reached"},
+        "headers": {"x-codex-primary-used-percent": 100, "x-codex-primary-window-minutes": "300",
+            "x-codex-primary-reset-after-seconds": "600"}});
+    tell(&mut upstream, &[spent]).await;
+    let told = client.next().await.unwrap().unwrap();
+    assert_eq!(told["rate_limits"]["primary"]["used_percent"], 100.0, "{told}");
+    let ended = tokio::time::timeout(PATIENCE, upstream.next()).await.expect("nothing is left");
+    assert!(!matches!(ended, Some(Ok(Message::Text(_)))), "{ended:?}");
+    let account = &h.app.pool.view(h.clock.now()).accounts[0];
+    assert_eq!(account.state, "limited");
+    drop(client);
+    h.finish().await;
 }

@@ -7,11 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
-use poolgate_core::account::{Kind, Surface, model_matches};
+use poolgate_core::account::{Family, Kind, Surface, model_matches};
 use poolgate_core::availability::Ask;
 use poolgate_core::gate::Gate;
 use poolgate_core::limits::Limits;
-use poolgate_core::quota::Source;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +27,7 @@ use crate::gateway::admit::{self, Admitted, Way};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
 use crate::gateway::headers::name;
+use crate::gateway::judge::observe_events;
 use crate::gateway::read::{
     Head, Payload, Purpose, peek_within, scoped, session_in, session_of, turn_in,
 };
@@ -39,7 +39,7 @@ use crate::json::{Document, Text};
 use crate::keys::KeyPermit;
 use crate::limits::codex_event;
 use crate::pool::SessionKey;
-use crate::providers::{codex_windows, event_kind};
+use crate::providers::{ErrorFields, codex_windows, event_kind, readings};
 use crate::ws::{Said, Socket};
 
 /// Whether the pool's limits have changed is looked for so often.
@@ -197,18 +197,23 @@ impl Session {
         }
     }
 
-    /// Windows that an account tells of between turns; whether it did.
+    /// Windows that an account tells of between turns; whether it did so in an event that clients read. An
+    /// error is about none of their turns: the windows in its headers count, and the rest is no evidence.
     fn learn(&self, text: &[u8]) -> bool {
-        if !event_kind(text).starts_with(b"codex.rate_limits") {
-            return false;
-        }
         let now = self.app.clock.now();
+        let kind = event_kind(text);
+        let is_limits = kind.starts_with(b"codex.rate_limits");
+        let told = match kind {
+            _ if is_limits => codex_windows(text, now),
+            b"error" => readings(Family::OpenAi, &ErrorFields::read(text, now).headers, now),
+            _ => return false,
+        };
         if let Some((id, leg)) = self.slot.account().zip(self.slot.mark())
             && let Some(account) = self.app.pool.account(id).filter(|account| mark(account) == leg)
         {
-            self.app.pool.observe(&account, &codex_windows(text, now), Source::Answer, now);
+            observe_events(&self.app, &account, &told);
         }
-        true
+        is_limits
     }
 
     /// A socket may outlive its key by days.
