@@ -177,8 +177,9 @@ fn wait(reply: &Reply) -> u64 {
 /// at fault: what it did to them is taken back, and the words are relayed.
 ///
 /// Structured evidence of spent quota is exempt, and so is anything that speaks of a usage limit, or of
-/// when to come back: accounts that have run dry say the same, each about itself. A page or an empty body
-/// says nothing of the request: an edge that is down answers so for all accounts behind it.
+/// when to come back: accounts that have run dry say the same, each about itself. So do those whose 429
+/// has no words at all. A page or an empty body says nothing of the request: an edge that is down answers
+/// so for all accounts behind it.
 #[derive(Default)]
 struct SameText(Vec<([u8; 32], Arc<Account>, Option<Charge>)>);
 
@@ -199,8 +200,10 @@ impl SameText {
         let Some(reply) = bad.reply.as_ref().filter(|reply| owned && reply.is_own) else {
             return false;
         };
-        let words = words(&reply.body);
-        if words.contains("usage limit") || reply.head.headers.contains_key(RETRY_AFTER) {
+        let fields = ErrorFields::read(&reply.body, Timestamp(0));
+        let is_mute = fields.message.is_empty() && bad.status == Some(429);
+        let words = words(&fields, &reply.body);
+        if is_mute || reply.says_when || words.contains("usage limit") {
             return false;
         }
         let digest = sha256(words.as_bytes());
@@ -225,15 +228,17 @@ impl SameText {
 }
 
 /// What a refusal says, without the numbers that each of them is given.
-fn words(body: &[u8]) -> String {
-    let fields = ErrorFields::read(body, Timestamp(0));
-    let text = match fields.message.as_str() {
-        "" => String::from_utf8_lossy(body),
-        message => Cow::Owned([&fields.code, &fields.kind, message].join(" ")),
+fn words(fields: &ErrorFields, body: &[u8]) -> String {
+    let (text, ends): (_, fn(char) -> bool) = match fields.message.as_str() {
+        // Of JSON that is known to nobody: written without blanks, it would be a single word.
+        "" => (String::from_utf8_lossy(body), |c| c.is_whitespace() || "{}[]:,\"".contains(c)),
+        message => {
+            (Cow::Owned([&fields.code, &fields.kind, message].join(" ")), char::is_whitespace)
+        }
     };
     let is_number =
         |word: &str| word.len() > 8 && word.bytes().filter(u8::is_ascii_digit).count() > 2;
-    let words = text.split_whitespace().filter(|word| !is_number(word));
+    let words = text.split(ends).filter(|word| !word.is_empty() && !is_number(word));
     words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join(" ")
 }
 

@@ -58,6 +58,8 @@ pub struct Reply {
     pub body: Bytes,
     /// The upstream's own words, and not ours in place of a page or of nothing.
     pub is_own: bool,
+    /// It tells when the account may be asked again.
+    pub says_when: bool,
 }
 
 #[derive(Debug)]
@@ -184,7 +186,8 @@ pub fn refusal_of_event(
         Err(_) => in_words(fields, account, ask, head.status),
     };
     let is_own = !fields.message.is_empty() || !fields.code.is_empty();
-    let reply = Some(Reply { head, body, is_own });
+    let says_when = fields.resets_at.is_some() || fields.headers.contains_key(header::RETRY_AFTER);
+    let reply = Some(Reply { head, body, is_own, says_when });
     Bad { outcome, status: Some(status), reply, error, spent: None }
 }
 
@@ -225,7 +228,8 @@ async fn judge_failure(
         in_words(&fields, account, ask, head.status)
     };
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let reply = Some(Reply { head, body, is_own });
+    let says_when = fields.resets_at.is_some() || head.headers.contains_key(header::RETRY_AFTER);
+    let reply = Some(Reply { head, body, is_own, says_when });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }
 }
 

@@ -221,7 +221,8 @@ async fn assembled(
     };
     let Some(fields) = tap.error.take() else {
         let body = body.ok_or_else(|| Box::new(broke(Outcome::Broke)))?;
-        return Ok(Answered::Assembled(Reply { head, body, is_own: true }, tap.usage));
+        let reply = Reply { head, body, is_own: true, says_when: false };
+        return Ok(Answered::Assembled(reply, tap.usage));
     };
     let outcome = judge_late(app, account, ask, &fields);
     let refusal = refusal_of_event(account, ask, head, &fields, outcome);

@@ -218,6 +218,52 @@ async fn accounts_that_say_when_to_come_back_speak_of_themselves() {
     h.finish().await;
 }
 
+/// The same without a word, and in the body instead of a header.
+#[tokio::test]
+async fn limits_that_differ_in_nothing_but_their_reset_are_limits() {
+    for error in [
+        r#"{"type":"rate_limit_error","resets_at":RESET}"#,
+        r#"{"type":"rate_limit_error","resets_in_seconds":98RESET}"#,
+        r#"{"type":"rate_limit_error","message":"Slow, please.","resets_at":RESET}"#,
+        r#"{"type":"rate_limit_error"}"#,
+        r#"{"code":429,"message":null}"#,
+    ] {
+        let (h, accounts) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            ["a", "b", "c", "d"].map(|name| s.codex(name))
+        })
+        .await;
+        let in_a_minute = h.clock.now().unix_seconds() + 60;
+        for (account, n) in accounts.iter().zip(in_a_minute..).take(3) {
+            let error = error.replace("98RESET", &(n - in_a_minute + 40).to_string());
+            let error = error.replace("RESET", &n.to_string());
+            account.fault(Fault::status(429, &format!(r#"{{"error":{error}}}"#))).times(1);
+        }
+        assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200, "{error}");
+        assert_eq!(h.asked(), ["a", "b", "c", "d"], "{error}");
+        h.post(CODEX, &responses("another", true)).await;
+        assert_eq!(h.asked()[4..], ["d"], "{error}: the others rest");
+        h.finish().await;
+    }
+}
+
+/// An error in an envelope that nobody knows, written without blanks.
+#[tokio::test]
+async fn different_words_in_a_strange_envelope_are_different() {
+    let (h, accounts) = Harness::start(|s: &mut Setup| {
+        s.in_order();
+        ["a", "b", "c", "d"].map(|name| s.codex(name))
+    })
+    .await;
+    for (account, text) in accounts.iter().zip(["one", "two", "one"]) {
+        let body = format!(r#"{{"errors":[{{"text":"{text}","at":1795300000}}]}}"#);
+        account.fault(Fault::status(403, &body)).times(1);
+    }
+    assert_eq!(h.post(CODEX, &responses("hi", true)).await.status, 200);
+    assert_eq!(h.asked(), ["a", "b", "c", "d"]);
+    h.finish().await;
+}
+
 /// wire §0: an SDK would sleep for an hour.
 #[tokio::test]
 async fn nobody_is_told_to_sleep_for_long_in_an_upstreams_words() {
