@@ -4,11 +4,11 @@
 use std::io;
 use std::pin::Pin;
 
-use async_compression::tokio::bufread::{GzipDecoder, ZlibDecoder, ZstdDecoder};
+use async_compression::tokio::bufread::{DeflateDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
 use async_compression::zstd::DParameter;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::BodyDataStream;
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncBufReadExt, AsyncRead};
 use tokio::task::yield_now;
 use tokio_util::io::{ReaderStream, StreamReader};
 
@@ -24,14 +24,27 @@ pub fn decoded(body: Received, encoding: Encoding) -> Received {
         }
         piece.map_err(io::Error::other)
     });
-    let encoded = StreamReader::new(Box::pin(pieces));
+    let mut encoded = StreamReader::new(Box::pin(pieces));
     let reader: Pin<Box<dyn AsyncRead + Send>> = match encoding {
         Encoding::Gzip => {
             let mut decoder = GzipDecoder::new(encoded);
             decoder.multiple_members(true);
             Box::pin(decoder)
         }
-        Encoding::Deflate => Box::pin(ZlibDecoder::new(encoded)),
+        // RFC 9110 means zlib by it; some servers send the bare format. That never begins as zlib does: it
+        // would be a stored block, padded with more than noughts.
+        Encoding::Deflate => Box::pin(StreamReader::new(Box::pin(
+            stream::once(async move {
+                let is_zlib = encoded.fill_buf().await?.first().is_some_and(|byte| byte & 0xf == 8);
+                let reader: Pin<Box<dyn AsyncRead + Send>> = if is_zlib {
+                    Box::pin(ZlibDecoder::new(encoded))
+                } else {
+                    Box::pin(DeflateDecoder::new(encoded))
+                };
+                io::Result::Ok(ReaderStream::new(reader))
+            })
+            .try_flatten(),
+        ))),
         Encoding::Zstd => {
             let window = DParameter::window_log_max(ZSTD_WINDOW_LOG);
             let mut decoder = ZstdDecoder::with_params(encoded, &[window]);

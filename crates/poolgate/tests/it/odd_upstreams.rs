@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_compression::tokio::write::GzipEncoder;
+use async_compression::tokio::write::{DeflateEncoder, GzipEncoder, ZlibEncoder};
 use http::Method;
 use http_body_util::BodyExt;
 use poolgate::clock::Clock;
@@ -181,6 +181,37 @@ async fn an_answer_in_an_encoding_that_nobody_asked_for_is_read_all_the_same() {
     let rows = h.rows("SELECT outcome, input_tokens, output_tokens FROM requests").await;
     assert_eq!(rows, [["complete", "3", "4"]]);
     h.finish().await;
+}
+
+/// RFC 9110, 8.4.1.2: some send it without the head that it should have.
+#[tokio::test]
+async fn a_deflated_answer_is_read_with_its_head_and_without() {
+    let body = r#"{"id":"r","output":[],"usage":{"input_tokens":3,"output_tokens":4}}"#;
+    let (mut bare, mut whole) = (DeflateEncoder::new(vec![]), ZlibEncoder::new(vec![]));
+    bare.write_all(body.as_bytes()).await.unwrap();
+    whole.write_all(body.as_bytes()).await.unwrap();
+    let ((), ()) = tokio::try_join!(bare.shutdown(), whole.shutdown()).unwrap();
+    for encoded in [bare.into_inner(), whole.into_inner()] {
+        let h = with(move |mut stream, _| {
+            let encoded = encoded.clone();
+            async move {
+                heard(&mut stream).await.unwrap();
+                let head = "HTTP/1.1 200 -\r\ncontent-type: application/json\r\n\
+                            content-encoding: deflate\r\n\r\n";
+                stream.write_all(head.as_bytes()).await.unwrap();
+                for byte in encoded {
+                    stream.write_all(&[byte]).await.unwrap();
+                }
+            }
+        })
+        .await;
+        let got = h.post("/v1/responses", &responses("hi", false)).await;
+        assert_eq!((got.status.as_u16(), got.text().as_str()), (200, body));
+        h.outcomes().await;
+        let rows = h.rows("SELECT outcome, input_tokens, output_tokens FROM requests").await;
+        assert_eq!(rows, [["complete", "3", "4"]]);
+        h.finish().await;
+    }
 }
 
 /// Of one that nobody here can read, and of one that is none, nothing goes on.
