@@ -10,17 +10,36 @@ const REMOVED: &str = "[removed]";
 pub fn scrub(body: &Bytes, account: &Account) -> Bytes {
     let (names, secrets) = (account.credential.names(), account.credential.identifiers());
     let found = |secret: &str| memchr::memmem::find(body, secret.as_bytes()).is_some();
-    let own = || names.iter().chain(&secrets);
-    if !own().map(String::as_str).chain(OWNERS).chain([MASK]).any(found) {
+    let lower = body.to_ascii_lowercase();
+    let is_named = |name: &String| {
+        memchr::memmem::find(&lower, name.to_ascii_lowercase().as_bytes()).is_some()
+    };
+    if !secrets.iter().map(String::as_str).chain(OWNERS).chain([MASK]).any(found)
+        && !names.iter().any(is_named)
+    {
         return body.clone();
     }
     let text = String::from_utf8_lossy(body);
     let all = text.clone().into_owned();
-    let clean = own().fold(all, |text, secret| text.replace(secret, REMOVED));
+    let clean = names.iter().fold(all, |text, name| without_name(&text, name));
+    let clean = secrets.iter().fold(clean, |text, secret| text.replace(secret, REMOVED));
     // Names may begin like words, and nobody quotes them in part.
     let clean = without_masked(&without_owners(&clean), &secrets);
     // As it came, where there was nothing to remove: it may end in the middle of a character.
     if clean == text { body.clone() } else { Bytes::from(clean) }
+}
+
+/// In whichever letters: who signs in as `Ann@x.org` is told of as `ann@x.org`.
+fn without_name(text: &str, name: &str) -> String {
+    let (lower, name) = (text.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let mut out = String::with_capacity(text.len());
+    let mut from = 0;
+    for (at, found) in lower.match_indices(&name) {
+        out.push_str(&text[from..at]);
+        out.push_str(REMOVED);
+        from = at + found.len();
+    }
+    out + &text[from..]
 }
 
 /// An upstream that quotes the key it refuses tells its beginning and its end (`OpenAI`: 8 characters and 4),
@@ -133,6 +152,18 @@ mod tests {
         for (text, clean) in cases {
             assert_eq!(without_owners(&text), clean);
         }
+    }
+
+    #[test]
+    fn names_are_cut_out_in_whichever_letters() {
+        for (text, clean) in [
+            ("of Ann.Lee@x.org, ANN.LEE@X.ORG,ann.lee@x.org", "of [removed], [removed],[removed]"),
+            ("\u{c4}nn.Lee@x.org, \u{212a}ann.lee@x.org", "\u{c4}nn.Lee@x.org, \u{212a}[removed]"),
+            ("nobody@x.org", "nobody@x.org"),
+        ] {
+            assert_eq!(without_name(text, "Ann.lee@X.org"), clean);
+        }
+        assert_eq!(without_name("\u{c4}@X, \u{e4}@x", "\u{c4}@x"), "[removed], \u{e4}@x");
     }
 
     /// As `OpenAI` quotes it (2026-04), and others; text of a client's own has stars too, and stays JSON.
