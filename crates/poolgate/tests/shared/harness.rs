@@ -257,6 +257,10 @@ impl Harness {
         self.keep(generate(name.into(), owned(pools), owned(models), None).unwrap()).await
     }
 
+    pub async fn ending_key(&self, name: &str, at: poolgate_core::units::Timestamp) -> String {
+        self.keep(generate(name.into(), vec![], vec![], Some(at)).unwrap()).await
+    }
+
     /// A key with limits of its own.
     pub async fn limited_key(&self, name: &str, limits: KeyLimits) -> String {
         self.limited_key_for(name, &[], limits).await
