@@ -3,9 +3,11 @@
 //! is cut out. Whose account it is, `scrub` removes.
 
 use bytes::Bytes;
-use serde_json::{Map, Value};
+use poolgate_core::units::Timestamp;
+use serde_json::{Map, Value, json};
 
 use crate::json::{Document, Invalid, Patch};
+use crate::providers::{ErrorFields, event_kind};
 
 /// What is said of a turn that broke, and in the place of an error that cannot be told.
 pub const BROKE: &[u8] = br#"{"type":"response.failed","response":{"status":"failed","error":{"code":"upstream_broke","message":"the upstream broke off; the answer is incomplete"}}}"#;
@@ -37,6 +39,31 @@ pub fn as_the_pools(
     let error = Document::parse(error.clone())?;
     let patch = changes(&error, &INSIDE, &mut limits)?;
     Ok((!patch.is_empty()).then(|| patch.apply(&error).to_bytes()))
+}
+
+/// An event that no rule can be applied to, as one with a field twice: the words that were found in it, and
+/// nothing else.
+pub fn in_words(event: &[u8]) -> Bytes {
+    let fields = ErrorFields::read(event, Timestamp(0));
+    if fields.code.is_empty() && fields.message.is_empty() {
+        return Bytes::from_static(BROKE);
+    }
+    // That of the event, where the error has none.
+    let kind = Some(fields.kind).filter(|kind| !is_failure(kind.as_bytes()));
+    let told = [("type", kind), ("code", Some(fields.code)), ("message", Some(fields.message))];
+    let told = told.into_iter().filter_map(|(name, text)| Some((name, text?)));
+    let error: Map<String, Value> = told
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(name, text)| (name.to_owned(), text.into()))
+        .collect();
+    let told = if event_kind(event) == b"response.failed" {
+        json!({"type": "response.failed", "response": {"status": "failed", "error": error}})
+    } else if let Some(status) = fields.status {
+        json!({"type": "error", "status": status, "error": error})
+    } else {
+        json!({"type": "error", "error": error})
+    };
+    told.to_string().into()
 }
 
 fn changes(
@@ -111,6 +138,30 @@ mod tests {
         ] {
             let read = as_the_pools(&Bytes::from_static(error.as_bytes()), || None);
             assert!(read.is_err(), "{error}");
+        }
+    }
+
+    #[test]
+    fn of_an_error_that_can_be_read_in_two_ways_the_words_are_left() {
+        let broke = std::str::from_utf8(BROKE).unwrap();
+        for (event, want) in [
+            (
+                r#"{"type":"response.failed","response":{"id":"r","error":{"code":"c","code":"d","message":"m"},"plan_type":"p"}}"#,
+                r#"{"response":{"error":{"code":"d","message":"m"},"status":"failed"},"type":"response.failed"}"#,
+            ),
+            (
+                r#"{"type":"error","status":400,"error":{"type":"t","message":"m","resets_at":1},"error":{"type":"t","message":"m"}}"#,
+                r#"{"error":{"message":"m","type":"t"},"status":400,"type":"error"}"#,
+            ),
+            (
+                r#"{"type":"error","code":"c","message":"m","message":"n","credits":{}}"#,
+                r#"{"error":{"code":"c","message":"n"},"type":"error"}"#,
+            ),
+            (r#"{"type":"error","error":{"type":"t"},"error":{"type":"t"}}"#, broke),
+            ("plus", broke),
+        ] {
+            let got = in_words(event.as_bytes());
+            assert_eq!(std::str::from_utf8(&got).unwrap(), want, "{event}");
         }
     }
 }

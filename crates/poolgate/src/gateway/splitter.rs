@@ -9,7 +9,7 @@ use bytes::Bytes;
 use memchr::memmem::Finder;
 use serde_json::Value;
 
-use super::failure::{BROKE, as_the_pools, is_failure};
+use super::failure::{as_the_pools, in_words, is_failure};
 use super::metadata::filtered;
 use crate::providers::{event_kind, is_metadata};
 use crate::sse::{EVENT_MAX, Scanner};
@@ -199,7 +199,7 @@ fn of_headers(data: &Bytes, limits: PoolHeaders<'_>) -> Option<Bytes> {
 
 /// That there was one is told in any case.
 fn of_a_failure(data: &Bytes, limits: PoolHeaders<'_>) -> Option<Bytes> {
-    as_the_pools(data, limits).unwrap_or_else(|_| Some(Bytes::from_static(BROKE)))
+    as_the_pools(data, limits).unwrap_or_else(|_| Some(in_words(data)))
 }
 
 fn put_limits(out: &mut Vec<u8>, limits: &mut impl FnMut(Form) -> Option<Value>) {
@@ -267,6 +267,7 @@ fn kind_of(names: [&[u8]; 2]) -> Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::failure::BROKE;
 
     fn split(codex_events: CodexEvents, stream: &str, size: usize) -> String {
         split_by(Splitter::new(codex_events), stream, size)
@@ -371,6 +372,11 @@ mod tests {
                 "event: error\ndata: {\"headers\":{\"pool\":1}}\n\n".into(),
             ),
             ("event: error\ndata: plus\n\n".into(), format!("event: error\ndata: {broke}\n\n")),
+            (
+                "data: {\"type\":\"error\",\"plan_type\":1,\"code\":\"c\",\"code\":\"c\"}\n\n"
+                    .into(),
+                "data: {\"error\":{\"code\":\"c\"},\"type\":\"error\"}\n\n".into(),
+            ),
             (text.to_owned(), text.to_owned()),
             // The last word, without what should follow it.
             (format!("{failed}\n"), format!("{clean}\n\n")),

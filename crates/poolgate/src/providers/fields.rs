@@ -66,9 +66,11 @@ struct Envelope {
 }
 
 impl ErrorFields {
-    /// Reads a body or the data of an event; anything unexpected reads as nothing.
+    /// Reads a body or the data of an event; anything unexpected reads as nothing. Of what is said twice,
+    /// the last counts, as for most readers.
     pub fn read(bytes: &[u8], now: Timestamp) -> Self {
-        let Ok(envelope) = serde_json::from_slice::<Envelope>(bytes) else {
+        let told = serde_json::from_slice::<Value>(bytes);
+        let Ok(envelope) = told.and_then(Envelope::deserialize) else {
             return Self::default();
         };
         let nested = envelope
@@ -245,6 +247,7 @@ mod tests {
              ErrorFields { status: Some(429), ..fields("429", "", "m", None) }),
             (r#"{"error":{"code":77,"message":"m"}}"#,                  fields("77", "", "m", None)),
             (r#"{"type":"response.failed","response":[]}"#,             fields("", "response.failed", "", None)),
+            (r#"{"error":{"code":"b"},"error":{"code":"b","code":"c","message":"m"},"type":"error","type":"x"}"#, fields("c", "", "m", None)),
             ("<html>",                                                  fields("", "", "", None)),
             ("[]",                                                      fields("", "", "", None)),
         ];

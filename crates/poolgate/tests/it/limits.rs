@@ -327,17 +327,46 @@ async fn an_accounts_error_tells_the_pools_limits() {
         let got = h.post(path, &responses("hi", true)).await;
         assert_eq!((got.status.as_u16(), &got.json()["error"]), (400, &told), "{path}");
         h.post(path, &responses("the other's", true)).await;
-        // It cannot be told which of two is read, but what was understood is.
-        let twice = format!(r#"{{"error":{error},"error":{error}}}"#);
-        fail(status(400, "application/json", twice));
-        let got = h.post(path, &responses("hi", true)).await;
-        assert!(got.status == 400 && !got.text().contains("odd"), "{path}: {}", got.text());
-        h.post(path, &responses("the other's", true)).await;
     }
     let compact = "/backend-api/codex/responses/compact";
     fail(status(200, "application/json", json!({"error": error, "plan_type": "odd"}).to_string()));
     let got = h.post(compact, &responses("hi", false)).await.text();
     assert!(got.contains("too long") && !got.contains("odd"), "{got}");
+    h.finish().await;
+}
+
+/// Nobody can tell which of two is read, so that nothing can be cut out; but what was understood is told.
+#[tokio::test]
+async fn an_error_that_says_something_twice_is_told_in_its_words() {
+    let (h, accounts) = pool().await;
+    let error = r#"{"code":"context_length_exceeded","message":"too long","plan_type":"odd"}"#;
+    let twice = format!(r#"{{"error":{error},"error":{error}}}"#);
+    let delta = r#"data: {"type":"response.output_text.delta","delta":"a"}"#;
+    let stream = |failure: &str| format!("{delta}\n\ndata: {failure}\n\n");
+    let failed = format!(r#"{{"type":"response.failed","response":{twice}}}"#);
+    let bare = twice.replacen('{', r#"{"type":"error","#, 1);
+    for path in [CODEX, "/v1/responses"] {
+        for (code, kind, body, at) in [
+            (400, "application/json", twice.clone(), "/error"),
+            (200, "text/event-stream", stream(&failed), "/response/error"),
+            (200, "text/event-stream", stream(&bare), "/error"),
+        ] {
+            let headers = vec![("content-type".to_owned(), kind.to_owned())];
+            for account in &accounts[..2] {
+                let (headers, body) = (headers.clone(), body.clone());
+                account.fault(Fault::Status { status: code, headers, body }).times(1);
+            }
+            let got = h.post(path, &responses("hi", true)).await;
+            let text = got.text();
+            let last = text.lines().rfind(|line| !line.is_empty()).unwrap();
+            let last: Value = serde_json::from_str(last.trim_start_matches("data: ")).unwrap();
+            let told = last.pointer(at).unwrap();
+            assert_eq!((got.status.as_u16(), &told["message"]), (code, &json!("too long")));
+            assert_eq!(told["code"], "context_length_exceeded", "{path}: {text}");
+            assert!(!text.contains("odd"), "{path}: {text}");
+            h.post(path, &responses("the other's", true)).await;
+        }
+    }
     h.finish().await;
 }
 

@@ -18,7 +18,7 @@ use super::session::Left;
 use crate::app::App;
 use crate::egress::{Interjected, Slot};
 use crate::error::{Dialect, Error};
-use crate::gateway::failure::{BROKE, as_the_pools, is_failure};
+use crate::gateway::failure::{BROKE, as_the_pools, in_words, is_failure};
 use crate::gateway::limits;
 use crate::gateway::relay::{Outgoing, Relay};
 use crate::gateway::settle::Record;
@@ -147,8 +147,11 @@ impl Telling<'_> {
         }
         // Its name may not have told what it is.
         let limits = || limits::codex_in_event(self.meanwhile.app, self.meanwhile.key);
-        let Ok(changed) = as_the_pools(&event, limits) else { return broke() };
-        let Ok(document) = Document::parse(changed.unwrap_or(event)) else { return broke() };
+        let told = match as_the_pools(&event, limits) {
+            Ok(changed) => changed.unwrap_or(event),
+            Err(_) => in_words(&event),
+        };
+        let Ok(document) = Document::parse(told) else { return broke() };
         let mut patch = Patch::default();
         if matches!(status, 401 | 403) {
             for field in ["status", "status_code"] {
