@@ -5,7 +5,8 @@
 //! 0.1.179 has met them). `7d_oi` is a limit of one model family, never the account's own.
 //!
 //! A refusal may leave out the windows and name only its claim and one reset for all; then the claimed
-//! window is spent until that.
+//! window is spent until that. A claim may be a model family's (`seven_day_opus`), which has no window in
+//! headers at all.
 
 use std::time::Duration;
 
@@ -69,10 +70,20 @@ fn claimed(headers: &HeaderMap) -> Option<Reading> {
         return None;
     }
     let claim = text(headers, &of_all("representative-claim"))?;
-    let name = WINDOWS.iter().find(|name| name.claim == claim || name.header == claim)?;
+    let of_all_at = || reset(headers, &of_all("reset"));
+    let Some(name) = WINDOWS.iter().find(|name| name.claim == claim || name.header == claim) else {
+        let limit = Limit::Named(family(claim)?.to_owned());
+        let (used, resets_at) = (Some(Fraction::ONE), Some(of_all_at()?));
+        return Some(Reading { limit, length: WEEK, used, resets_at });
+    };
     let own = reset(headers, &of_all(&format!("{}-reset", name.header)));
-    let resets_at = own.or_else(|| reset(headers, &of_all("reset")))?;
+    let resets_at = own.or_else(of_all_at)?;
     Some(name.reading(Some(Fraction::ONE), Some(resets_at)))
+}
+
+/// The claim of a model family's limit, which is also its name in usage answers.
+fn family(claim: &str) -> Option<&str> {
+    claim.strip_prefix("seven_day_").filter(|family| !family.is_empty()).and(Some(claim))
 }
 
 impl Name {
@@ -112,7 +123,7 @@ mod tests {
         let at = 1_795_313_303;
         let own = |hours, used, reset| (Limit::Ordinary, hours, used, reset);
         let family = |used, reset| (Limit::Named("7d_oi".into()), 168, used, reset);
-        let cases: [(&str, &[(&str, &str)], Vec<_>); 15] = [
+        let cases: [(&str, &[(&str, &str)], Vec<_>); 17] = [
             ("both windows",
                 &[("5h-utilization", "0.12"), ("5h-reset", "1795313303"), ("7d-utilization", "1")],
                 vec![own(5, Some(12.0), Some(at)), own(168, Some(100.0), None)]),
@@ -136,6 +147,9 @@ mod tests {
                 &[("status", "allowed_warning"), ("representative-claim", "five_hour"), ("reset", "1795313303")], vec![]),
             ("multiplexer 18.2 #24: a refusal without claim or reset", &[("status", "rejected")], vec![]),
             ("multiplexer 18.2 #24: malformed", &[("5h-utilization", "x"), ("5h-reset", "-3")], vec![]),
+            ("a claim of a model family", &[("status", "rejected"), ("representative-claim", "seven_day_opus"), ("reset", "1795313303"), ("7d-utilization", "0.4")],
+                vec![own(168, Some(40.0), None), (Limit::Named("seven_day_opus".into()), 168, Some(100.0), Some(at))]),
+            ("of none", &[("status", "rejected"), ("representative-claim", "seven_day_"), ("reset", "1795313303")], vec![]),
             ("nothing", &[("status", "allowed")], vec![]),
         ];
         for (name, headers, want) in cases {

@@ -205,29 +205,41 @@ async fn sub2api_p19_a_probe_that_finds_the_same_pauses_again() {
     h.finish().await;
 }
 
-/// sub2api R9.
+/// sub2api R9. A family's window is told by name, or by a claim alone.
 #[tokio::test]
 async fn sub2api_r9_a_model_familys_limit_leaves_other_models_alone() {
-    let (h, (c, _)) = Harness::start(|s: &mut Setup| {
-        s.in_order();
-        (s.claude("c"), s.claude("d"))
-    })
-    .await;
-    let at = (h.clock.now().unix_seconds() + 5 * 86_400).to_string();
-    let limit = |name: &str| format!("anthropic-ratelimit-unified-7d_oi-{name}");
-    let (status, reset) = (limit("status"), limit("reset"));
-    let headers = [(status.as_str(), "rejected"), (reset.as_str(), at.as_str())];
-    let body = r#"{"type":"error","error":{"type":"rate_limit_error","message":"spent"}}"#;
-    c.fault(answer(429, &headers, body)).times(1);
-    let ask = async |model: &str| {
-        let mut body = messages("hi", true);
-        body["model"] = model.into();
-        assert_eq!(h.post("/v1/messages", &body).await.status, 200, "{model}");
-        h.asked().pop().unwrap()
-    };
-    assert_eq!(ask("claude-opus-5-5").await, "d");
-    assert_eq!(ask("claude-opus-5-5").await, "d", "it cools that model there");
-    assert_eq!(ask("claude-haiku-4-5").await, "c", "and no other");
-    assert_eq!(view(&h, "c").state, "ready");
-    h.finish().await;
+    for window in [true, false] {
+        let (h, (c, _)) = Harness::start(|s: &mut Setup| {
+            s.in_order();
+            (s.claude("c"), s.claude("d"))
+        })
+        .await;
+        let at = (h.clock.now().unix_seconds() + 5 * 86_400).to_string();
+        let of_window = [("7d_oi-status", "rejected"), ("7d_oi-reset", at.as_str())];
+        let claim = [
+            ("status", "rejected"),
+            ("representative-claim", "seven_day_opus"),
+            ("reset", at.as_str()),
+        ];
+        let told = if window { &of_window[..] } else { &claim[..] };
+        let name = |name: &str| format!("anthropic-ratelimit-unified-{name}");
+        let told: Vec<_> = told.iter().map(|(part, value)| (name(part), *value)).collect();
+        let mut headers: Vec<_> =
+            told.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        // For as long as the family's window; nobody else has to wait for that.
+        headers.push(("retry-after", "432000"));
+        let body = r#"{"type":"error","error":{"type":"rate_limit_error","message":"spent"}}"#;
+        c.fault(answer(429, &headers, body)).times(1);
+        let ask = async |model: &str| {
+            let mut body = messages("hi", true);
+            body["model"] = model.into();
+            assert_eq!(h.post("/v1/messages", &body).await.status, 200, "{model}");
+            h.asked().pop().unwrap()
+        };
+        assert_eq!(ask("claude-opus-5-5").await, "d");
+        assert_eq!(ask("claude-opus-5-5").await, "d", "it cools that model there");
+        assert_eq!(ask("claude-haiku-4-5").await, "c", "and no other");
+        assert_eq!(view(&h, "c").state, "ready");
+        h.finish().await;
+    }
 }
