@@ -55,10 +55,9 @@ pub fn readings(headers: &HeaderMap) -> Vec<Reading> {
 fn of_window(headers: &HeaderMap, name: &Name) -> Option<Reading> {
     let header = |part: &str| format!("anthropic-ratelimit-unified-{}-{part}", name.header);
     let rejected = text(headers, &header("status")) == Some("rejected");
-    let used = number(headers, &header("utilization"))
-        .and_then(Fraction::from_share)
-        // A refusal without a number still says that the window is spent.
-        .or(rejected.then_some(Fraction::ONE));
+    let told = number(headers, &header("utilization")).and_then(Fraction::from_share);
+    // A refusal says that the window is spent, with a number that was rounded down or without any.
+    let used = if rejected { Some(Fraction::ONE) } else { told };
     let resets_at = reset(headers, &header("reset"));
     (used.is_some() || resets_at.is_some()).then(|| name.reading(used, resets_at))
 }
@@ -123,7 +122,7 @@ mod tests {
         let at = 1_795_313_303;
         let own = |hours, used, reset| (Limit::Ordinary, hours, used, reset);
         let family = |used, reset| (Limit::Named("7d_oi".into()), 168, used, reset);
-        let cases: [(&str, &[(&str, &str)], Vec<_>); 17] = [
+        let cases: [(&str, &[(&str, &str)], Vec<_>); 18] = [
             ("both windows",
                 &[("5h-utilization", "0.12"), ("5h-reset", "1795313303"), ("7d-utilization", "1")],
                 vec![own(5, Some(12.0), Some(at)), own(168, Some(100.0), None)]),
@@ -132,6 +131,9 @@ mod tests {
             ("its threshold is a number, not a verdict", &[("7d_oi-surpassed-threshold", "0.9")], vec![]),
             ("sub2api R7: rejected",
                 &[("5h-status", "rejected"), ("5h-reset", "1795313303")], vec![own(5, Some(100.0), Some(at))]),
+            ("rejected, and less than all",
+                &[("5h-status", "rejected"), ("5h-utilization", "0.99"), ("7d-status", "allowed"), ("7d-utilization", "0.5")],
+                vec![own(5, Some(100.0), None), own(168, Some(50.0), None)]),
             ("sub2api R8: both rejected",
                 &[("5h-status", "rejected"), ("7d-status", "rejected")], vec![own(5, Some(100.0), None), own(168, Some(100.0), None)]),
             ("sub2api R9: a family's, rejected", &[("7d_oi-status", "rejected")], vec![family(Some(100.0), None)]),
