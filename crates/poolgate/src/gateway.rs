@@ -35,6 +35,7 @@ mod span;
 mod splitter;
 mod stage;
 mod strip;
+mod torn;
 mod trial;
 mod waiting;
 

@@ -32,6 +32,7 @@ use super::scrub::scrub;
 use super::settle::Record;
 use super::span::{Span, Spent};
 use super::splitter::{CodexEvents, Form, Splitter};
+use super::torn::Torn;
 use crate::app::App;
 use crate::egress::Received;
 use crate::keys::ClientKey;
@@ -65,6 +66,8 @@ pub struct Relay {
     gate: Option<Arc<Gate>>,
     /// For an account whose events are not all for the client.
     splitter: Option<Splitter>,
+    /// For one whose are.
+    torn: Torn,
     /// The pool's limits, as the client was told them last in here.
     pub told: Option<Limits>,
     span: Span,
@@ -151,6 +154,7 @@ impl Relay {
             stores: of.stores,
             gate: of.gate,
             splitter: of.codex_events.map(Splitter::new),
+            torn: Torn::default(),
             told: None,
             span: Span::new(now, idle, of.deadline),
             alarm: Box::pin(sleep_until((now + idle.min(KEY_EVERY)).min(of.deadline))),
@@ -364,6 +368,9 @@ impl Relay {
                 splitter.has_failed = has_failed;
                 splitter.pass(&data, limits)
             }
+            None if self.opening.tap.is_event_stream() && !self.opening.tap.is_in_messages() => {
+                self.torn.pass(data)
+            }
             None => data,
         };
         // It may tell whose account it is.
@@ -374,9 +381,13 @@ impl Relay {
     fn rest(&mut self) -> Bytes {
         let has_failed = self.opening.tap.failed;
         let limits = |form| limits(&self.app, &self.key, &mut self.told, form);
-        let Some(splitter) = &mut self.splitter else { return Bytes::new() };
-        splitter.has_failed = has_failed;
-        let rest = splitter.rest(limits);
+        let rest = match &mut self.splitter {
+            Some(splitter) => {
+                splitter.has_failed = has_failed;
+                splitter.rest(limits)
+            }
+            None => self.torn.rest(),
+        };
         if has_failed { scrub(&rest, &self.lease.account) } else { rest }
     }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::failure::{as_the_pools, in_words, is_failure};
 use super::metadata::filtered;
+use super::torn::is_event_end;
 use crate::providers::{event_kind, is_metadata};
 use crate::sse::{EVENT_MAX, Scanner};
 
@@ -231,10 +232,6 @@ fn put_changed(
             }
         }
     });
-}
-
-fn is_event_end(bytes: &[u8]) -> bool {
-    bytes.ends_with(b"\n\n") || bytes.ends_with(b"\r\n\r\n")
 }
 
 fn mentions_codexs_own(bytes: &[u8]) -> bool {

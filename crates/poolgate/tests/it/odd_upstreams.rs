@@ -134,6 +134,35 @@ async fn an_encoding_that_nobody_asked_for_hides_no_secret() {
     h.finish().await;
 }
 
+/// spec §6: nor does an error in a stream, in however many pieces it comes.
+#[tokio::test]
+async fn an_error_that_comes_in_pieces_hides_no_secret() {
+    let delta = r#"{"type":"response.output_text.delta","delta":"a"}"#;
+    let chunk = r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a"}}]}"#;
+    for (path, text, kind) in
+        [("/v1/responses", delta, "error"), ("/v1/chat/completions", chunk, "")]
+    {
+        let h = with(move |mut stream, _| async move {
+            let request = heard(&mut stream).await.unwrap();
+            let bearer = request.lines().find_map(|line| line.strip_prefix("authorization: "));
+            let message = format!("no {}", bearer.unwrap());
+            let error = json!({"error": {"code": "odd", "message": message}, "type": kind});
+            stream.set_nodelay(true).unwrap();
+            let head = "HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\n\r\n";
+            let all = format!("{head}data: {text}\n\ndata: {error}\n\n");
+            for byte in all.bytes() {
+                stream.write_all(&[byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let body = if kind.is_empty() { chat("hi", true) } else { responses("hi", true) };
+        let got = h.post(path, &body).await.text();
+        assert!(got.contains("no Bearer [removed]"), "{got}");
+        h.finish().await;
+    }
+}
+
 /// spec §8: nor what an answer tells of an account, nor its tokens; and what was flushed goes on.
 #[tokio::test]
 async fn an_answer_in_an_encoding_that_nobody_asked_for_is_read_all_the_same() {

@@ -1,0 +1,103 @@
+//! What goes on as it comes, but for an error that has come in part: whose account it is, is found in the whole
+//! of it alone. Where a `Splitter` holds events back, this is not needed.
+
+use bytes::Bytes;
+use memchr::memmem;
+
+/// An event has said by then what it is.
+const UNTOLD: usize = 32;
+/// Nobody may have us hold more.
+const HELD_MAX: usize = 64 << 10;
+
+/// The beginning of an event that may be an error, until it has ended.
+#[derive(Debug, Default)]
+pub struct Torn(Vec<u8>);
+
+impl Torn {
+    /// The bytes that may go on now.
+    pub fn pass(&mut self, bytes: Bytes) -> Bytes {
+        if self.0.is_empty() && is_event_end(&bytes) {
+            return bytes;
+        }
+        let mut all = bytes;
+        if !self.0.is_empty() {
+            self.0.extend_from_slice(&all);
+            all = std::mem::take(&mut self.0).into();
+        }
+        let end = last_end(&all);
+        if may_be_an_error(&all[end..]) {
+            self.0 = all.split_off(end).into();
+        }
+        all
+    }
+
+    /// What is left at the end of the stream.
+    pub fn rest(&mut self) -> Bytes {
+        std::mem::take(&mut self.0).into()
+    }
+}
+
+/// Text with such a word in it waits for the end of its event, too.
+fn may_be_an_error(part: &[u8]) -> bool {
+    let has = |word: &str| memmem::find(part, word.as_bytes()).is_some();
+    part.len() < UNTOLD || part.len() <= HELD_MAX && (has("error") || has("failed"))
+}
+
+/// Where the last event ends that has; zero: none.
+fn last_end(bytes: &[u8]) -> usize {
+    let end = |blank: &[u8]| memmem::rfind(bytes, blank).map_or(0, |at| at + blank.len());
+    end(b"\n\n").max(end(b"\r\n\r\n"))
+}
+
+pub fn is_event_end(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\n\n") || bytes.ends_with(b"\r\n\r\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(stream: &str, size: usize) -> Vec<String> {
+        let mut torn = Torn::default();
+        let mut all: Vec<Bytes> = stream
+            .as_bytes()
+            .chunks(size)
+            .map(|piece| torn.pass(Bytes::copy_from_slice(piece)))
+            .collect();
+        all.push(torn.rest());
+        let text = |piece: Bytes| String::from_utf8(piece.into()).unwrap();
+        all.into_iter().map(text).filter(|piece| !piece.is_empty()).collect()
+    }
+
+    /// spec §6: so that what is to be removed from it is found.
+    #[test]
+    fn an_error_goes_on_in_one_piece() {
+        let text = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\"}\n\n";
+        for error in [
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"message\":\"of ann@x.org\"}}\n\n",
+            "event: error\r\ndata: {\"error\":{\"message\":\"of ann@x.org\"}}\r\n\r\n",
+            "data: {\"error\":{\"message\":\"of ann@x.org\"}}\n\n",
+            "data: {\"type\":\"response.failed\",\"response\":{\"of\":\"ann@x.org\"}}\n\n",
+            "data: {\"error\":\"of ann@x.org, the last word\"}\n",
+        ] {
+            let stream = [text, error].concat();
+            for size in [1, 7, 40, 100, stream.len()] {
+                let got = pieces(&stream, size);
+                assert_eq!(got.concat(), stream, "{size}");
+                let whole = got.iter().filter(|piece| piece.contains("of")).count();
+                assert!(got.iter().any(|piece| piece.contains("ann@x.org")), "{size}: {got:?}");
+                assert_eq!(whole, 1, "{size}: {got:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_else_goes_on_as_it_comes() {
+        let text = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\"}\n\n";
+        assert_eq!(pieces(&text.repeat(2), text.len() / 2 + 1).len(), 4);
+        assert_eq!(pieces(text, text.len()), [text]);
+        let endless = format!("data: an error {}", "x".repeat(4 * HELD_MAX));
+        let first = &pieces(&endless, HELD_MAX)[0];
+        assert!(first.len() > HELD_MAX, "{}", first.len());
+    }
+}
