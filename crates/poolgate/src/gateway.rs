@@ -5,7 +5,7 @@
 //! | route | `route` | endpoint and dialect | 404, 405, 426 |
 //! | authenticate | `authenticate` | a caller | 401, 400 |
 //! | admit | `admit` | a permit in its lane, before the body is read | 429 |
-//! | read | `read` | the body, bounded, and its head | 400, 408, 413, 415 |
+//! | read | `read`, `peek`, `names` | the body, bounded, and its head | 400, 408, 413, 415 |
 //! | lease, attempt, judge | `dispatch`, `waiting`, `trial` | an answer whose output has begun | 429, 502, 503 |
 //! | relay, settle | `relay`, `settle` | bytes to the client, one row in the ledger | – |
 //!
@@ -23,7 +23,9 @@ mod judge;
 mod limits;
 mod metadata;
 mod models;
+mod names;
 mod opening;
+mod peek;
 mod prepare;
 mod read;
 mod relay;
@@ -69,7 +71,7 @@ pub use authenticate::presented as presented_key;
 use dispatch::Dispatched;
 use headers::name;
 pub use models::{Catalogue, fetch_models};
-pub use read::{scoped, unscoped};
+pub use names::{scoped, unscoped};
 pub use relay::Outgoing;
 use relay::{Relay, Relayed};
 use route::{Contract, Endpoint};
@@ -82,7 +84,9 @@ use splitter::CodexEvents;
 #[doc(hidden)]
 pub mod steps {
     pub use super::headers::{to_client, to_upstream};
-    pub use super::read::{Payload, peek, session_of, turn_in, turn_of};
+    pub use super::names::{socket_session, turn_field, turn_header};
+    pub use super::peek::peek;
+    pub use super::read::Payload;
     pub use super::route::{dialect, route};
     pub use super::splitter::{CodexEvents, Form, Splitter};
     pub use super::strip::strip;
@@ -96,7 +100,7 @@ pub struct Call {
     pub query: Option<String>,
     pub headers: Arc<HeaderMap>,
     pub payload: read::Payload,
-    pub head: read::Head,
+    pub head: peek::Head,
     /// The additional limit that governs the model, if any.
     pub gate: Option<Arc<Gate>>,
     /// The turn that an earlier answer named.
@@ -281,7 +285,7 @@ async fn serve(
     let admitted = Admitted { lane, key: admit::key(&app, &caller, surface)? };
     let deadline = Instant::now() + app.limits().request_timeout;
     let payload = read::read(&head.headers, body, &app.limits()).await?;
-    let peeked = read::peek(surface, &head.headers, &payload.document, caller.key.id)?;
+    let peeked = peek::peek(surface, &head.headers, &payload.document, caller.key.id)?;
     record.read(&peeked);
     let allowed = &caller.key.models;
     if !allowed.is_empty() && !allowed.iter().any(|pattern| model_matches(pattern, &peeked.model)) {
@@ -289,7 +293,7 @@ async fn serve(
     }
     refuse_anothers(&app, &peeked)?;
     let call = Call {
-        turn: read::turn_of(&head.headers, caller.key.id),
+        turn: names::turn_header(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
         gate: app.gates.of(&peeked.model).cloned(),
         headers: Arc::new(std::mem::take(&mut head.headers)),
@@ -305,7 +309,7 @@ async fn serve(
 }
 
 /// Nobody goes on from a response of another key, which an account that both use would allow.
-fn refuse_anothers(app: &App, head: &read::Head) -> Result<(), Error> {
+fn refuse_anothers(app: &App, head: &peek::Head) -> Result<(), Error> {
     let now = app.clock.now();
     let is_known = |id: Option<SessionKey>| id.is_some_and(|id| app.pool.owner(id, now).is_some());
     if is_known(head.of_anyone) && !is_known(head.owner) { Err(Error::ChainLost) } else { Ok(()) }
@@ -390,7 +394,7 @@ fn client_status(upstream: StatusCode) -> StatusCode {
 }
 
 fn remember_turn(app: &App, caller: &Caller, lease: &crate::pool::Lease, headers: &HeaderMap) {
-    if let Some(turn) = read::turn_of(headers, caller.key.id) {
+    if let Some(turn) = names::turn_header(headers, caller.key.id) {
         app.pool.own(turn, lease.account.id, app.clock.now());
     }
 }

@@ -16,7 +16,7 @@ use poolgate_core::usage::TokenUsage;
 use tokio::time::Instant;
 
 use super::client_status;
-use super::read::Head;
+use super::peek::Head;
 use crate::app::App;
 use crate::error::{Dialect, Error};
 use crate::ledger::{AttemptRecord, Begin, End};

@@ -35,8 +35,10 @@ use super::attempt::{AttemptError, Target, authorize};
 use super::authenticate::Caller;
 use super::dispatch::{Dispatched, dispatch};
 use super::headers::name;
+use super::names::{socket_session, turn_header};
+use super::peek::{Head, Purpose};
 use super::prepare::Wanted;
-use super::read::{Head, Payload, Purpose, session_of, turn_of};
+use super::read::Payload;
 use super::relay::Outgoing;
 use super::route::{Contract, Endpoint};
 use super::settle::Record;
@@ -159,7 +161,7 @@ async fn handshake_of(
     let own: [u8; 16] = rand::random();
     let slot = Slot::default();
     let call = Call {
-        turn: turn_of(&head.headers, caller.key.id),
+        turn: turn_header(&head.headers, caller.key.id),
         query: head.uri.query().map(str::to_owned),
         gate: model_named(&head.headers).and_then(|model| app.gates.of(&model).cloned()),
         surface: Surface::Responses,
@@ -167,7 +169,7 @@ async fn handshake_of(
         head: Head {
             model: String::new(),
             stream: true,
-            session: Some(session_of(&head.headers, caller.key.id).unwrap_or(own)),
+            session: Some(socket_session(&head.headers, caller.key.id).unwrap_or(own)),
             owner: None,
             of_anyone: None,
             stores: false,

@@ -12,7 +12,7 @@
 use poolgate_core::account::Surface;
 
 use super::Call;
-use super::read::Purpose;
+use super::peek::Purpose;
 use crate::admission::{Bound, Overload, Permit};
 use crate::app::App;
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use poolgate::gateway::steps::{Payload, peek, strip, turn_in};
+use poolgate::gateway::steps::{Payload, peek, strip, turn_field};
 use poolgate::json::{Document, Invalid, MAX_DEPTH, MAX_MEMBERS, Patch, Scan, Text};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -163,7 +163,7 @@ fn understand(document: &Document) {
     let headers = HeaderMap::new();
     let payload =
         Payload { wire: document.text().clone(), encoding: None, document: document.clone() };
-    let _ = turn_in(document, 7);
+    let _ = turn_field(document, 7);
     for surface in SURFACES {
         if let Ok(head) = peek(surface, &headers, document, 7) {
             assert!(!head.model.trim().is_empty(), "a model has a name");

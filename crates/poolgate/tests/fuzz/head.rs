@@ -4,7 +4,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use http_body_util::BodyExt;
 use poolgate::error::Error;
 use poolgate::gateway::presented_key;
-use poolgate::gateway::steps::{dialect, route, session_of, to_client, to_upstream, turn_of};
+use poolgate::gateway::steps::{
+    dialect, route, socket_session, to_client, to_upstream, turn_header,
+};
 use poolgate::strict;
 
 /// Belongs to the hop, names another account, or is a credential.
@@ -52,10 +54,10 @@ pub fn run(input: &[u8]) {
     only_some_cross(&headers, &answered);
     let limit = |name: &HeaderName| name.as_str().starts_with("anthropic-ratelimit-");
     assert!(!answered.keys().any(limit), "one account's limits");
-    assert_eq!(session_of(&headers, 1).is_some(), session_of(&headers, 2).is_some());
-    let sessions = (session_of(&headers, 1), session_of(&headers, 2));
+    assert_eq!(socket_session(&headers, 1).is_some(), socket_session(&headers, 2).is_some());
+    let sessions = (socket_session(&headers, 1), socket_session(&headers, 2));
     assert!(sessions.0.is_none() || sessions.0 != sessions.1, "two keys share a session");
-    let _ = turn_of(&headers, 1);
+    let _ = turn_header(&headers, 1);
 }
 
 /// The same lines, ended as HTTP ends them, and as they came: what is taken has one end and no line

@@ -28,9 +28,9 @@ use crate::gateway::authenticate::Caller;
 use crate::gateway::dispatch::dispatch;
 use crate::gateway::headers::name;
 use crate::gateway::judge::observe_events;
-use crate::gateway::read::{
-    Head, Payload, Purpose, peek_within, scoped, session_in, session_of, turn_in,
-};
+use crate::gateway::names::{scoped, session_field, socket_session, turn_field};
+use crate::gateway::peek::{Head, Purpose, peek_within};
+use crate::gateway::read::Payload;
 use crate::gateway::relay::Relay;
 use crate::gateway::route::{Contract, Endpoint};
 use crate::gateway::settle::Record;
@@ -100,7 +100,7 @@ impl Session {
         let Call { caller, headers, query, turn, head, gate, .. } = call;
         Self {
             app,
-            is_named: session_of(&headers, caller.key.id).is_some(),
+            is_named: socket_session(&headers, caller.key.id).is_some(),
             caller,
             headers: Arc::new(alone(&headers)),
             query,
@@ -400,7 +400,7 @@ impl Session {
 
     /// Where a turn belongs: as the handshake says, else as it says itself, else at the socket's home.
     fn session(&mut self, document: &Document) -> SessionKey {
-        let name = session_in(Surface::Responses, document).filter(|_| !self.is_named);
+        let name = session_field(Surface::Responses, document).filter(|_| !self.is_named);
         match (name, &self.named) {
             (None, _) => self.home,
             (Some(name), Some((known, session))) if *name == **known => *session,
@@ -430,7 +430,7 @@ impl Session {
         refuse_anothers(&self.app, &head)?;
         let chained = self.is_chained(&mut head)?;
         Ok(Call {
-            turn: turn_in(&document, key.id)?.or(self.turn_state),
+            turn: turn_field(&document, key.id)?.or(self.turn_state),
             query: self.query.clone(),
             gate: match &self.asks {
                 (model, gate) if *model == head.model => gate.clone(),
