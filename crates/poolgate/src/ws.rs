@@ -2,13 +2,15 @@
 //! codes.
 //! Compression is declined.
 
+mod frames;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{SinkExt, Stream};
+use futures_util::{FutureExt, SinkExt, Stream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,12 +21,14 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
+use frames::Frames;
 pub use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// Whatever the bounds of request bodies are.
 const MESSAGE_MAX: usize = 64 << 20;
-/// Sockets are many, and most of them idle.
-const BUFFER: usize = 4 << 10;
+/// Sockets are many, and most of them idle: each keeps the first of these, and up to the second.
+const READ_BUFFER: usize = 1 << 10;
+const WRITE_BUFFER: usize = 4 << 10;
 /// Behind a close.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -36,12 +40,23 @@ const SILENT_MAX: u32 = 2;
 /// One end of a socket.
 #[derive(Debug)]
 pub struct Socket {
-    stream: WebSocketStream<TokioIo<Upgraded>>,
+    stream: WebSocketStream<Frames<TokioIo<Upgraded>>>,
+    role: Role,
+    buffers: Buffers,
     is_closing: bool,
     /// Since it was watched first. Not watched any more, it goes off once again at most: a turn that follows
     /// soon finds it running.
     pulse: Option<Pulse>,
     is_watched: bool,
+}
+
+/// The library's.
+#[derive(Debug, Default)]
+struct Buffers {
+    /// A message has passed that they had to grow for.
+    have_grown: bool,
+    /// Something was said that may not have left yet.
+    hold_unsent: bool,
 }
 
 /// Whether the other end is there (reliability §9). What is idle needs none.
@@ -89,13 +104,41 @@ impl Socket {
 
     async fn new(upgraded: Upgraded, role: Role, most: usize) -> Self {
         let config = WebSocketConfig::default()
-            .read_buffer_size(BUFFER)
-            .write_buffer_size(BUFFER)
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(WRITE_BUFFER)
             .max_message_size(Some(most))
             .max_frame_size(Some(most));
-        let stream = TokioIo::new(upgraded);
-        let stream = WebSocketStream::from_raw_socket(stream, role, Some(config)).await;
-        Self { stream, is_closing: false, pulse: None, is_watched: false }
+        let frames = Frames::new(TokioIo::new(upgraded));
+        let stream = WebSocketStream::from_raw_socket(frames, role, Some(config)).await;
+        Self {
+            stream,
+            role,
+            buffers: Buffers::default(),
+            is_closing: false,
+            pulse: None,
+            is_watched: false,
+        }
+    }
+
+    /// Between two messages, when all is sent, the library is exchanged for one whose buffers have not grown.
+    fn shed(&mut self, cx: &mut Context<'_>) {
+        if !self.buffers.have_grown || self.is_closing {
+            return;
+        }
+        if self.buffers.hold_unsent {
+            self.poll_flush(cx);
+        }
+        if !self.buffers.hold_unsent && self.stream.get_ref().is_between_messages() {
+            let config = *self.stream.get_config();
+            let frames = self.stream.get_mut().hand_over();
+            let fresh = WebSocketStream::from_raw_socket(frames, self.role, Some(config));
+            self.stream = fresh.now_or_never().expect("without a handshake there is no wait");
+            self.buffers.have_grown = false;
+        }
+    }
+
+    const fn note_size(&mut self, text: &Bytes) {
+        self.buffers.have_grown |= text.len() > WRITE_BUFFER;
     }
 
     /// The other end has said that it closes.
@@ -139,6 +182,7 @@ impl Socket {
             pulse.alarm.as_mut().reset(Instant::now() + pulse.every);
             // Who takes nothing answers nothing.
             if let Poll::Ready(Ok(())) = self.stream.poll_ready_unpin(cx) {
+                self.buffers.hold_unsent = true;
                 let _ = self.stream.start_send_unpin(Message::Ping(Bytes::new()));
                 let _ = self.stream.poll_flush_unpin(cx);
             }
@@ -148,6 +192,7 @@ impl Socket {
 
     /// `None`: the socket is closed or broken.
     pub fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<Option<Said>> {
+        self.shed(cx);
         loop {
             let Poll::Ready(message) = Pin::new(&mut self.stream).poll_next(cx) else {
                 return self.poll_pulse(cx).map(|()| None);
@@ -156,14 +201,22 @@ impl Socket {
                 pulse.heard = true;
             }
             return Poll::Ready(match message {
-                Some(Ok(Message::Text(text))) => Some(Said::Text(text.into())),
+                Some(Ok(Message::Text(text))) => {
+                    let text = text.into();
+                    self.note_size(&text);
+                    Some(Said::Text(text))
+                }
                 Some(Ok(Message::Binary(_))) => Some(Said::Binary),
                 Some(Err(Error::Capacity(_))) => Some(Said::TooLarge),
                 Some(Err(Error::Utf8(_))) => Some(Said::Malformed(CloseCode::Invalid)),
                 // Gone without a word, which is said in the same way.
                 Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => None,
                 Some(Err(Error::Protocol(_))) => Some(Said::Malformed(CloseCode::Protocol)),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                Some(Ok(Message::Ping(_))) => {
+                    self.buffers.hold_unsent = true;
+                    continue;
+                }
+                Some(Ok(Message::Pong(_) | Message::Frame(_))) => continue,
                 Some(Ok(Message::Close(_))) => {
                     self.is_closing = true;
                     // It is owed an answer, which waits to be sent.
@@ -186,12 +239,22 @@ impl Socket {
 
     /// To be sent with what follows; [`Self::flush`] is owed to it.
     pub async fn put(&mut self, text: Bytes) -> bool {
+        self.note_size(&text);
+        self.buffers.hold_unsent = true;
         let Ok(text) = Utf8Bytes::try_from(text) else { return false };
         self.stream.feed(Message::Text(text)).await.is_ok()
     }
 
     pub async fn flush(&mut self) -> bool {
-        self.stream.flush().await.is_ok()
+        let is_sent = self.stream.flush().await.is_ok();
+        self.buffers.hold_unsent &= !is_sent;
+        is_sent
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Ok(())) = self.stream.poll_flush_unpin(cx) {
+            self.buffers.hold_unsent = false;
+        }
     }
 
     /// Sends what is queued, as far as the other end takes it now; it is asked again with what is
@@ -199,12 +262,15 @@ impl Socket {
     pub fn poll_say(&mut self, cx: &mut Context<'_>, queue: &mut VecDeque<Bytes>) {
         while !queue.is_empty() {
             let Poll::Ready(Ok(())) = self.stream.poll_ready_unpin(cx) else { return };
-            let text = queue.pop_front().and_then(|text| Utf8Bytes::try_from(text).ok());
+            let Some(text) = queue.pop_front() else { break };
+            self.note_size(&text);
+            self.buffers.hold_unsent = true;
+            let text = Utf8Bytes::try_from(text).ok();
             if text.is_some_and(|text| self.stream.start_send_unpin(Message::Text(text)).is_err()) {
                 return;
             }
         }
-        let _ = self.stream.poll_flush_unpin(cx);
+        self.poll_flush(cx);
     }
 
     /// What the other end is still sending is read and dropped: unread, it would become a reset, which
@@ -215,7 +281,7 @@ impl Socket {
         let io = self.stream.get_mut();
         let _ = io.shutdown().await;
         // Not in the future, which every idle socket has.
-        let mut rest = vec![0; BUFFER];
+        let mut rest = vec![0; WRITE_BUFFER];
         let drop_rest = async { while io.read(&mut rest).await.is_ok_and(|read| read > 0) {} };
         let _ = timeout(LINGER, drop_rest).await;
     }
@@ -230,6 +296,8 @@ pub mod tests {
     use hyper::body::Incoming;
     use hyper::upgrade::OnUpgrade;
     use parking_lot::Mutex;
+    use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
     use super::*;
 
@@ -264,6 +332,40 @@ pub mod tests {
         let upgrade = upgrade.lock().take().unwrap();
         let ours = upgrade.await.unwrap();
         (Socket::server(ours, usize::MAX).await, Socket::client(theirs).await)
+    }
+
+    /// reliability §9: what is idle costs little, whatever was said.
+    #[tokio::test]
+    async fn behind_a_large_message_its_buffers_are_exchanged_and_nothing_is_lost() {
+        let (mut ours, mut theirs) = pair().await;
+        let large = Bytes::from("x".repeat(100_000));
+        let both = async { tokio::join!(ours.say(large.clone()), theirs.said()).1 };
+        assert!(matches!(both.await, Some(Said::Text(text)) if text == large));
+        assert!(
+            ours.buffers.have_grown && theirs.buffers.have_grown,
+            "by what was said, and heard"
+        );
+
+        // The next ones are here already, and of one of them a part.
+        let first = Message::Ping(Bytes::from_static(b"there?"));
+        let part = Frame::message("a ", OpCode::Data(Data::Text), false);
+        let rest = Frame::message("b", OpCode::Data(Data::Continue), true);
+        for message in [first, Message::Frame(part)] {
+            ours.stream.send(message).await.unwrap();
+        }
+        let silent = Duration::from_millis(50);
+        assert!(timeout(silent, theirs.said()).await.is_err(), "it has not ended");
+        assert!(!theirs.buffers.have_grown, "exchanged before that was read");
+        theirs.buffers.have_grown = true;
+        assert!(timeout(silent, theirs.said()).await.is_err());
+        assert!(theirs.buffers.have_grown, "not in the middle of a message");
+        ours.stream.send(Message::Frame(rest)).await.unwrap();
+        assert!(matches!(theirs.said().await, Some(Said::Text(text)) if text == "a b"));
+
+        assert!(timeout(silent, ours.said()).await.is_err(), "a pong is not told");
+        assert!(!ours.buffers.have_grown);
+        let back = async { tokio::join!(theirs.say(large.clone()), ours.said()).1 };
+        assert!(matches!(back.await, Some(Said::Text(text)) if text == large));
     }
 
     /// A ping at 30 s, another at 60 s, gone at 90 s.

@@ -16,6 +16,9 @@ use crate::socket_client::{Client, create, said};
 /// Both legs together, in KiB: the promise, and some for an unoptimised build.
 const MOST: u64 = 40;
 
+/// Bytes of a conversation as they are sent with each turn.
+const LONG: usize = 100_000;
+
 /// Resident memory of a process, in KiB.
 pub fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -79,7 +82,17 @@ async fn an_idle_socket_costs_little_and_leaves_nothing() {
     let each = (full - before) / u64::try_from(count).unwrap();
     println!("{each} KiB for each of {count} idle sockets");
     assert!(each <= MOST, "{each} KiB for each idle socket");
+    let long = create(&"a conversation ".repeat(LONG / 15));
+    let send = async |mut client: Client| {
+        assert_eq!(said(&client.turn(&long).await), "completed");
+        client
+    };
+    let clients: Vec<Client> = stream::iter(clients).map(send).buffer_unordered(4).collect().await;
     let all = clients.len();
+    let more = resident(pid).saturating_sub(full) / u64::try_from(all).unwrap();
+    println!("{more} KiB more for each, behind turns of {LONG} bytes");
+    assert!(each + more <= MOST, "{each} and {more} KiB for each idle socket");
+    let full = resident(pid);
     drop(clients);
     closed().await;
     let again = open(all).await;
