@@ -36,7 +36,7 @@ pub use refresh::RefreshContext;
 use source::{Seen, Unread};
 pub use source::{Source, Stored, place};
 pub use whose::Owner;
-use whose::Whose;
+use whose::{Told, Whose};
 
 use crate::admission::Overload;
 use crate::secret::sha256;
@@ -134,6 +134,8 @@ pub struct Credential {
     whose: Mutex<Whose>,
     /// Whose the provider says that it is.
     learnt: ArcSwapOption<Identity>,
+    /// The same, by the way.
+    told: Told,
 }
 
 /// However short its issuer says that a new token lives, it is not asked for another one before
@@ -163,6 +165,7 @@ impl Credential {
             flight: Mutex::new(None),
             whose: Mutex::default(),
             learnt: ArcSwapOption::empty(),
+            told: Told::default(),
         }
     }
 
@@ -381,7 +384,12 @@ impl Credential {
     pub fn names(&self) -> Vec<String> {
         let (in_use, learnt) = (self.in_use(), self.learnt.load_full());
         let all = in_use.iter().map(|loaded| &loaded.identity).chain(learnt.as_deref());
-        all.flat_map(Identity::names).map(str::to_owned).collect()
+        all.flat_map(Identity::names).map(str::to_owned).chain(self.told.names()).collect()
+    }
+
+    /// Whom an answer names as its owner.
+    pub fn note_told<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        self.told.note(names);
     }
 
     /// A token to use now. One that is due but still good is refreshed beside the request.

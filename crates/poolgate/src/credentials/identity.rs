@@ -21,6 +21,12 @@ pub struct Identity {
     pub email: Option<String>,
 }
 
+/// No text says it by chance: it is neither very short nor a word.
+pub fn is_telling(name: &str) -> bool {
+    name.len() >= if name.contains('@') { 5 } else { 8 }
+        && !name.bytes().all(|byte| byte.is_ascii_alphabetic())
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Likeness {
     Same,
@@ -46,15 +52,10 @@ impl Identity {
         }
     }
 
-    /// What no text says by chance: neither a very short one nor a word is among them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let is_telling = |name: &&str| {
-            name.len() >= if name.contains('@') { 5 } else { 8 }
-                && !name.bytes().all(|byte| byte.is_ascii_alphabetic())
-        };
         // The address first: another name may be a part of it.
         let all = [&self.email, &self.person, &self.organization];
-        all.into_iter().flatten().map(String::as_str).filter(is_telling)
+        all.into_iter().flatten().map(String::as_str).filter(|name| is_telling(name))
     }
 
     /// For people; `None`: there is nothing they would recognize.

@@ -4,6 +4,9 @@
 //! whatever another program writes there may be somebody else's: what was learnt about the person is
 //! forgotten then, and learnt anew.
 
+use parking_lot::Mutex;
+
+use super::identity::is_telling;
 use super::{Identity, Likeness, SignIn};
 
 /// How often it was exchanged, counted since the process started.
@@ -60,6 +63,30 @@ impl Whose {
     }
 }
 
+/// Names of its owner, as headers of answers tell them beside errors that quote them. A key says of itself
+/// whose it is nowhere else.
+#[derive(Debug, Default)]
+pub struct Told(Mutex<Vec<String>>);
+
+/// An organization and a project, and those before them.
+const TOLD_KEPT: usize = 8;
+
+impl Told {
+    pub fn note<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        for name in names.filter(|name| is_telling(name)) {
+            let mut known = self.0.lock();
+            if !known.iter().any(|other| other == name) {
+                known.truncate(TOLD_KEPT - 1);
+                known.insert(0, name.to_owned());
+            }
+        }
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.0.lock().clone()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use poolgate_core::account::Kind;
@@ -94,5 +121,15 @@ mod tests {
         whose.read([1; 32], &nobody);
         whose.renewed([2; 32]);
         assert_eq!(whose.read([2; 32], &nobody), Likeness::Same, "renewed by us");
+    }
+
+    #[test]
+    fn the_last_names_are_kept() {
+        let told = Told::default();
+        told.note(["acme-corp", "short", "anybodys", "acme-corp"].into_iter());
+        assert_eq!(told.names(), ["acme-corp"]);
+        let others: Vec<_> = (0..9).map(|n| format!("project-{n}")).collect();
+        told.note(others.iter().map(String::as_str));
+        assert_eq!((told.names().len(), told.names()[0].as_str()), (8, "project-8"));
     }
 }

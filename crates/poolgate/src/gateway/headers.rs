@@ -73,6 +73,11 @@ const RESPONSE_SINGLES: [&str; 10] = [
 const RESPONSE_NEVER: [&str; 3] =
     ["openai-organization", "openai-project", "anthropic-organization-id"];
 
+/// Those of an answer.
+pub fn owners(upstream: &HeaderMap) -> impl Iterator<Item = &str> {
+    RESPONSE_NEVER.iter().filter_map(|name| upstream.get(*name)?.to_str().ok())
+}
+
 fn in_family(name: &str) -> bool {
     FAMILIES.iter().any(|family| name.starts_with(family))
 }

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::attempt::AttemptError;
 use super::decoded::decoded;
 use super::failure::as_the_pools;
+use super::headers::owners;
 use super::opening::{Opened, Opening, open};
 use super::read::{decode, encoding};
 use super::scrub::scrub;
@@ -89,6 +90,7 @@ pub async fn judge(
     let now = app.clock.now();
     let (mut head, body) = response.into_parts();
     if head.extensions.get::<Ours>().is_none() {
+        account.credential.note_told(owners(&head.headers));
         observe_headers(app, account, ask, &head.headers, now);
     }
     if !head.status.is_success() {

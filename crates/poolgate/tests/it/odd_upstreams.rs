@@ -134,6 +134,37 @@ async fn an_encoding_that_nobody_asked_for_hides_no_secret() {
     h.finish().await;
 }
 
+/// spec §6: whose account it is, a key does not say, but the headers beside the error that quotes it do.
+#[tokio::test]
+async fn an_error_does_not_name_the_organization_that_its_headers_name() {
+    let message = "Rate limit reached for organization Acme-corp-7h2k1 in project proj-9 on tokens";
+    let error = json!({"error": {"code": "odd", "type": "odd", "message": message}}).to_string();
+    let text = r#"{"type":"response.output_text.delta","delta":"a"}"#;
+    let in_stream =
+        format!("data: {text}\n\ndata: {}\n\n", error.replacen('{', r#"{"type":"error","#, 1));
+    for (status, kind, body) in
+        [(400, "application/json", error), (200, "text/event-stream", in_stream)]
+    {
+        let answer = format!(
+            "HTTP/1.1 {status} -\r\ncontent-type: {kind}\r\nopenai-project: proj-9\r\n\
+             openai-organization: acme-corp-7h2k1\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let h = with(move |mut stream, _| {
+            let answer = answer.clone();
+            async move {
+                heard(&mut stream).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        })
+        .await;
+        let got = h.post("/v1/responses", &responses("hi", true)).await;
+        assert_eq!(got.status.as_u16(), status);
+        assert!(got.text().contains("organization [removed] in project proj-9"), "{}", got.text());
+        h.finish().await;
+    }
+}
+
 /// spec §6: nor does an error in a stream, in however many pieces it comes.
 #[tokio::test]
 async fn an_error_that_comes_in_pieces_hides_no_secret() {
