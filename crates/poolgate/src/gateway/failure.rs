@@ -1,6 +1,6 @@
 //! An upstream's error as a client may hear it, in an event or as a body: in its own words, and with nothing
 //! of the limits of the account that was asked. Headers in it become the pool's; what else it tells of quota
-//! is cut out. Whose account it is, `scrub` removes.
+//! is cut out. Whose account it is, `scrub` removes, where it is known.
 
 use bytes::Bytes;
 use poolgate_core::units::Timestamp;
@@ -17,18 +17,21 @@ pub fn is_failure(kind: &[u8]) -> bool {
     matches!(kind, b"error" | b"response.failed")
 }
 
-/// What Codex's backend tells beside the words of a refusal, and in its event about limits (wire §3, §4).
-const FIGURES: [&str; 6] = [
+/// What Codex's backend tells beside the words of a refusal, and in its event about limits (wire §3, §4); and
+/// whose key it is, by `OpenRouter`.
+const FIGURES: [&str; 7] = [
     "plan_type",
     "resets_at",
     "resets_in_seconds",
     "rate_limits",
     "rate_limit_reached_type",
     "credits",
+    "user_id",
 ];
 
-/// Where they stand beside the top: in which objects, and in which inside those.
-const INSIDE: [&[&str]; 2] = [&["error", "response", "detail"], &["error"]];
+/// Where they stand beside the top: in which objects, and in which inside those. `OpenRouter` tells a key's
+/// limits in `error.metadata.headers`.
+const INSIDE: [&[&str]; 2] = [&["error", "response", "detail"], &["error", "metadata"]];
 
 /// `None`: it may pass as it is. `limits` are those of the pool, as headers. What cannot be read might tell
 /// anything.
@@ -116,6 +119,12 @@ mod tests {
                 r#"{"response":{"id":"r","headers":{},"error":{"resets_in_seconds":9,"code":"c"}}}"#,
                 Some(format!(
                     r#"{{"response":{{"id":"r","headers":{pools},"error":{{"code":"c"}}}}}}"#
+                )),
+            ),
+            (
+                r#"{"error":{"message":"m","code":400,"metadata":{"headers":{"X-RateLimit-Remaining":"7"},"raw":"r"}},"user_id":"user_2kX"}"#,
+                Some(format!(
+                    r#"{{"error":{{"message":"m","code":400,"metadata":{{"headers":{pools},"raw":"r"}}}}}}"#
                 )),
             ),
             (r#"{"detail":{"code":"c","credits":{}}}"#, Some(r#"{"detail":{"code":"c"}}"#.into())),
