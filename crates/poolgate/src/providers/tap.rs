@@ -26,6 +26,7 @@ use crate::sse::{Event, Scanner};
 static USAGE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"usage\""));
 
 static STOPPED: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"finish_reason\""));
+static ERROR: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"error\""));
 static FAILED: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"failed\""));
 
 /// An error alone is no longer.
@@ -313,7 +314,8 @@ impl Tap {
         if data == b"[DONE]" {
             return self.finish();
         }
-        if kind == b"error" || data.starts_with(b"{\"error\"") {
+        if kind == b"error" || data.starts_with(b"{\"error\"") || is_failed_chunk(data) {
+            self.read_usage(data);
             return self.fail(data);
         }
         self.stopped |=
@@ -324,14 +326,12 @@ impl Tap {
         if !self.semantic {
             let chunk: Chunk<'_> = serde_json::from_slice(data).unwrap_or_default();
             self.semantic = chunk.has_output();
-            if self.error.is_none() && chunk.error.is_some() {
-                self.fail(data);
-            }
         }
     }
 
     fn finish(&mut self) {
-        self.semantic = true;
+        // Behind an error the end is no output, in one piece with it or not.
+        self.semantic |= self.error.is_none();
         self.finished = true;
     }
 
@@ -388,6 +388,18 @@ fn failure_in(body: &[u8]) -> bool {
         })
 }
 
+/// A chunk with an error of its own, as `OpenRouter` tells one: it says that the choice has ended, too, and is
+/// neither output nor its end. In a text the quotes would be escaped.
+fn is_failed_chunk(chunk: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Told {
+        #[serde(default)]
+        error: Option<IgnoredAny>,
+    }
+    let told = || serde_json::from_slice::<Told>(chunk);
+    ERROR.find(chunk).is_some() && told().is_ok_and(|told| told.error.is_some())
+}
+
 /// Most chunks have none, or say that it is null.
 fn tells_usage(chunk: &[u8]) -> bool {
     USAGE.find_iter(chunk).any(|at| {
@@ -428,8 +440,6 @@ pub fn event_kind(data: &[u8]) -> &[u8] {
 struct Chunk<'a> {
     #[serde(borrow, default)]
     choices: Vec<ChunkChoice<'a>>,
-    #[serde(default)]
-    error: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]

@@ -106,8 +106,25 @@ fn finds_errors_before_output() {
         (Surface::Messages, data(&[START, overloaded]), "", "overloaded_error"),
         (Surface::Chat, data(&[r#"{"error":{"code":"c","type":"t"}}"#]), "c", "t"),
         (Surface::Chat, data(&[r#"{"id":1,"error":{"code":"c","type":"t"}}"#]), "c", "t"),
+        (
+            Surface::Chat,
+            data(&[
+                ROLE,
+                r#"{"id":"c1","error":{"code":"c","type":"t"},"choices":[{"delta":{"content":""},"finish_reason":"error"}]}"#,
+            ]),
+            "c",
+            "t",
+        ),
     ];
-    for (surface, stream, code, kind) in cases {
+    let ended = cases.clone().map(|(surface, stream, code, kind)| {
+        let end = match surface {
+            Surface::Responses => r#"{"type":"response.completed"}"#,
+            Surface::Messages => r#"{"type":"message_stop"}"#,
+            _ => "[DONE]",
+        };
+        (surface, stream + &data(&[end]), code, kind)
+    });
+    for (surface, stream, code, kind) in cases.into_iter().chain(ended) {
         let tap = tap(surface, &stream);
         let error = tap.error.as_ref().expect("an error");
         assert_eq!((error.code.as_str(), error.kind.as_str()), (code, kind), "{stream}");
@@ -156,11 +173,22 @@ fn counts_tokens_in_every_dialect() {
 /// What goes wrong behind output is known for what it is, whatever is said behind it.
 #[test]
 fn finds_errors_of_a_chat_behind_output() {
-    let text = r#"{"id":"c1","choices":[{"index":0,"delta":{"content":"a"}}]}"#;
-    let error = r#"{"error":{"message":"no","code":"server_error"}}"#;
-    let tap = tap(Surface::Chat, &data(&[ROLE, text, error, "[DONE]"]));
-    assert!(tap.semantic && tap.finished);
-    assert_eq!(tap.error.unwrap().code, "server_error");
+    let text =
+        r#"{"id":"c1","choices":[{"index":0,"delta":{"content":"\"error\":{"}}],"error":null}"#;
+    let choice = r#"{"index":0,"delta":{"content":""},"finish_reason":"error"}"#;
+    let error = r#""error":{"message":"no","code":"server_error"}"#;
+    for error in [
+        format!("{{{error}}}"),
+        format!(r#"{{"id":"c1",{error},"choices":[{choice}],"usage":{{"prompt_tokens":3}}}}"#),
+        format!(r#"{{"id":"c1","choices":[{choice}], {error}}}"#),
+    ] {
+        let tap = tap(Surface::Chat, &data(&[ROLE, text, &error, "[DONE]"]));
+        assert!(tap.semantic && tap.finished, "{error}");
+        assert_eq!(tap.usage.input.is_some(), error.contains("usage"), "{error}");
+        assert_eq!(tap.error.unwrap().code, "server_error", "{error}");
+    }
+    let mut tap = tap(Surface::Chat, &data(&[ROLE, text, "[DONE]"]));
+    assert!(tap.end() && tap.error.is_none(), "{text}");
 }
 
 #[test]

@@ -341,6 +341,26 @@ async fn three_pages_are_an_outage_and_no_fault_of_the_request() {
     }
 }
 
+/// spec §6: an error in a stream, as `OpenRouter` tells it, which ends the choice in the same chunk.
+#[tokio::test]
+async fn a_chat_that_fails_in_a_chunk_has_failed() {
+    let path = "/v1/chat/completions";
+    let text = r#"data: {"id":"c","choices":[{"index":0,"delta":{"content":"a"}}]}"#;
+    let failed = r#"data: {"id":"c","error":{"code":"server_error","message":"gone"},"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}"#;
+    let (h, a) = two().await;
+    a.fault(answer(200, "text/event-stream", &format!("{failed}\n\ndata: [DONE]\n\n"))).times(2);
+    let got = h.post(path, &chat("hi", true)).await;
+    assert!(got.status == 200 && !got.text().contains("gone"), "{}", got.text());
+    assert_eq!(h.asked(), ["a", "a", "b"], "before output, somebody else serves");
+    let whole = format!("{text}\n\n{failed}\n\ndata: [DONE]\n\n");
+    a.fault(answer(200, "text/event-stream", &whole)).times(1);
+    assert_eq!(h.post(path, &chat("again", true)).await.text(), whole);
+    h.outcomes().await;
+    let rows = h.rows("SELECT outcome, code FROM requests ORDER BY id").await;
+    assert_eq!(rows, [["complete", "NULL"], ["upstream_broke", "server_error"]]);
+    h.finish().await;
+}
+
 /// spec §6: one classification, whatever the status says.
 #[tokio::test]
 async fn a_failure_that_says_200_is_one() {
