@@ -369,7 +369,9 @@ impl Relay {
                 splitter.pass(&data, limits)
             }
             None if self.opening.tap.is_event_stream() && !self.opening.tap.is_in_messages() => {
-                self.torn.pass(data)
+                // Of what is held, nothing is known but of all together.
+                let is_last = self.opening.held.is_empty();
+                self.torn.pass(data, is_last && self.opening.tap.is_between_events())
             }
             None => data,
         };

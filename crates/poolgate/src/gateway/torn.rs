@@ -14,9 +14,9 @@ const HELD_MAX: usize = 64 << 10;
 pub struct Torn(Vec<u8>);
 
 impl Torn {
-    /// The bytes that may go on now.
-    pub fn pass(&mut self, bytes: Bytes) -> Bytes {
-        if self.0.is_empty() && is_event_end(&bytes) {
+    /// The bytes that may go on now. `is_between`: an event is known to end with them, whichever its lines' ends.
+    pub fn pass(&mut self, bytes: Bytes, is_between: bool) -> Bytes {
+        if self.0.is_empty() && (is_between || is_event_end(&bytes)) {
             return bytes;
         }
         let mut all = bytes;
@@ -25,7 +25,7 @@ impl Torn {
             all = std::mem::take(&mut self.0).into();
         }
         let end = last_end(&all);
-        if may_be_an_error(&all[end..]) {
+        if !is_between && may_be_an_error(&all[end..]) {
             self.0 = all.split_off(end).into();
         }
         all
@@ -62,7 +62,7 @@ mod tests {
         let mut all: Vec<Bytes> = stream
             .as_bytes()
             .chunks(size)
-            .map(|piece| torn.pass(Bytes::copy_from_slice(piece)))
+            .map(|piece| torn.pass(Bytes::copy_from_slice(piece), false))
             .collect();
         all.push(torn.rest());
         let text = |piece: Bytes| String::from_utf8(piece.into()).unwrap();
@@ -96,6 +96,11 @@ mod tests {
         let text = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\"}\n\n";
         assert_eq!(pieces(&text.repeat(2), text.len() / 2 + 1).len(), 4);
         assert_eq!(pieces(text, text.len()), [text]);
+        let mut torn = Torn::default();
+        let old = Bytes::from_static(b"data: an error, of old\r\r");
+        assert_eq!(torn.pass(old.clone(), true), old);
+        assert_eq!(torn.pass(old.slice(..9), false), "");
+        assert_eq!(torn.pass(old.slice(9..), true), old);
         let endless = format!("data: an error {}", "x".repeat(4 * HELD_MAX));
         let first = &pieces(&endless, HELD_MAX)[0];
         assert!(first.len() > HELD_MAX, "{}", first.len());
