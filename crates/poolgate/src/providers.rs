@@ -30,6 +30,14 @@ pub fn readings(family: Family, headers: &HeaderMap, now: Timestamp) -> Vec<Read
     }
 }
 
+/// The additional limit that a refusal says is spent; `None`: the ordinary one, or none named.
+pub fn active_limit(family: Family, headers: &HeaderMap) -> Option<String> {
+    match family {
+        Family::OpenAi => openai::active_limit(headers),
+        Family::Anthropic => anthropic::active_limit(headers),
+    }
+}
+
 /// A header as text, trimmed; `None` when absent or not text.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)

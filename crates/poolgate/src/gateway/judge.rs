@@ -29,7 +29,7 @@ use crate::credentials::CredentialError;
 use crate::egress::{Received, SendError};
 use crate::error::Error;
 use crate::pool::Account;
-use crate::providers::{ErrorFields, Tap, openai, readings, retry_after};
+use crate::providers::{ErrorFields, Tap, active_limit, readings, retry_after};
 
 /// Most of an error body that is read, and relayed.
 const ERROR_MAX: usize = 1 << 20;
@@ -211,7 +211,7 @@ async fn judge_failure(
         status,
         retry_after: retry_after(&head.headers, now),
         html: has_type(&head.headers, "text/html"),
-        limit: openai::active_limit(&head.headers),
+        limit: active_limit(ask.surface.family(), &head.headers),
     };
     let outcome = classify_fields(app, account, ask, &refusal, &fields, now);
     let text = if fields.message.is_empty() {
@@ -331,7 +331,7 @@ fn judge_event(
         status: status_of(fields, ask),
         retry_after: retry_after(&fields.headers, now),
         html: false,
-        limit: openai::active_limit(&fields.headers),
+        limit: active_limit(ask.surface.family(), &fields.headers),
     };
     classify_fields(app, account, ask, &head, fields, now)
 }

@@ -80,6 +80,14 @@ fn claimed(headers: &HeaderMap) -> Option<Reading> {
     Some(name.reading(Some(Fraction::ONE), Some(resets_at)))
 }
 
+/// The limit of a model family that a refusal says is spent: of whichever model was refused.
+pub fn active_limit(headers: &HeaderMap) -> Option<String> {
+    match claimed(headers)?.limit {
+        Limit::Named(name) => Some(name),
+        Limit::Ordinary => None,
+    }
+}
+
 /// The claim of a model family's limit, which is also its name in usage answers.
 fn family(claim: &str) -> Option<&str> {
     claim.strip_prefix("seven_day_").filter(|family| !family.is_empty()).and(Some(claim))

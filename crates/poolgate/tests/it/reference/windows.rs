@@ -208,7 +208,7 @@ async fn sub2api_p19_a_probe_that_finds_the_same_pauses_again() {
 /// sub2api R9. A family's window is told by name, or by a claim alone.
 #[tokio::test]
 async fn sub2api_r9_a_model_familys_limit_leaves_other_models_alone() {
-    for window in [true, false] {
+    for claimed in [None, Some("seven_day_opus"), Some("seven_day_unheard_of")] {
         let (h, (c, _)) = Harness::start(|s: &mut Setup| {
             s.in_order();
             (s.claude("c"), s.claude("d"))
@@ -218,10 +218,10 @@ async fn sub2api_r9_a_model_familys_limit_leaves_other_models_alone() {
         let of_window = [("7d_oi-status", "rejected"), ("7d_oi-reset", at.as_str())];
         let claim = [
             ("status", "rejected"),
-            ("representative-claim", "seven_day_opus"),
+            ("representative-claim", claimed.unwrap_or_default()),
             ("reset", at.as_str()),
         ];
-        let told = if window { &of_window[..] } else { &claim[..] };
+        let told = if claimed.is_none() { &of_window[..] } else { &claim[..] };
         let name = |name: &str| format!("anthropic-ratelimit-unified-{name}");
         let told: Vec<_> = told.iter().map(|(part, value)| (name(part), *value)).collect();
         let mut headers: Vec<_> =
