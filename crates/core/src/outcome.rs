@@ -261,6 +261,9 @@ const INPUT: [&str; 14] = [
     "failed_to_download_image",
 ];
 
+/// What the request goes on from is not there (any more).
+pub const LOST_CHAIN: &str = "previous_response_not_found";
+
 /// Whether an error event says that the request itself is not to be answered, whichever status it has.
 pub fn is_policy_block(code: &str, kind: &str) -> bool {
     POLICY.contains(&code) || POLICY.contains(&kind)
@@ -282,7 +285,7 @@ pub fn status_of_event(family: Family, code: &str, kind: &str) -> u16 {
         403
     } else if says(&["model_not_found", "not_found_error"]) {
         404
-    } else if says(&["invalid_request_error", "context_length_exceeded"])
+    } else if says(&["invalid_request_error", "context_length_exceeded", LOST_CHAIN])
         || says(&POLICY)
         || says(&FOREIGN)
         || INPUT.contains(&code)

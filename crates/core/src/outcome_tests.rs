@@ -123,7 +123,7 @@ fn an_event_has_the_status_that_fits_it() {
         (400, &["invalid_prompt", "invalid_request_error", "invalid_image", "invalid_image_format", "invalid_base64_image",
             "invalid_image_url", "invalid_image_mode", "image_too_large", "image_too_small", "image_parse_error",
             "image_content_policy_violation", "image_file_too_large", "image_file_not_found", "unsupported_image_media_type",
-            "empty_image_file", "failed_to_download_image"]),
+            "empty_image_file", "failed_to_download_image", "previous_response_not_found"]),
         (503, &["server_is_overloaded"]),
     ];
     for (want, words) in cases {

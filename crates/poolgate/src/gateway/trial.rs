@@ -22,6 +22,7 @@ use crate::app::App;
 use crate::credentials::{Bearer, CredentialError};
 use crate::error::Error;
 use crate::pool::{Account, Lease};
+use crate::providers::ErrorFields;
 
 pub enum Tried {
     Done(Dispatched),
@@ -191,9 +192,22 @@ async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<A
             let told = Box::pin(bridge::in_events(app, call, account, answer)).await;
             told.map(Answered::Stream)
         }
+        Judged::Good(answer) if is_lost_chain(call, &answer) => {
+            let told = judge_error(&AttemptError::ChainLost);
+            Err(Box::new(Bad { status: answer.refused.map(|(_, status)| status), ..told }))
+        }
         Judged::Good(answer) => Ok(Answered::Stream(answer)),
         Judged::Bad(bad) => Err(bad),
     }
+}
+
+/// On a socket, where it has one remedy and clients know one form of it: Codex asks the same again behind a
+/// `response.failed`, and sends all of it behind an error of that code (wire §2.4, §4).
+fn is_lost_chain(call: &Call, answer: &Answer) -> bool {
+    let goes_on =
+        call.over.as_ref().is_some_and(|over| over.is_chained() || call.head.owner.is_some());
+    let fields = answer.opening.tap.error.as_ref();
+    goes_on && answer.refused.is_some() && fields.is_some_and(ErrorFields::is_lost_chain)
 }
 
 /// One answer for a client that does not stream, which has seen nothing yet: what the stream says of a

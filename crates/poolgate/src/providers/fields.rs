@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use poolgate_core::account::Family;
+use poolgate_core::outcome::LOST_CHAIN;
 use poolgate_core::units::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -90,6 +91,12 @@ impl ErrorFields {
         let headers = envelope.headers.as_ref().and_then(Value::as_object);
         fields.headers = headers.into_iter().flatten().filter_map(header).collect();
         fields
+    }
+
+    /// What the request goes on from is not there; not everybody has a code for it (codex-lb 5.5).
+    pub fn is_lost_chain(&self) -> bool {
+        self.code == LOST_CHAIN
+            || self.code.is_empty() && self.told["param"] == "previous_response_id"
     }
 
     /// As the body of an answer, for a client that is told by a status.

@@ -415,3 +415,37 @@ async fn a_leg_that_takes_no_more_turns_is_left_between_two() {
     drop(client);
     h.finish().await;
 }
+
+/// codex-lb 5.5: whichever way it is said; Codex sends all of it behind one of them (wire 2.4).
+#[tokio::test]
+async fn a_response_that_the_upstream_has_lost_is_told_in_one_form() {
+    let code = "previous_response_not_found";
+    let param = json!({"type": "invalid_request_error", "param": "previous_response_id"});
+    let failed = json!({"id": "resp_2", "status": "failed", "error": {"code": code}});
+    let forms = [
+        json!({"type": "error", "status": 400, "error": {"code": code}}),
+        json!({"type": "error", "error": {"code": code, "message": "m"}}),
+        json!({"type": "error", "code": code, "message": "m", "sequence_number": 0}),
+        json!({"type": "error", "status": 400, "error": param}),
+        json!({"type": "response.failed", "response": failed}),
+    ];
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    let whole = ["response.created", "response.completed"].map(|kind| event(kind, "resp_1"));
+    for form in &forms {
+        client.send(&create("hi")).await;
+        heard(&mut upstream).await;
+        tell(&mut upstream, &whole).await;
+        let first = client.rest_of_turn().await;
+        client.send(&chained("more", &id(&first))).await;
+        heard(&mut upstream).await;
+        tell(&mut upstream, std::slice::from_ref(form)).await;
+        let told = client.rest_of_turn().await.pop().unwrap();
+        let told = (&told["type"], &told["status"], &told["error"]["code"]);
+        assert_eq!(told, (&json!("error"), &json!(400), &json!(code)), "{form}");
+    }
+    let attempts = h.rows("SELECT DISTINCT outcome FROM attempts WHERE status != 200").await;
+    assert_eq!(attempts, [["request_fault"]], "nobody's failure");
+    drop((client, upstream));
+    h.finish().await;
+}
