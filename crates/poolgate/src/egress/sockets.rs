@@ -34,11 +34,14 @@ pub struct Leg {
     /// The client has said more than its turns. What the upstream says to that comes at any time, and an
     /// error among it names no turn.
     interjected: bool,
+    /// The turn before ended in `response.failed`, and the next one has not begun. Some tell a failure twice, and
+    /// the error behind names no turn either.
+    failed: bool,
 }
 
 impl Leg {
     pub fn new(account: AccountId, mark: u64, socket: Socket) -> Self {
-        Self { account, mark, socket, before: None, interjected: false }
+        Self { account, mark, socket, before: None, interjected: false, failed: false }
     }
 }
 
@@ -193,7 +196,9 @@ impl Turn {
         let first = timeout(wait, turn.hear_first()).await;
         let first = first.map_err(|_| NotBegun::Failed(SendError::Timeout))?;
         let Some(first) = first else { return Err(ended(turn.leg.as_deref())) };
-        let is_of_another = event_kind(&first) == b"error" && turn.is_interjected();
+        let has_failed = turn.leg.as_mut().is_some_and(|leg| std::mem::take(&mut leg.failed));
+        let may_be_anothers = has_failed || turn.is_interjected();
+        let is_of_another = event_kind(&first) == b"error" && may_be_anothers;
         if is_of_another || end_of_turn(&first) == Some(End::Leg) {
             return Err(NotBegun::Closed);
         }
@@ -276,6 +281,7 @@ impl Turn {
                 let is_certain = !self.is_interjected() || event_kind(&text) != b"error";
                 if let Some(mut leg) = self.leg.take().filter(|_| is_certain) {
                     leg.before = self.response.take().or(leg.before);
+                    leg.failed = event_kind(&text) == b"response.failed";
                     leg.socket.unwatch();
                     self.slot.put(leg);
                 }

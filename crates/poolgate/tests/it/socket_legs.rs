@@ -449,3 +449,29 @@ async fn a_response_that_the_upstream_has_lost_is_told_in_one_form() {
     drop((client, upstream));
     h.finish().await;
 }
+
+/// codex-lb 5.7: an error that is not certain to be about a turn is not taken for its answer.
+#[tokio::test]
+async fn a_failure_that_is_told_twice_is_one() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let error = json!({"code": "server_error", "message": "m"});
+    let failed = json!({"type": "response.failed",
+        "response": {"id": "resp_1", "status": "failed", "error": error}});
+    let again = json!({"type": "error", "status": 500, "error": error});
+    tell(&mut upstream, &[event("response.created", "resp_1"), failed, again]).await;
+    // Asked once more there, it is asked on a leg on which nothing is left of the failure.
+    heard(&mut upstream).await;
+    let mut upstream = accept(&listener).await;
+    heard(&mut upstream).await;
+    let second = ["response.created", "response.completed"].map(|kind| event(kind, "resp_2"));
+    tell(&mut upstream, &second).await;
+    let events = client.rest_of_turn().await;
+    assert_eq!((said(&events).as_str(), id(&events).as_str()), ("completed", "resp_2"));
+    let failures = h.rows("SELECT COUNT(*) FROM attempts WHERE outcome = 'upstream_error'").await;
+    assert_eq!(failures, [["1"]]);
+    drop((client, upstream));
+    h.finish().await;
+}
