@@ -337,7 +337,8 @@ fn answer(
                 surface,
                 model: request_head.model,
                 key: caller.key,
-                stores: request_head.stores && lease.account.kind != Kind::Codex,
+                // No upstream keeps what none has made.
+                stores: request_head.stores && lease.account.kind != Kind::Codex && !is_ours,
                 gate,
                 deadline,
                 is_ours,

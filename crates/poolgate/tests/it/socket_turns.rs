@@ -107,6 +107,24 @@ async fn the_handshakes_turn_is_not_told_of_the_next() {
     h.finish().await;
 }
 
+/// codex-lb I12: an upstream that keeps responses does not know the one that we have made in its place.
+#[tokio::test]
+async fn nobody_is_asked_to_go_on_from_a_warm_up_of_ours() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    without_sockets(&a);
+    let mut client = connect(&h, &[]).await.unwrap();
+    let mut frame = json!({"type": "response.create", "model": "gpt-5.5", "input": "hi"});
+    frame["generate"] = json!(false);
+    let warm = client.turn(&frame).await;
+    assert_eq!(said(&warm), "completed");
+    frame["generate"] = json!(true);
+    frame["previous_response_id"] = json!(id(&warm));
+    assert_eq!(said(&client.turn(&frame).await), "previous_response_not_found");
+    assert!(posts(&h).is_empty(), "it could only refuse");
+    drop(client);
+    h.finish().await;
+}
+
 /// codex-lb I9: where the upstream keeps responses, it can go on from them.
 #[tokio::test]
 async fn a_stored_response_is_gone_on_from_over_http_and_on_another_socket() {
