@@ -259,7 +259,7 @@ impl Relay {
         });
         self.settle(outcome);
         if let Some(fields) = late {
-            self.record.coded(&fields.code);
+            self.record.coded(fields.name());
         }
         if let Some(id) = self.opening.tap.response_id.take().filter(|_| self.stores) {
             self.app.pool.own_response(

@@ -99,6 +99,12 @@ impl ErrorFields {
             || self.code.is_empty() && self.told["param"] == "previous_response_id"
     }
 
+    /// What it is called: some name errors by their type, and have no codes.
+    pub fn name(&self) -> &str {
+        let is_of_event = matches!(self.kind.as_str(), "error" | "response.failed");
+        if self.code.is_empty() && !is_of_event { &self.kind } else { &self.code }
+    }
+
     /// As the body of an answer, for a client that is told by a status.
     pub fn body(&self, family: Family, status: StatusCode) -> Bytes {
         let mut error = match &self.told {
@@ -232,6 +238,19 @@ mod tests {
         assert_eq!((fields.status, fields.headers.len()), (Some(429), 2));
         assert_eq!(retry_after(&fields.headers, NOW), Some(Duration::from_secs(30)));
         assert_eq!(fields.headers["x-codex-active-limit"], "codex_x");
+    }
+
+    #[test]
+    fn an_error_is_called_by_its_code_or_its_type() {
+        for (event, want) in [
+            (r#"{"type":"error","error":{"code":"c","type":"t"}}"#, "c"),
+            (r#"{"type":"error","error":{"type":"overloaded_error"}}"#, "overloaded_error"),
+            (r#"{"type":"error","code":"c"}"#, "c"),
+            (r#"{"type":"error","message":"m"}"#, ""),
+            (r#"{"type":"response.failed","response":{"error":null}}"#, ""),
+        ] {
+            assert_eq!(ErrorFields::read(event.as_bytes(), NOW).name(), want, "{event}");
+        }
     }
 
     #[test]

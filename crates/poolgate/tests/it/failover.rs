@@ -200,6 +200,12 @@ async fn an_error_event_after_output_is_relayed_as_it_came() {
     let got = h.post("/v1/messages", &messages("hi [[events=5]]", true)).await;
     assert_eq!(got.text().matches("event: error").count(), 1, "{}", got.text());
     assert_eq!(h.asked(), ["c"]);
+    let rows = h.rows("SELECT code FROM requests").await;
+    assert_eq!(
+        rows,
+        [["overloaded_error"]],
+        "spec §10: Anthropic's errors have a type and no code"
+    );
     h.finish().await;
 }
 
