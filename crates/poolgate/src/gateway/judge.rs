@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -36,6 +36,9 @@ const ERROR_MAX: usize = 1 << 20;
 /// Most of it that is logged, already scrubbed: of the whole, so that no piece of a token is left.
 const LOGGED_MAX: usize = 4 << 10;
 const ERROR_FOR: Duration = Duration::from_secs(10);
+/// A pause of this length in it is its end: another account could have answered, and a client's handshake
+/// waits for 15 s.
+const ERROR_PAUSE: Duration = Duration::from_secs(3);
 /// A stream ends a moment after its error, or stays open with nothing of worth to come.
 const REST_FOR: Duration = Duration::from_millis(500);
 
@@ -202,10 +205,7 @@ async fn judge_failure(
     now: Timestamp,
 ) -> Bad {
     let status = head.status.as_u16();
-    let read = tokio::time::timeout(ERROR_FOR, Limited::new(body, ERROR_MAX).collect()).await;
-    let body =
-        read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let body = readable(&mut head.headers, body).await;
+    let body = readable(&mut head.headers, error_body(body).await).await;
     let fields = ErrorFields::read(&body, now);
     let refusal = Refusal {
         status,
@@ -233,6 +233,19 @@ async fn judge_failure(
     let says_when = fields.resets_at.is_some() || head.headers.contains_key(header::RETRY_AFTER);
     let reply = Some(Reply { head, body, is_own, says_when });
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }
+}
+
+/// As much of it as comes.
+async fn error_body(mut body: Received) -> Bytes {
+    let until = Instant::now() + ERROR_FOR;
+    let mut all = BytesMut::new();
+    while all.len() <= ERROR_MAX {
+        let soon = until.min(Instant::now() + ERROR_PAUSE);
+        let Ok(Some(Ok(frame))) = timeout_at(soon, body.frame()).await else { return all.freeze() };
+        all.extend_from_slice(&frame.into_data().unwrap_or_default());
+    }
+    // So large a one is not told, and a part of it might tell what the whole would not.
+    Bytes::new()
 }
 
 /// An error that no rule can be applied to: the words that were found in it, and nothing else.
