@@ -143,6 +143,8 @@ impl Slot {
             if let Some(Said::Text(text)) = said
                 && end_of_turn(&text) != Some(End::Leg)
             {
+                // The one behind a failure, if any was to come.
+                leg.failed &= event_kind(&text) != b"error";
                 return Poll::Ready(Some(text));
             }
             *slot = None;

@@ -29,9 +29,16 @@ const FIGURES: [&str; 7] = [
     "user_id",
 ];
 
-/// Where they stand beside the top: in which objects, and in which inside those. `OpenRouter` tells a key's
-/// limits in `error.metadata.headers`.
-const INSIDE: [&[&str]; 2] = [&["error", "response", "detail"], &["error", "metadata"]];
+/// Where they stand beside the top: in which objects of an event, of its response, and of an error. `OpenRouter`
+/// tells a key's limits in `error.metadata.headers`; the `metadata` of a response are its client's.
+const fn inside(name: &str) -> &'static [&'static str] {
+    match name.as_bytes() {
+        b"" => &["error", "response", "detail"],
+        b"response" => &["error"],
+        b"error" => &["error", "metadata"],
+        _ => &[],
+    }
+}
 
 /// `None`: it may pass as it is. `limits` are those of the pool, as headers. What cannot be read might tell
 /// anything.
@@ -40,7 +47,7 @@ pub fn as_the_pools(
     mut limits: impl FnMut() -> Option<Value>,
 ) -> Result<Option<Bytes>, Invalid> {
     let error = Document::parse(error.clone())?;
-    let patch = changes(&error, &INSIDE, &mut limits)?;
+    let patch = changes(&error, "", &mut limits)?;
     Ok((!patch.is_empty()).then(|| patch.apply(&error).to_bytes()))
 }
 
@@ -71,7 +78,7 @@ pub fn in_words(event: &[u8]) -> Bytes {
 
 fn changes(
     of: &Document,
-    inside: &[&[&str]],
+    name: &str,
     limits: &mut impl FnMut() -> Option<Value>,
 ) -> Result<Patch, Invalid> {
     let mut patch = Patch::default();
@@ -82,11 +89,10 @@ fn changes(
         let limits = limits().unwrap_or_else(|| Map::new().into());
         patch.set(of, "headers", &limits.to_string());
     }
-    let Some((names, below)) = inside.split_first() else { return Ok(patch) };
-    for name in *names {
+    for name in inside(name) {
         let Some(raw) = of.raw(name).filter(|raw| raw.starts_with('{')) else { continue };
         let inner = Document::parse(Bytes::copy_from_slice(raw.as_bytes()))?;
-        let of_inner = changes(&inner, below, limits)?;
+        let of_inner = changes(&inner, name, limits)?;
         if !of_inner.is_empty() {
             let inner = of_inner.apply(&inner).to_bytes();
             patch.set(of, name, &String::from_utf8_lossy(&inner));
@@ -126,6 +132,10 @@ mod tests {
                 Some(format!(
                     r#"{{"error":{{"message":"m","code":400,"metadata":{{"headers":{pools},"raw":"r"}}}}}}"#
                 )),
+            ),
+            (
+                r#"{"type":"response.failed","response":{"metadata":{"user_id":"u","headers":"h"},"error":{"code":"c"}}}"#,
+                None,
             ),
             (r#"{"detail":{"code":"c","credits":{}}}"#, Some(r#"{"detail":{"code":"c"}}"#.into())),
         ] {

@@ -235,17 +235,21 @@ async fn judge_failure(
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }
 }
 
-/// As much of it as comes.
+/// Empty, if it does not come whole: of a part nothing is told or logged, since a piece of a token would not be
+/// found in it.
 async fn error_body(mut body: Received) -> Bytes {
     let until = Instant::now() + ERROR_FOR;
     let mut all = BytesMut::new();
-    while all.len() <= ERROR_MAX {
+    loop {
         let soon = until.min(Instant::now() + ERROR_PAUSE);
-        let Ok(Some(Ok(frame))) = timeout_at(soon, body.frame()).await else { return all.freeze() };
-        all.extend_from_slice(&frame.into_data().unwrap_or_default());
+        match timeout_at(soon, body.frame()).await {
+            Ok(None) => return all.freeze(),
+            Ok(Some(Ok(frame))) if all.len() <= ERROR_MAX => {
+                all.extend_from_slice(&frame.into_data().unwrap_or_default());
+            }
+            _ => return Bytes::new(),
+        }
     }
-    // So large a one is not told, and a part of it might tell what the whole would not.
-    Bytes::new()
 }
 
 /// An error that no rule can be applied to: the words that were found in it, and nothing else.

@@ -1,46 +1,69 @@
 //! What goes on as it comes, but for an error that has come in part: whose account it is, is found in the whole
 //! of it alone. Where a `Splitter` holds events back, this is not needed.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 
-/// An event has said by then what it is.
+/// Most events have said by then what they are.
 const UNTOLD: usize = 32;
 /// Nobody may have us hold more.
 const HELD_MAX: usize = 64 << 10;
+/// Of a word that is looked for, or of an event's end, as much may have come in the piece before.
+const SEAM: usize = 5;
 
-/// The beginning of an event that may be an error, until it has ended.
+/// The event under way, as far as it has come.
 #[derive(Debug, Default)]
-pub struct Torn(Vec<u8>);
+pub struct Torn {
+    /// What has not gone on: it may be an error.
+    held: BytesMut,
+    size: usize,
+    /// A word in it says so.
+    says_error: bool,
+    /// Its last bytes, whether they have gone on or not.
+    last: Vec<u8>,
+}
 
 impl Torn {
     /// The bytes that may go on now. `is_between`: an event is known to end with them, whichever its lines' ends.
     pub fn pass(&mut self, bytes: Bytes, is_between: bool) -> Bytes {
-        if self.0.is_empty() && (is_between || is_event_end(&bytes)) {
+        if self.size == 0 && (is_between || is_event_end(&bytes)) {
             return bytes;
         }
-        let mut all = bytes;
-        if !self.0.is_empty() {
-            self.0.extend_from_slice(&all);
-            all = std::mem::take(&mut self.0).into();
+        // Each byte is looked at once, and the last few twice.
+        let seam = self.last.len();
+        let mut look = [&self.last[..], &bytes].concat();
+        let end = if is_between { look.len() } else { last_end(&look) };
+        let mut on = BytesMut::new();
+        if end > seam {
+            on = std::mem::take(self).held;
+            on.extend_from_slice(&look[seam..end]);
+            look.drain(..end);
         }
-        let end = last_end(&all);
-        if !is_between && may_be_an_error(&all[end..]) {
-            self.0 = all.split_off(end).into();
+        self.says_error |= says_error(&look);
+        self.last = look[look.len().saturating_sub(SEAM)..].to_vec();
+        let new = if end > seam { &look[..] } else { &look[seam..] };
+        self.size += new.len();
+        self.held.extend_from_slice(new);
+        if !self.is_to_be_held() {
+            on.unsplit(std::mem::take(&mut self.held));
         }
-        all
+        on.freeze()
+    }
+
+    /// Text with such a word in it waits for the end of its event, too.
+    fn is_to_be_held(&self) -> bool {
+        self.size < UNTOLD || self.says_error && self.held.len() <= HELD_MAX
     }
 
     /// What is left at the end of the stream.
     pub fn rest(&mut self) -> Bytes {
-        std::mem::take(&mut self.0).into()
+        std::mem::take(&mut self.held).freeze()
     }
 }
 
-/// Text with such a word in it waits for the end of its event, too.
-fn may_be_an_error(part: &[u8]) -> bool {
+fn says_error(part: &[u8]) -> bool {
     let has = |word: &str| memmem::find(part, word.as_bytes()).is_some();
-    part.len() < UNTOLD || part.len() <= HELD_MAX && (has("error") || has("failed"))
+    has("error") || has("failed")
 }
 
 /// Where the last event ends that has; zero: none.
@@ -79,9 +102,10 @@ mod tests {
             "data: {\"error\":{\"message\":\"of ann@x.org\"}}\n\n",
             "data: {\"type\":\"response.failed\",\"response\":{\"of\":\"ann@x.org\"}}\n\n",
             "data: {\"error\":\"of ann@x.org, the last word\"}\n",
+            "data: {\"id\":\"gen-1\",\"choices\":[{\"index\":0}],\"error\":{\"message\":\"of ann@x.org\"}}\n\n",
         ] {
             let stream = [text, error].concat();
-            for size in [1, 7, 40, 100, stream.len()] {
+            for size in (1..stream.len()).chain([stream.len()]) {
                 let got = pieces(&stream, size);
                 assert_eq!(got.concat(), stream, "{size}");
                 let whole = got.iter().filter(|piece| piece.contains("of")).count();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poolgate_core::outcome::{Attempt, Next, Outcome, Progress, next};
+use poolgate_core::units::Timestamp;
 use poolgate_core::usage::TokenUsage;
 use tokio::time::{Instant, sleep};
 
@@ -15,7 +16,7 @@ use super::judge::{
 };
 use super::read::Payload;
 use super::settle::Record;
-use super::socket::bridge;
+use super::socket::{OverSocket, bridge};
 use super::span::Span;
 use super::{Call, assemble, strip};
 use crate::app::App;
@@ -184,7 +185,7 @@ async fn came(
 async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<Answered, Box<Bad>> {
     let account = &lease.account;
     let Sent { response, streams, create } = sent;
-    match judge(app, account, call.ask(), response, create).await {
+    let answered = match judge(app, account, call.ask(), response, create).await {
         Judged::Good(answer) if streams && !call.head.stream => {
             Box::pin(assembled(app, call, account, answer)).await
         }
@@ -192,22 +193,35 @@ async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<A
             let told = Box::pin(bridge::in_events(app, call, account, answer)).await;
             told.map(Answered::Stream)
         }
-        Judged::Good(answer) if is_lost_chain(call, &answer) => {
-            let told = judge_error(&AttemptError::ChainLost);
-            Err(Box::new(Bad { status: answer.refused.map(|(_, status)| status), ..told }))
-        }
         Judged::Good(answer) => Ok(Answered::Stream(answer)),
         Judged::Bad(bad) => Err(bad),
+    };
+    let goes_on = |over: &OverSocket| over.is_chained() || call.head.owner.is_some();
+    match lost_chain(&answered).filter(|_| call.over.as_ref().is_some_and(goes_on)) {
+        Some(status) => {
+            let told = judge_error(&AttemptError::ChainLost);
+            Err(Box::new(Bad { status: Some(status), ..told }))
+        }
+        None => answered,
     }
 }
 
-/// On a socket, where it has one remedy and clients know one form of it: Codex asks the same again behind a
-/// `response.failed`, and sends all of it behind an error of that code (wire §2.4, §4).
-fn is_lost_chain(call: &Call, answer: &Answer) -> bool {
-    let goes_on =
-        call.over.as_ref().is_some_and(|over| over.is_chained() || call.head.owner.is_some());
-    let fields = answer.opening.tap.error.as_ref();
-    goes_on && answer.refused.is_some() && fields.is_some_and(ErrorFields::is_lost_chain)
+/// The status of a refusal that says so. A turn has one remedy for it, and clients know one form of it: Codex
+/// asks the same again behind a `response.failed`, and sends all of it behind an error of that code (wire §2.4,
+/// §4).
+fn lost_chain(answered: &Result<Answered, Box<Bad>>) -> Option<u16> {
+    match answered {
+        Ok(Answered::Stream(answer)) => {
+            let (_, status) = answer.refused?;
+            answer.opening.tap.error.as_ref()?.is_lost_chain().then_some(status)
+        }
+        Ok(Answered::Assembled(..)) => None,
+        Err(bad) => {
+            let reply = bad.reply.as_ref().filter(|_| bad.outcome.is_requests())?;
+            let fields = ErrorFields::read(&reply.body, Timestamp(0));
+            bad.status.filter(|_| fields.is_lost_chain())
+        }
+    }
 }
 
 /// One answer for a client that does not stream, which has seen nothing yet: what the stream says of a

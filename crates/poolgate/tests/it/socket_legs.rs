@@ -475,3 +475,33 @@ async fn a_failure_that_is_told_twice_is_one() {
     drop((client, upstream));
     h.finish().await;
 }
+
+/// The same when it is told between two turns: the next one's error is its own.
+#[tokio::test]
+async fn a_failure_that_is_told_again_between_two_turns_is_forgotten() {
+    let (h, listener) = gateway("codex").await;
+    let (mut client, mut upstream) = tokio::join!(Client::open(&h), accept(&listener));
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let delta = json!({"type": "response.output_text.delta", "delta": "a"});
+    let error = json!({"code": "server_error", "message": "m"});
+    let failed = json!({"type": "response.failed",
+        "response": {"id": "resp_1", "status": "failed", "error": error}});
+    tell(&mut upstream, &[event("response.created", "resp_1"), delta, failed]).await;
+    assert_eq!(said(&client.rest_of_turn().await), "upstream_broke");
+    let again = json!({"type": "error", "status": 500, "error": error});
+    let windows = json!({"primary": {"used_percent": 40.0, "window_minutes": 300}});
+    let limits = json!({"type": "codex.rate_limits", "rate_limits": windows});
+    tell(&mut upstream, &[again, limits]).await;
+    let told = client.next().await.unwrap().unwrap();
+    assert_eq!(told["type"], "codex.rate_limits", "the error before it has been heard");
+
+    client.send(&create("hi")).await;
+    heard(&mut upstream).await;
+    let invalid =
+        json!({"type": "invalid_request_error", "code": "invalid_prompt", "message": "m"});
+    tell(&mut upstream, &[json!({"type": "error", "status": 400, "error": invalid})]).await;
+    assert_eq!(said(&client.rest_of_turn().await), "invalid_prompt", "on the same leg");
+    drop((client, upstream));
+    h.finish().await;
+}

@@ -157,6 +157,30 @@ async fn a_stored_response_is_gone_on_from_over_http_and_on_another_socket() {
     }
 }
 
+/// codex-lb 5.5: in the form that Codex knows, over HTTP too.
+#[tokio::test]
+async fn a_stored_response_that_is_lost_is_told_in_one_form_over_http_too() {
+    let (h, a) = Harness::start(|s: &mut Setup| s.openai("a")).await;
+    without_sockets(&a);
+    let code = "previous_response_not_found";
+    let param =
+        json!({"error": {"type": "invalid_request_error", "param": "previous_response_id"}});
+    let named = json!({"error": {"code": code, "message": "m"}});
+    let frame = json!({"type": "response.create", "model": "gpt-5.5", "input": "hi"});
+    let mut client = connect(&h, &[]).await.unwrap();
+    for (status, form) in [(400, &param), (400, &named), (404, &named), (200, &named)] {
+        let first = client.turn(&frame).await;
+        let mut next = frame.clone();
+        next["previous_response_id"] = json!(id(&first));
+        a.fault(Fault::status(status, &form.to_string())).times(1);
+        let told = client.turn(&next).await.pop().unwrap();
+        let told = (&told["type"], &told["status"], &told["error"]["code"]);
+        assert_eq!(told, (&json!("error"), &json!(400), &json!(code)), "{status} {form}");
+    }
+    drop(client);
+    h.finish().await;
+}
+
 /// codex-lb I9: on the account that made it, however the other one is ranked.
 #[tokio::test]
 async fn a_stored_response_is_gone_on_from_where_it_was_made() {
