@@ -35,7 +35,7 @@ const fn inside(name: &str) -> &'static [&'static str] {
     match name.as_bytes() {
         b"" => &["error", "response", "detail"],
         b"response" => &["error"],
-        b"error" => &["error", "metadata"],
+        b"error" | b"detail" => &["error", "metadata"],
         _ => &[],
     }
 }

@@ -14,6 +14,7 @@ use poolgate_core::outcome::{Evidence, Outcome, classify, status_of_event};
 use poolgate_core::quota::{Reading, Source};
 use poolgate_core::units::Timestamp;
 use poolgate_core::usage::TokenUsage;
+use serde::de::IgnoredAny;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
@@ -235,8 +236,8 @@ async fn judge_failure(
     Bad { outcome, status: Some(status), reply, error: Error::Upstream(text), spent: None }
 }
 
-/// Empty, if it does not come whole: of a part nothing is told or logged, since a piece of a token would not be
-/// found in it.
+/// Empty, if it comes in part: of that nothing is told or logged, since a piece of a token would not be found in
+/// it. JSON may be whole though its framing never ends.
 async fn error_body(mut body: Received) -> Bytes {
     let until = Instant::now() + ERROR_FOR;
     let mut all = BytesMut::new();
@@ -247,6 +248,7 @@ async fn error_body(mut body: Received) -> Bytes {
             Ok(Some(Ok(frame))) if all.len() <= ERROR_MAX => {
                 all.extend_from_slice(&frame.into_data().unwrap_or_default());
             }
+            _ if serde_json::from_slice::<IgnoredAny>(&all).is_ok() => return all.freeze(),
             _ => return Bytes::new(),
         }
     }

@@ -344,7 +344,8 @@ impl Relay {
     /// As the client sees it: what is not a whole event, a splitter holds back.
     fn is_between_events(&self) -> bool {
         let tap = &self.opening.tap;
-        tap.is_between_events() || (self.splitter.is_some() && tap.is_event_stream())
+        let holds_it = self.splitter.is_some() || self.torn.holds_all();
+        tap.is_between_events() || (holds_it && tap.is_event_stream())
     }
 
     /// What events have told, before the client is told it.
@@ -388,7 +389,8 @@ impl Relay {
                 splitter.has_failed = has_failed;
                 splitter.rest(limits)
             }
-            None => self.torn.rest(),
+            // Nobody has read what has no end; it may be an error all the same.
+            None => return scrub(&self.torn.rest(), &self.lease.account),
         };
         if has_failed { scrub(&rest, &self.lease.account) } else { rest }
     }

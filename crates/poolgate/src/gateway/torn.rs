@@ -55,6 +55,11 @@ impl Torn {
         self.size < UNTOLD || self.says_error && self.held.len() <= HELD_MAX
     }
 
+    /// Nothing of the event under way has gone on.
+    pub fn holds_all(&self) -> bool {
+        self.size > 0 && self.held.len() == self.size
+    }
+
     /// What is left at the end of the stream.
     pub fn rest(&mut self) -> Bytes {
         std::mem::take(&mut self.held).freeze()
@@ -124,7 +129,9 @@ mod tests {
         let old = Bytes::from_static(b"data: an error, of old\r\r");
         assert_eq!(torn.pass(old.clone(), true), old);
         assert_eq!(torn.pass(old.slice(..9), false), "");
+        assert!(torn.holds_all());
         assert_eq!(torn.pass(old.slice(9..), true), old);
+        assert!(!torn.holds_all(), "no event is under way");
         let endless = format!("data: an error {}", "x".repeat(4 * HELD_MAX));
         let first = &pieces(&endless, HELD_MAX)[0];
         assert!(first.len() > HELD_MAX, "{}", first.len());

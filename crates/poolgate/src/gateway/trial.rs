@@ -197,13 +197,13 @@ async fn answered(app: &App, call: &Call, lease: &Lease, sent: Sent) -> Result<A
         Judged::Bad(bad) => Err(bad),
     };
     let goes_on = |over: &OverSocket| over.is_chained() || call.head.owner.is_some();
-    match lost_chain(&answered).filter(|_| call.over.as_ref().is_some_and(goes_on)) {
-        Some(status) => {
-            let told = judge_error(&AttemptError::ChainLost);
-            Err(Box::new(Bad { status: Some(status), ..told }))
-        }
-        None => answered,
+    if call.over.as_ref().is_some_and(goes_on)
+        && let Some(status) = lost_chain(&answered)
+    {
+        let told = judge_error(&AttemptError::ChainLost);
+        return Err(Box::new(Bad { status: Some(status), ..told }));
     }
+    answered
 }
 
 /// The status of a refusal that says so. A turn has one remedy for it, and clients know one form of it: Codex

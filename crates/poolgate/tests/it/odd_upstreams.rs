@@ -108,29 +108,32 @@ async fn a_kept_connection_that_is_gone_costs_nobody_anything() {
     h.finish().await;
 }
 
-/// spec §6: a client of a socket waits for 15 s in all.
+/// spec §6: a client of a socket waits for 15 s in all. Of a part nothing counts but its status.
 #[tokio::test]
 async fn a_refusal_that_never_ends_is_left_for_another_account() {
-    let never = |mut stream: TcpStream, _| async move {
-        heard(&mut stream).await.unwrap();
-        let head =
-            "HTTP/1.1 429 -\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{";
-        stream.write_all(head.as_bytes()).await.unwrap();
-        // Until it is left.
-        assert!(heard(&mut stream).await.is_none());
-    };
     let others = |setup: &mut Setup| {
         setup.in_order();
         setup.openai("b");
     };
-    let h = with_settings(others, never).await;
-    let question = responses("hi", false);
-    let asked = h.post("/v1/responses", &question);
-    let answer = tokio::time::timeout(Duration::from_secs(8), asked).await;
-    assert_eq!(answer.expect("not only when all of it could be here").status, 200);
-    let rows = h.rows("SELECT outcome, status FROM attempts").await;
-    assert_eq!(rows, [["rate_limited", "429"]], "its status says enough");
-    h.finish().await;
+    let spent = r#"{"error":{"code":"insufficient_quota","type":"insufficient_quota"}}"#;
+    for (body, want) in [(&spent[..20], "rate_limited"), (spent, "quota_spent")] {
+        let never = move |mut stream: TcpStream, _| async move {
+            heard(&mut stream).await.unwrap();
+            let head =
+                "HTTP/1.1 429 -\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n";
+            stream.write_all(&[head, body].concat().into_bytes()).await.unwrap();
+            // Until it is left.
+            assert!(heard(&mut stream).await.is_none());
+        };
+        let h = with_settings(others, never).await;
+        let question = responses("hi", false);
+        let asked = h.post("/v1/responses", &question);
+        let answer = tokio::time::timeout(Duration::from_secs(8), asked).await;
+        assert_eq!(answer.expect("not only when all of it could be here").status, 200);
+        let rows = h.rows("SELECT outcome, status FROM attempts").await;
+        assert_eq!(rows, [[want, "429"]], "{body}");
+        h.finish().await;
+    }
 }
 
 /// spec §6, RFC 9110, 12.5.3: what cannot be read can be neither judged nor scrubbed.
