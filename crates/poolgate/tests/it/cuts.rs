@@ -3,8 +3,10 @@
 
 use poolgate_sim::{Account, Fault};
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 
 use crate::harness::{Answer, Harness, Setup};
+use crate::odd_upstreams::{heard, with};
 use crate::requests::{CODEX, chat, messages, responses};
 use crate::socket_client::{Client, create, kinds, pair, said};
 
@@ -158,4 +160,36 @@ async fn a_turn_on_a_socket() {
 
 fn text_of(events: &[Value]) -> String {
     events.iter().filter_map(|event| event["delta"].as_str()).collect()
+}
+
+/// spec §6: of an event that is held back the client has nothing. It stands between two and is told of the break,
+/// and what is left at a tidy end hides no secret.
+#[tokio::test]
+async fn what_is_held_of_an_event_is_neither_in_the_way_nor_passed_unread() {
+    let delta = r#"{"type":"response.output_text.delta","delta":"a"}"#;
+    let stop =
+        r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}"#;
+    let error = r#"{"error":{"message":"no KEY"#;
+    for (path, text, part, want) in [
+        ("/v1/responses", delta, r#"{"type":"#, "upstream_broke"),
+        ("/v1/responses", delta, error, "upstream_broke"),
+        ("/v1/chat/completions", stop, error, "no Bearer [removed]"),
+    ] {
+        let h = with(move |mut stream, _| async move {
+            let request = heard(&mut stream).await.unwrap();
+            let bearer = request.lines().find_map(|line| line.strip_prefix("authorization: "));
+            let part = part.replace("KEY", bearer.unwrap());
+            // With a length that is not kept, the end is a break.
+            let length = if text == stop { "" } else { "content-length: 9999\r\n" };
+            let head = format!("HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\n{length}\r\n");
+            stream.write_all(format!("{head}data: {text}\n\n").as_bytes()).await.unwrap();
+            stream.write_all(format!("data: {part}").as_bytes()).await.unwrap();
+        })
+        .await;
+        let body = if text == stop { chat("hi", true) } else { responses("hi", true) };
+        let got = h.post(path, &body).await.text();
+        assert!(got.starts_with(&format!("data: {text}\n\n")), "{got}");
+        assert!(got.contains(want), "{got}");
+        h.finish().await;
+    }
 }

@@ -34,7 +34,7 @@ fn answer(status: u16, kind: &str, body: &str) -> Fault {
 }
 
 /// The next request on a connection: its head and body.
-async fn heard(stream: &mut TcpStream) -> Option<String> {
+pub async fn heard(stream: &mut TcpStream) -> Option<String> {
     let mut text = Vec::new();
     loop {
         let mut part = [0; 4096];
@@ -50,7 +50,7 @@ async fn heard(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// A gateway with one account, whose upstream does on each connection what `serve` does.
-async fn with<S: Future<Output = ()> + Send + 'static>(
+pub async fn with<S: Future<Output = ()> + Send + 'static>(
     serve: impl Fn(TcpStream, usize) -> S + Send + Sync + 'static,
 ) -> Harness {
     with_settings(|_| {}, serve).await
