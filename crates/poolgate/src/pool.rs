@@ -101,7 +101,7 @@ pub struct Pool {
 #[derive(Debug)]
 struct State {
     live: Vec<Live>,
-    pools: HashMap<String, Members>,
+    pools: HashMap<String, Arc<Members>>,
     homes: Affinity<SessionKey>,
     owners: Affinity<SessionKey>,
     /// Cancelled when a scope's sessions move away from an account.
@@ -161,7 +161,7 @@ pub struct Counters {
     pub failovers: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Members {
     ids: Vec<AccountId>,
     strategy: Strategy,
@@ -223,28 +223,19 @@ impl Pool {
         let everyone: Vec<AccountId> = state.live.iter().map(|live| live.facts.id).collect();
         let by_name: HashMap<&str, AccountId> =
             state.live.iter().map(|live| (live.account.name.as_str(), live.facts.id)).collect();
-        let mut members: HashMap<String, Members> = pools
+        let mut members: HashMap<String, Arc<Members>> = pools
             .iter()
             .map(|pool| {
                 let named =
                     pool.members.iter().filter_map(|name| by_name.get(name.as_str()).copied());
                 let all = pool.name == DEFAULT_POOL && pool.members.is_empty();
                 let ids = if all { everyone.clone() } else { named.collect() };
-                (
-                    pool.name.clone(),
-                    Members {
-                        ids,
-                        strategy: pool.strategy,
-                        rebalance_threshold: pool.rebalance_threshold,
-                    },
-                )
+                let (strategy, rebalance_threshold) = (pool.strategy, pool.rebalance_threshold);
+                (pool.name.clone(), Arc::new(Members { ids, strategy, rebalance_threshold }))
             })
             .collect();
-        members.entry(DEFAULT_POOL.to_owned()).or_insert(Members {
-            ids: everyone,
-            strategy: Strategy::default(),
-            rebalance_threshold: None,
-        });
+        let of_all = || Arc::new(Members { ids: everyone, ..Members::default() });
+        members.entry(DEFAULT_POOL.to_owned()).or_insert_with(of_all);
         state.pools = members;
         drop(state);
         self.line.freed();
@@ -290,11 +281,11 @@ impl Pool {
     /// without an operator.
     pub fn members(&self, pools: &[String]) -> Vec<(Arc<Account>, bool)> {
         let state = self.state.lock();
-        let Members { ids, .. } = state.members(pools);
+        let members = state.members(pools);
         let find = |id: &AccountId| state.live.iter().find(|live| live.facts.id == *id);
         let works = |live: &Live| !live.facts.paused && live.facts.health.stop.is_none();
         let member = |live: &Live| (Arc::clone(&live.account), works(live));
-        ids.iter().filter_map(find).map(member).collect()
+        members.ids.iter().filter_map(find).map(member).collect()
     }
 
     pub fn accounts(&self) -> Vec<Arc<Account>> {
@@ -474,20 +465,14 @@ impl Live {
 impl State {
     /// Members of all named pools in order, each once; none named: the default pool. The first
     /// pool's rules decide.
-    fn members(&self, pools: &[String]) -> Members {
-        let default = [DEFAULT_POOL.to_owned()];
-        let names = if pools.is_empty() { &default } else { pools };
-        let mut found = names.iter().filter_map(|name| self.pools.get(name));
-        let Some(mut members) = found.next().cloned() else {
-            return Members {
-                ids: vec![],
-                strategy: Strategy::default(),
-                rebalance_threshold: None,
-            };
-        };
+    fn members(&self, pools: &[String]) -> Arc<Members> {
+        let default = pools.is_empty().then_some(DEFAULT_POOL);
+        let names = pools.iter().map(String::as_str).chain(default);
+        let mut found = names.filter_map(|name| self.pools.get(name));
+        let mut members = found.next().cloned().unwrap_or_default();
         for more in found.flat_map(|members| &members.ids) {
             if !members.ids.contains(more) {
-                members.ids.push(*more);
+                Arc::make_mut(&mut members).ids.push(*more);
             }
         }
         members
