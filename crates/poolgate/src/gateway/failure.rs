@@ -138,6 +138,10 @@ mod tests {
                 None,
             ),
             (r#"{"detail":{"code":"c","credits":{}}}"#, Some(r#"{"detail":{"code":"c"}}"#.into())),
+            (
+                r#"{"detail":{"error":{"code":"c","credits":{}}}}"#,
+                Some(r#"{"detail":{"error":{"code":"c"}}}"#.into()),
+            ),
         ] {
             let limits = || Some(json!({"x-codex-primary-used-percent": "1.00"}));
             let got = as_the_pools(&Bytes::from_static(error.as_bytes()), limits).unwrap();

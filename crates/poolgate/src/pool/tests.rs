@@ -324,6 +324,28 @@ fn each_pool_takes_its_own_turns() {
     assert_eq!(third, [1, 1, 1, 1]);
 }
 
+/// spec §2: a key of several pools has the members of all, each once, and changes none of them.
+#[test]
+fn several_pools_are_taken_together() {
+    let pool = Pool::default();
+    let spec = |name: &str, members: [&str; 2]| PoolSpec {
+        name: name.into(),
+        strategy: Strategy::RoundRobin,
+        rebalance_threshold: None,
+        members: members.map(str::to_owned).into(),
+    };
+    let pools = [spec("ours", ["a1", "a2"]), spec("theirs", ["a2", "a3"])];
+    pool.replace((1..=3).map(|id| loaded(id, 0)).collect(), &[], &pools);
+    let members = |names: &[&str]| -> Vec<i64> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        pool.members(&names).iter().map(|(account, _)| account.id.0).collect()
+    };
+    assert_eq!(members(&["theirs", "ours"]), [2, 3, 1]);
+    assert_eq!(members(&["nobody's", "ours"]), [1, 2]);
+    assert_eq!((members(&["theirs"]), members(&["nobody's"])), (vec![2, 3], vec![]));
+    assert_eq!(members(&[]), [1, 2, 3]);
+}
+
 /// spec §5: the draw is kept, so that a decision can be replayed.
 #[test]
 fn a_decision_keeps_what_was_drawn() {
